@@ -1,0 +1,22 @@
+"""Strict defaults for every test: four CPU devices, no silent rank promotion, warnings are errors."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("PJRT_NPROC", "16")  # collectives of four devices on two cores can starve with fewer threads
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)
