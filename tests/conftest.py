@@ -8,6 +8,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -15,6 +16,9 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+settings.register_profile("jaxai", deadline=None, max_examples=30)  # a first call compiles, so no deadline
+settings.load_profile("jaxai")
 
 
 @pytest.fixture

@@ -1,0 +1,170 @@
+"""From a config dataclass to a command: presets, platform, messages for users.
+
+An experiment declares ``class Config(cli.Common)``, ``PRESETS = {"default": Config(...), ...}`` and ``main(config)``, and
+ends with ``cli.run(main, PRESETS, __doc__)``.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax
+import tyro
+
+PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+INSTALL = {
+    "gpu": "install JAX for it with pip install -e '.[cuda12]' or pip install -e '.[cuda13]'",
+    "tpu": "install JAX for it with pip install -e '.[tpu]'",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every experiment takes."""
+
+    preset: str = "default"
+    """Which set of values to start from; the other options change single ones."""
+    platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    """Where to run; auto takes what JAX finds."""
+    devices: int = 0
+    """How many devices to use; 0 means all of them. On a CPU, N > 0 splits it into N devices."""
+    shard_parameters: bool = False
+    """Shard parameters and optimiser state over the devices as well as the batch."""
+    steps: int = 1000
+    """When to stop. A finished run goes on with a larger number; schedules do not depend on it."""
+    seed: int = 0
+    """Of parameters, noise and the order of the data."""
+    workdir: Path | None = None
+    """The run's folder; runs/EXPERIMENT/PRESET by default."""
+    data_dir: Path | None = None
+    """A folder with official data files or a prepared tensorflow-datasets folder."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto goes on with the run in the folder; never moves it aside, says so, and starts anew."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (extra: tensorboard)."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"--steps must be at least 1, got {self.steps}")
+        if self.devices < 0:
+            raise ValueError(f"--devices must be 0 (all) or more, got {self.devices}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must be 0 or more, got {self.seed}")
+
+
+def parse[ConfigT: Common](
+    presets: Mapping[str, ConfigT], description: str | None, arguments: Sequence[str]
+) -> ConfigT:
+    """The config that the arguments ask for: ``--preset`` first, the other options on top of it.
+
+    Raises ValueError for an unknown preset (naming the nearest one), an unknown option, or a bad value.
+    """
+    name = preset_name(arguments)
+    if name not in presets:
+        near = difflib.get_close_matches(name, presets, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"--preset {name} is unknown: {hint}there are {', '.join(presets)}")
+    default = dataclasses.replace(presets[name], preset=name)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(type(default), default=default, args=list(arguments), description=description)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    raise ValueError(usage_error(said.getvalue()))
+
+
+def usage_error(box: str) -> str:
+    """The message in the box that tyro draws: what stands above its first rule."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    message = itertools.takewhile(lambda line: line.strip("─╰╯"), lines)
+    return f"{' '.join(message)} (see --help)"
+
+
+def preset_name(arguments: Sequence[str]) -> str:
+    """The value of the last ``--preset``, or "default"."""
+    name = "default"
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        if argument == "--preset":
+            name = following
+        elif argument.startswith("--preset="):
+            name = argument.removeprefix("--preset=")
+    return name
+
+
+def start_platform(platform: str, devices: int) -> None:
+    """Choose JAX's platform and number of CPU devices. Call before anything touches a device.
+
+    Raises ValueError where the platform is not there, naming the extra to install, or has too few devices.
+    """
+    if devices > 1:
+        # Collectives of more devices than cores can starve with the default number of threads.
+        os.environ.setdefault("PJRT_NPROC", str(max(16, 2 * devices)))
+    if platform != "auto":
+        jax.config.update("jax_platforms", PLATFORMS[platform])
+    if devices > 0:
+        jax.config.update("jax_num_cpu_devices", devices)
+    try:
+        found = jax.device_count()
+    except (RuntimeError, AssertionError) as error:  # jax 0.12 asserts where a platform has no plugin at all
+        if platform not in INSTALL:
+            raise
+        message = f"--platform {platform}: JAX finds none here; {INSTALL[platform]}, or use --platform cpu"
+        raise ValueError(message) from error
+    if devices > found:
+        raise ValueError(f"--devices {devices}: JAX finds only {found}; ask for at most {found}")
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "jaxai" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def run[ConfigT: Common](
+    main: Callable[[ConfigT], None], presets: Mapping[str, ConfigT], description: str | None
+) -> None:
+    """Parse the command line, start the platform, run ``main``; a user's error is one line and exit code 2."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("jaxai").setLevel(logging.INFO)
+    try:
+        config = parse(presets, description, sys.argv[1:])
+        start_platform(config.platform, config.devices)
+        use_compilation_cache()
+        main(config)
+    except FloatingPointError as error:  # the training loop met a loss that is not finite
+        print(f"stopped: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        if not from_our_code(error):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def from_our_code(error: BaseException) -> bool:
+    """Whether a message for users: raised by this project's own lines, not inside a library (then it is a bug)."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    raised_in = Path(frames[-1][0].f_code.co_filename).resolve()
+    package = Path(__file__).resolve().parent
+    return raised_in.is_relative_to(package) or raised_in.is_relative_to(package.parent / "experiments")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error, on one line."""
+    return " ".join(str(error).split())

@@ -1,0 +1,93 @@
+"""What a run writes while it trains: metrics.jsonl, the progress bar, TensorBoard."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+
+class MetricsLog:
+    """Appends one JSON object per step to metrics.jsonl, and to TensorBoard where asked.
+
+    Each metric stands twice: ``"loss": 0.693`` to read, ``"loss_hex": "0x1.62e43p-1"`` exact. ``after`` is the step that
+    the run goes on from: lines of later steps, left by an interrupted run, are dropped, so that no step stands twice.
+    """
+
+    def __init__(self, path: Path, after: int, *, tensorboard: bool = False) -> None:
+        keep_until(path, after)
+        self._file = path.open("a")
+        self._events = event_writer(path.parent / "tensorboard") if tensorboard else None
+
+    def close(self) -> None:
+        self._file.close()
+        if self._events:
+            self._events.close()
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line: ``step`` and the metrics (float32 scalars), rounded and exact."""
+        line: dict[str, Any] = {"step": step}
+        for name, value in metrics.items():
+            line[name] = float(np.format_float_positional(np.float32(value), 6, unique=False, fractional=False))
+        line |= {f"{name}_hex": float(value).hex() for name, value in metrics.items()}
+        self._file.write(json.dumps(line) + "\n")
+        if self._events:
+            for name, value in metrics.items():
+                self._events.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Hand every line to the operating system: call before a checkpoint that counts on them."""
+        self._file.flush()
+        if self._events:
+            self._events.flush()
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the lines of steps after ``step``, and a last line that was cut off."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines(keepends=True) if step_of(line) <= step]
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
+
+
+def step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl; infinity for a line that is not whole."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def event_writer(folder: Path) -> Any:
+    """A TensorBoard writer. Raises ValueError naming the extra where tensorboardX is not installed."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        message = "--tensorboard needs the extra: pip install -e '.[tensorboard]'"
+        raise ValueError(message) from error
+    return SummaryWriter(str(folder))
+
+
+class Progress:
+    """A progress bar of steps (steps/s, time left) with the metrics named in ``show``."""
+
+    def __init__(self, label: str, start: int, stop: int, show: Sequence[str]) -> None:
+        layout = "{desc} {percentage:3.0f}%|{bar:20}| {n}/{total} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+        interval = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file needs no animation
+        self._bar = tqdm(total=stop, initial=start, desc=label, unit=" steps", bar_format=layout, mininterval=interval)
+        self._show = show
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show that ``step`` is done, with these metrics."""
+        shown = {name.replace("_", " "): f"{metrics[name]:.3f}" for name in self._show if name in metrics}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(step - self._bar.n)

@@ -1,0 +1,96 @@
+"""A run is a folder: config.json, metrics.jsonl, checkpoints/, samples/, summary.json."""
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxai.cli import Common
+
+logger = logging.getLogger(__name__)
+
+FREE = {"steps", "platform", "devices", "workdir", "data_dir", "resume", "tensorboard"}
+"""Options that may differ between two starts of one run; every other one is part of what the run is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The folder of a run. ``folder`` exists; the files in it may not."""
+
+    folder: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.folder / "samples"
+
+    def summary(self) -> dict[str, Any] | None:
+        """The final figures of a finished run, or None."""
+        path = self.folder / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_json(self.folder / "summary.json", summary)
+
+
+def open_run(experiment: str, config: Common, data: Mapping[str, str]) -> Run:
+    """The folder of this config's run, made or, for a run that goes on, checked to be the same run.
+
+    ``data`` names what the run is trained on (data set and fingerprint). Raises ValueError where the folder holds a run
+    of another config or other data (naming the first difference), or files that are no run.
+    """
+    folder = config.workdir or Path("runs") / experiment / config.preset
+    identity = run_identity(experiment, config, data)
+    if config.resume == "never" and folder.exists() and any(folder.iterdir()):
+        move_aside(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.json"
+    if path.exists():
+        check_same(identity, json.loads(path.read_text()), folder)
+    elif any(folder.iterdir()):
+        raise ValueError(f"{folder} holds files but no run (no config.json): choose another --workdir")
+    else:
+        write_json(path, identity)
+    return Run(folder)
+
+
+def run_identity(experiment: str, config: Common, data: Mapping[str, str]) -> dict[str, Any]:
+    """What must be equal for two starts to be one run, as JSON values."""
+    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
+    return json.loads(json.dumps({"experiment": experiment, **fields, "data": dict(data)}))
+
+
+def check_same(wanted: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:
+    """Raise ValueError naming the first value in which the run in the folder differs from the one asked for."""
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise ValueError(
+                f"{folder} holds a run with {name} = {found.get(name)}, not {wanted.get(name)}: "
+                "use another --workdir, or --resume never to move it aside and start anew"
+            )
+
+
+def move_aside(folder: Path) -> None:
+    """Rename a folder to the first free name folder.1, folder.2, ... and say so."""
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    folder.rename(target)
+    logger.info("moved the earlier run to %s", target)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)

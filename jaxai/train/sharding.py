@@ -1,0 +1,62 @@
+"""Meshes and shardings: one code path from one device to many.
+
+The batch is split over the mesh axis ``data``. Parameters and optimiser state are replicated, or, with
+``shard_parameters``, split over the same axis (fully sharded data parallelism): XLA gathers them where they are used.
+"""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxai.typing import PyTree
+
+SMALLEST_SHARDED = 2**12  # elements; below, a gather costs more than the memory it saves
+
+
+def make_mesh(devices: int = 0) -> Mesh:
+    """A mesh of the first ``devices`` devices (0: all) with one axis ``data``."""
+    found = jax.devices()[: devices or None]
+    return jax.make_mesh((len(found),), ("data",), axis_types=(AxisType.Auto,), devices=found)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over the mesh."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def state_sharding(state: PyTree, mesh: Mesh, *, shard_parameters: bool = False) -> PyTree:
+    """A sharding for every leaf of a state (arrays or shapes).
+
+    With ``shard_parameters`` each leaf of at least 4,096 elements is split along its largest axis that divides by the
+    mesh; every other leaf is replicated.
+    """
+
+    def leaf_sharding(leaf: jax.ShapeDtypeStruct | jax.Array) -> NamedSharding:
+        spec = partition(leaf.shape, mesh.size) if shard_parameters else PartitionSpec()
+        return NamedSharding(mesh, spec)
+
+    return jax.tree.map(leaf_sharding, state)
+
+
+def partition(shape: tuple[int, ...], parts: int) -> PartitionSpec:
+    """Split the largest axis that divides into ``parts``; replicate small leaves and those without such an axis."""
+    axes = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    if not axes or np.prod(shape) < SMALLEST_SHARDED:
+        return PartitionSpec()
+    largest = max(axes, key=lambda axis: shape[axis])
+    return PartitionSpec(*(["data" if axis == largest else None for axis in range(len(shape))]))
+
+
+def put_batch(batch: PyTree, sharding: NamedSharding) -> PyTree:
+    """This process's rows of a global batch (numpy, leading axis) as global arrays on the mesh.
+
+    Raises ValueError where the batch does not divide over the devices.
+    """
+    here = len(sharding.addressable_devices)
+
+    def put(rows: np.ndarray) -> jax.Array:
+        if len(rows) % here:
+            raise ValueError(f"a batch of {len(rows)} does not divide over {here} devices: change --batch-size")
+        return jax.make_array_from_process_local_data(sharding, rows)
+
+    return jax.tree.map(put, batch)

@@ -1,0 +1,36 @@
+"""What a training run is at one moment: data only, so that it can be sharded, donated, saved and compared."""
+
+from typing import Any
+
+from flax import struct
+
+
+@struct.dataclass
+class TrainState:
+    """State of supervised training.
+
+    ``step`` int32 [], updates done; ``params`` float32 pytree; ``opt_state`` of optax; ``key`` a typed key that never
+    changes: a step's randomness is ``fold_in(key, step)``.
+    """
+
+    step: Any
+    params: Any
+    opt_state: Any
+    key: Any
+
+
+@struct.dataclass
+class GanState:
+    """State of adversarial training: two networks, their optimisers, the generator's moving average.
+
+    ``step`` int32 []; ``generator``, ``discriminator`` and ``average`` (of the generator) float32 pytrees; ``key`` a
+    typed key that never changes: a step's randomness is ``fold_in(key, step)``.
+    """
+
+    step: Any
+    generator: Any
+    discriminator: Any
+    average: Any
+    generator_opt: Any
+    discriminator_opt: Any
+    key: Any

@@ -1,0 +1,117 @@
+"""gan_step against the same update written out plainly, in float64."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxai.adversarial.losses import LOSSES
+from jaxai.train.adversarial import pairs, split_pairs
+from jaxai.train.optim import average_decay
+from tests.helpers import SHAPE, TinyDiscriminator, TinyGenerator, tiny_gan
+
+
+def to_float64(tree):
+    return jax.tree.map(lambda x: x.astype("float64") if x.dtype == jnp.float32 else x, tree)
+
+
+def softplus(x):
+    return jnp.logaddexp(0.0, x)
+
+
+def plain_step(state, images, loss, gamma):
+    """Discriminator first, then the generator through the new discriminator; one image after the other."""
+
+    def draw(params, noise):
+        return TinyGenerator().apply({"params": params}, noise[None])[0]
+
+    def logit(params, image):
+        return TinyDiscriminator().apply({"params": params}, image[None])[0]
+
+    noise = jax.random.normal(jax.random.fold_in(state.key, state.step), (len(images), 8), images.dtype)
+
+    def d_loss(params):
+        total = 0.0
+        for image, z in zip(images, noise, strict=True):
+            fake = draw(state.generator, z)
+            real_logit, fake_logit = logit(params, image), logit(params, fake)
+            if loss == "relativistic":
+                total += softplus(fake_logit - real_logit)
+            else:
+                total += -jnp.log(jax.nn.sigmoid(real_logit)) - jnp.log(1 - jax.nn.sigmoid(fake_logit))
+            for point in (image, fake):
+                total += gamma / 2 * (jax.grad(logit, 1)(params, point) ** 2).sum()
+        return total / len(images)
+
+    tx = optax.adam(1e-3, 0.0, 0.99)
+    d_value, grads = jax.value_and_grad(d_loss)(state.discriminator)
+    updates, _ = tx.update(grads, state.discriminator_opt)
+    discriminator = optax.apply_updates(state.discriminator, updates)
+
+    def g_loss(params):
+        total = 0.0
+        for image, z in zip(images, noise, strict=True):
+            fake_logit = logit(discriminator, draw(params, z))
+            if loss == "relativistic":
+                total += softplus(logit(discriminator, image) - fake_logit)
+            else:
+                total += -jnp.log(jax.nn.sigmoid(fake_logit))
+        return total / len(images)
+
+    g_value, grads = jax.value_and_grad(g_loss)(state.generator)
+    updates, _ = tx.update(grads, state.generator_opt)
+    return discriminator, optax.apply_updates(state.generator, updates), d_value, g_value
+
+
+@pytest.mark.parametrize("loss", ["relativistic", "non_saturating"])
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_step_is_the_plain_update(loss, gamma):
+    with jax.enable_x64(True):
+        step, init = tiny_gan(loss=loss, penalty=gamma, half_life=50.0)
+        state = to_float64(init())
+        images = jax.random.normal(jax.random.key(7), (4, *SHAPE), "float64")
+        new, metrics = jax.jit(step)(state, {"image": images})
+        discriminator, generator, d_value, g_value = plain_step(state, images, loss, gamma)
+        # Adam with beta1 = 0 divides a gradient by its own size: 1e-9 leaves room for gradients near zero
+        chex.assert_trees_all_close(new.discriminator, discriminator, rtol=0, atol=1e-9)
+        chex.assert_trees_all_close(new.generator, generator, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(metrics["discriminator_loss"], d_value, rtol=1e-12)
+        np.testing.assert_allclose(metrics["generator_loss"], g_value, rtol=1e-12)
+        decay = float(average_decay(0, 4, 50.0))
+        mixed = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.average, generator)
+        chex.assert_trees_all_close(new.average, mixed, rtol=0, atol=1e-9)
+
+
+def test_metrics_name_losses_logits_penalties_and_norms():
+    step, init = tiny_gan()
+    _, metrics = jax.jit(step)(init(), {"image": jnp.ones((4, *SHAPE))})
+    networks = [f"{n}_{m}" for n in ("generator", "discriminator") for m in ("gradient_norm", "parameter_norm")]
+    wanted = {"discriminator_loss", "generator_loss", "real_logit", "fake_logit", "r1", "r2", *networks}
+    assert wanted <= metrics.keys()
+    chex.assert_shape(list(metrics.values()), ())
+
+
+def test_steps_draw_fresh_noise_and_states_are_reproducible():
+    step, init = tiny_gan()
+    batch = {"image": jnp.ones((4, *SHAPE))}
+    state, first = jax.jit(step)(init(), batch)
+    _, second = jax.jit(step)(state, batch)
+    _, again = jax.jit(step)(init(), batch)
+    assert first["fake_logit"] == again["fake_logit"] != second["fake_logit"]
+
+
+def test_pairs_come_back_split(key):
+    real, fake = jax.random.normal(key, (2, 5, 1, 1, 1))
+    np.testing.assert_array_equal(split_pairs(pairs(real, fake)[:, 0, 0, 0]), (real[:, 0, 0, 0], fake[:, 0, 0, 0]))
+
+
+def test_average_forgets_half_after_its_half_life():
+    step = 10**6 // 32
+    assert average_decay(step, 32, 3200.0) ** 100 == pytest.approx(0.5, rel=1e-5)
+    assert average_decay(0, 32, 3200.0) == pytest.approx(0.5**20)  # ramp: half-life of 5 % of the images seen
+
+
+def test_losses_known():
+    assert set(LOSSES) == {"non_saturating", "relativistic"}

@@ -1,0 +1,122 @@
+"""The promises of the host loop: interrupted or not, on one device or four, the same run."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from jaxai.train.loop import Every, fit
+from jaxai.train.run import Run
+from tests.helpers import Blobs, hex_losses, same_bits, tiny_gan
+
+SETUPS = [
+    pytest.param({"devices": 1}, id="one"),
+    pytest.param({"devices": 4}, id="four"),
+    pytest.param({"devices": 4, "shard_parameters": True}, id="four-sharded"),
+]
+
+
+def train(folder: Path, steps: int, *, every=(), checkpoint_every=1000, gan=None, **setup):
+    folder.mkdir(exist_ok=True)
+    step, init = gan or tiny_gan()
+    setup = {"devices": 1} | setup
+    return fit(
+        step, init, Blobs(), run=Run(folder), steps=steps, checkpoint_every=checkpoint_every, every=every, **setup
+    )
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_resumed_run_is_bit_equal(tmp_path, setup):
+    whole = train(tmp_path / "whole", 12, **setup)
+    train(tmp_path / "parts", 6, **setup)
+    parts = train(tmp_path / "parts", 12, **setup)
+    losses = hex_losses(tmp_path / "parts" / "metrics.jsonl")
+    assert losses == hex_losses(tmp_path / "whole" / "metrics.jsonl")
+    assert [step for step, *_ in losses] == list(range(1, 13))
+    assert same_bits(whole.state, parts.state)
+
+
+@pytest.mark.parametrize("setup", SETUPS[1:])
+def test_four_devices_give_the_losses_of_one(tmp_path, setup):
+    train(tmp_path / "one", 10)
+    result = train(tmp_path / "four", 10, **setup)
+    losses = {}
+    for name in ("one", "four"):
+        lines = hex_losses(tmp_path / name / "metrics.jsonl")
+        losses[name] = np.array([[float.fromhex(a), float.fromhex(b)] for _, a, b in lines])
+    # float32 sums over a batch in another order; the promise is 1e-5
+    np.testing.assert_allclose(losses["one"], losses["four"], rtol=1e-5)
+    specs = {leaf.sharding.spec for leaf in jax.tree.leaves(result.state.discriminator)}
+    assert (PartitionSpec(None, "data") in specs) == setup.get("shard_parameters", False)
+
+
+def test_run_that_breaks_off_between_checkpoints_goes_on_without_a_trace(tmp_path):
+    def breaks_off(done, state):
+        if done == 8:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", 12, every=[Every(1, breaks_off)], checkpoint_every=5)
+    broken = train(tmp_path / "broken", 12, checkpoint_every=5)
+    whole = train(tmp_path / "whole", 12)
+    assert hex_losses(tmp_path / "broken" / "metrics.jsonl") == hex_losses(tmp_path / "whole" / "metrics.jsonl")
+    assert same_bits(broken.state, whole.state)
+
+
+def test_callbacks_run_before_the_first_step_and_on_time_and_their_metrics_are_logged(tmp_path):
+    seen = []
+
+    def note(done, state):
+        seen.append((done, int(state.step)))
+        return {"extra": float(done)}
+
+    train(tmp_path / "run", 5, every=[Every(2, note)])
+    assert seen == [(0, 0), (2, 2), (4, 4)]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5]
+    assert [line.get("extra") for line in lines] == [0.0, None, 2.0, None, 4.0, None]
+
+
+def test_finished_run_is_only_restored(tmp_path):
+    first = train(tmp_path / "run", 4)
+    again = train(tmp_path / "run", 4)
+    assert again.train_seconds == 0.0
+    assert same_bits(first.state, again.state)
+
+
+class Poisoned(Blobs):
+    """The fourth batch holds a NaN."""
+
+    def __next__(self):
+        batch = super().__next__()
+        if self.position == 4:
+            batch["image"][2, 1, 1, 0] = np.nan
+        return batch
+
+
+def test_loss_that_is_not_finite_stops_the_run_with_a_report(tmp_path):
+    step, init = tiny_gan()
+    with pytest.raises(FloatingPointError, match=r"at step 4, see .*nonfinite.json.*lower the learning rate"):
+        fit(step, init, Poisoned(), run=Run(tmp_path), steps=9, checkpoint_every=1, devices=1)
+    report = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert report["step"] == 4
+    assert "discriminator_loss" in report["not_finite"]
+    assert any(name.startswith("discriminator/") for name in report["leaves"])
+    assert [step for step, *_ in hex_losses(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == 3
+
+
+def test_batch_that_does_not_divide_over_the_devices_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    step, init = tiny_gan()
+    with pytest.raises(ValueError, match="batch of 6 does not divide over 4 devices"):
+        fit(step, init, Blobs(6), run=Run(tmp_path / "run"), steps=2, checkpoint_every=10, devices=4)
+
+
+def test_tensorboard_events_are_written(tmp_path):
+    train(tmp_path / "run", 2, tensorboard=True)
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))

@@ -1,0 +1,80 @@
+"""The folder of a run: the same run goes on, another one is refused, nothing is overwritten."""
+
+import dataclasses
+import json
+from contextlib import closing
+
+import pytest
+
+from jaxai.cli import Common
+from jaxai.train.log import MetricsLog, keep_until
+from jaxai.train.run import open_run
+
+DATA = {"name": "mnist", "fingerprint": "abc"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Common):
+    width: int = 4
+
+
+def test_same_config_goes_on_and_steps_may_grow(tmp_path):
+    run = open_run("test", Config(workdir=tmp_path / "run"), DATA)
+    again = open_run("test", Config(workdir=tmp_path / "run", steps=5000, devices=4), DATA)
+    assert run == again
+    assert json.loads((run.folder / "config.json").read_text())["width"] == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "data", "message"),
+    [
+        ({"width": 8}, DATA, r"width = 4, not 8: use another --workdir, or --resume never"),
+        ({"seed": 3}, DATA, r"seed = 0, not 3"),
+        ({}, {"name": "mnist", "fingerprint": "xyz"}, r"data = .*abc.*, not .*xyz"),
+    ],
+)
+def test_another_run_in_the_folder_is_refused(tmp_path, change, data, message):
+    open_run("test", Config(workdir=tmp_path), DATA)
+    before = sorted(path.read_bytes() for path in tmp_path.iterdir())
+    with pytest.raises(ValueError, match=message):
+        open_run("test", Config(workdir=tmp_path, **change), data)
+    assert before == sorted(path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="holds files but no run"):
+        open_run("test", Config(workdir=tmp_path), DATA)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_resume_never_moves_the_old_run_aside_and_says_so(tmp_path, caplog):
+    folder = tmp_path / "run"
+    for width in (4, 8, 16):
+        with caplog.at_level("INFO"):
+            run = open_run("test", Config(workdir=folder, width=width, resume="never"), DATA)
+        run.write_summary({"width": width})
+    assert "moved the earlier run to" in caplog.text
+    kept = [json.loads((tmp_path / name / "summary.json").read_text())["width"] for name in ("run.1", "run.2", "run")]
+    assert kept == [4, 8, 16]
+
+
+def test_metrics_stand_once_per_step_rounded_and_exact(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with closing(MetricsLog(path, 0)) as log:
+        for step in (1, 2, 3):
+            log.write(step, {"loss": 1 / 3})
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')  # a line that a kill cut off
+    with closing(MetricsLog(path, 2)) as log:
+        log.write(3, {"loss": 0.25})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert lines[0]["loss"] == 0.333333
+    assert float.fromhex(lines[0]["loss_hex"]) == 1 / 3
+    assert lines[2]["loss"] == 0.25
+
+
+def test_keep_until_leaves_a_missing_file_alone(tmp_path):
+    keep_until(tmp_path / "metrics.jsonl", 3)
+    assert not list(tmp_path.iterdir())
