@@ -1,6 +1,6 @@
 """From a config dataclass to a command: presets, platform, messages for users.
 
-An experiment declares ``class Config(cli.Common)``, ``PRESETS = {"default": Config(...), ...}`` and ``main(config)``, and
+An experiment declares ``class Config(cli.Common)``, ``PRESETS = {"default": Config(...), ...}``, ``main(config)``, and
 ends with ``cli.run(main, PRESETS, __doc__)``.
 """
 
@@ -137,8 +137,7 @@ def run[ConfigT: Common](
     main: Callable[[ConfigT], None], presets: Mapping[str, ConfigT], description: str | None
 ) -> None:
     """Parse the command line, start the platform, run ``main``; a user's error is one line and exit code 2."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("jaxai").setLevel(logging.INFO)
+    show_messages()
     try:
         config = parse(presets, description, sys.argv[1:])
         start_platform(config.platform, config.devices)
@@ -155,6 +154,14 @@ def run[ConfigT: Common](
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def show_messages() -> None:
+    """Print what the project logs, plainly, on standard error."""
+    project = logging.getLogger("jaxai")
+    project.setLevel(logging.INFO)
+    project.addHandler(logging.StreamHandler())
+    project.propagate = False
 
 
 def from_our_code(error: BaseException) -> bool:

@@ -87,4 +87,3 @@ def test_bug_inside_a_library_keeps_its_traceback():
     result = run_main("jax.numpy.ones(3) @ jax.numpy.ones(4)")
     assert result.returncode == 1
     assert "Traceback" in result.stderr
-

@@ -62,8 +62,8 @@ class ResidualBlock(nn.Module):
 class Generator(nn.Module):
     """A dense map at the lowest resolution; per width residual blocks and a 4x4 stride-2 transposed convolution.
 
-    No normalisation and no tanh, as in R3GAN (arXiv 2501.05441). ``widths`` (128, 64) makes 28x28 images from 7x7x128 by
-    way of 14x14x64. Returns float32.
+    No normalisation and no tanh, as in R3GAN (arXiv 2501.05441). ``widths`` (128, 64) makes 28x28 images from 7x7x128
+    by way of 14x14x64. Returns float32.
     """
 
     widths: Sequence[int]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,7 @@ def gan_step(
     ``state.average`` is kept. images: [B, height, width, C] float32. Returns the new state and float32 [] metrics.
     """
     noise = jax.random.normal(jax.random.fold_in(state.key, state.step), (len(images), latent_size), images.dtype)
-    fakes, pull_back = jax.vjp(lambda params: generator.apply({"params": params}, noise), state.generator)
+    fakes, pull_back = jax.vjp(lambda params: apply(generator, params, noise), state.generator)
     weight = penalty_weight(state.step) if penalty_weight else None
 
     def discriminator_loss(params: PyTree) -> tuple[Array, dict[str, Array]]:
@@ -92,7 +93,7 @@ def gan_step(
 
 def apply(network: nn.Module, params: PyTree, x: Array) -> Array:
     """The network's output for its parameters."""
-    return network.apply({"params": params}, x)
+    return cast(Array, network.apply({"params": params}, x))
 
 
 def update(

@@ -14,8 +14,8 @@ from tqdm import tqdm
 class MetricsLog:
     """Appends one JSON object per step to metrics.jsonl, and to TensorBoard where asked.
 
-    Each metric stands twice: ``"loss": 0.693`` to read, ``"loss_hex": "0x1.62e43p-1"`` exact. ``after`` is the step that
-    the run goes on from: lines of later steps, left by an interrupted run, are dropped, so that no step stands twice.
+    Each metric stands twice: ``"loss": 0.693`` to read, ``"loss_hex": "0x1.62e43p-1"`` exact. ``after`` is the step
+    that the run goes on from: lines of later steps, left by an interrupted run, are dropped.
     """
 
     def __init__(self, path: Path, after: int, *, tensorboard: bool = False) -> None:

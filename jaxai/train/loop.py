@@ -33,7 +33,7 @@ class Batches(Iterator[Any], Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Every:
-    """Call ``function(done, state)`` before the first step and after every ``steps`` steps; log the metrics it returns."""
+    """Call ``function(done, state)`` before step 1 and after every ``steps`` steps; log the metrics it returns."""
 
     steps: int
     function: Callable[[int, Any], dict[str, float]]
@@ -64,8 +64,8 @@ def fit(
 ) -> Result:
     """Train until ``steps``, from the newest checkpoint of the run or from ``init()``.
 
-    The step is jitted with the state donated and sharded over the devices. Raises FloatingPointError at the first metric
-    that is not finite, after writing ``nonfinite.json``; nothing of that step is saved.
+    The step is jitted with the state donated and sharded over the devices. Raises FloatingPointError at the first
+    metric that is not finite, after writing ``nonfinite.json``; nothing of that step is saved.
     """
     mesh = make_mesh(devices)
     shapes = jax.eval_shape(init)

@@ -29,7 +29,7 @@ def train_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {"loss": loss, **metrics, **norms(grads, params, updates)}
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
 
 def norms(grads: PyTree, params: PyTree, updates: PyTree) -> dict[str, Array]:

@@ -1,0 +1,64 @@
+"""``python -m jaxai.data prepare NAME --from DIR`` and ``python -m jaxai.data show NAME``."""
+
+import dataclasses
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxai.data import prepare, sources, tfds
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Write the standard tensorflow-datasets folder from official files, without TensorFlow and without a network."""
+
+    name: tyro.conf.Positional[str]
+    """mnist, fashion_mnist or cifar10."""
+    source: Annotated[Path, tyro.conf.arg(name="from")]
+    """Folder with the official files as downloaded (four idx.gz, or cifar-10-binary.tar.gz); checksums are checked."""
+    data_dir: Path | None = None
+    """Where to write; by default tensorflow-datasets' own folder (TFDS_DATA_DIR, else ~/tensorflow_datasets)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """Load a split and say where it came from, its shape and its fingerprint."""
+
+    name: tyro.conf.Positional[str]
+    """mnist, fashion_mnist, cifar10 or digits8x8."""
+    split: str = "train"
+    """train or test."""
+    data_dir: Path | None = None
+    """Folder to look in, and nowhere else; by default tensorflow-datasets' folder, the network, the embedded set."""
+
+
+def run(command: Prepare | Show) -> str:
+    """Do it, and return the line to print."""
+    if isinstance(command, Show):
+        dataset = sources.load(command.name, command.split, data_dir=command.data_dir)
+        return f"{dataset.source}\nimages {list(dataset.images.shape)}, fingerprint {dataset.fingerprint}"
+    data_dir = (command.data_dir or tfds.default_dir()).expanduser()
+    existing = tfds.prepared_folder(command.name, data_dir)
+    folder = prepare.prepare(command.name, command.source.expanduser(), data_dir)
+    return f"{folder}: already prepared, left as it is" if existing else f"{folder}: prepared {command.name}"
+
+
+def main() -> None:
+    """The command line: exit code 0, or 2 with one line on stderr."""
+    command = tyro.cli(Prepare | Show, prog="python -m jaxai.data", description=__doc__)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a half-made folder is removed
+    try:
+        print(run(command))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was left behind", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

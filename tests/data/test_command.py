@@ -1,0 +1,120 @@
+"""``python -m jaxai.data`` as a person runs it."""
+
+import gzip
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from idx_files import write_idx
+
+import jaxai.data
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    whole = [sys.executable, "-m", "jaxai.data", *map(str, arguments)]
+    return subprocess.run(whole, capture_output=True, text=True, check=False, timeout=60)
+
+
+def refused(*arguments: str | Path) -> str:
+    """Exit code 2 and one line on stderr within 5 s; the line."""
+    start = time.monotonic()
+    done = command(*arguments)
+    assert time.monotonic() - start < 5
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_show():
+    done = command("show", "mnist", "--split", "test")
+    assert done.returncode == 0
+    assert done.stdout.startswith("mnist test: 500 embedded digits")
+    assert "[500, 28, 28, 1]" in done.stdout
+    assert done.stderr == ""
+
+
+def test_no_network():
+    assert "Three ways out" in refused("show", "fashion_mnist")
+
+
+def test_unknown_name_and_split():
+    assert "did you mean 'mnist'" in refused("show", "mnits")
+    assert "did you mean 'train'" in refused("show", "mnist", "--split", "trainn")
+
+
+def test_missing_folders(tmp_path):
+    assert "does not exist" in refused("show", "mnist", "--data-dir", tmp_path / "nowhere")
+    assert "no such folder" in refused("prepare", "mnist", "--from", tmp_path / "nowhere", "--data-dir", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_file(tmp_path):
+    write_idx(tmp_path)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(b"not idx"))
+    assert "wrong magic number" in refused("show", "mnist", "--data-dir", tmp_path)
+
+
+def test_wrong_checksum(tmp_path):
+    source = write_idx(tmp_path / "official")
+    assert "wrong checksum" in refused("prepare", "mnist", "--from", source, "--data-dir", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["official"]
+
+
+def test_full_disk(tmp_path):
+    """The whole program, its files limited to 1,000 bytes, with the checksums of small files."""
+    source = write_idx(tmp_path / "official")
+    program = f"""
+import pathlib, resource, sys
+from tensorflow_datasets.core.download.checksums import compute_url_info
+from jaxai.data import __main__, prepare
+infos = {{f"http://files.invalid/{{p.name}}": compute_url_info(p) for p in pathlib.Path({str(source)!r}).iterdir()}}
+prepare._url_infos = lambda name: infos
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+sys.argv = ["data", "prepare", "mnist", "--from", {str(source)!r}, "--data-dir", {str(tmp_path / "out")!r}]
+__main__.main()
+"""
+    done = subprocess.run([sys.executable, "-B", "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "free space on that disk" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["official"]
+
+
+def test_prepare_all_60000(tmp_path, official_mnist):
+    done = command("prepare", "mnist", "--from", official_mnist.parent, "--data-dir", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{tmp_path}/mnist/3.0.1: prepared mnist\n"
+    again = command("prepare", "mnist", "--from", official_mnist, "--data-dir", tmp_path)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "already prepared, left as it is" in again.stdout
+
+    prepared, official = (jaxai.data.load("mnist", "test", data_dir=path) for path in (tmp_path, official_mnist))
+    assert sorted(map(bytes, prepared.images)) == sorted(map(bytes, official.images))
+
+    import tensorflow_datasets
+
+    source = tensorflow_datasets.data_source(
+        "mnist",
+        data_dir=tmp_path,
+        download=False,
+        builder_kwargs={"file_format": "array_record"},
+    )
+    assert len(source["train"]) == 60_000
+    for row in (0, 1, 9_999):
+        np.testing.assert_array_equal(source["test"][row]["image"], prepared.images[row])
+        assert source["test"][row]["label"] == prepared.labels[row]
+
+
+@pytest.mark.parametrize("arguments", [[], ["prepare", "mnist"], ["show"], ["--nonsense"]])
+def test_usage_errors(arguments):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,162 @@
+"""The main job as a person runs it: end to end, interrupted, resumed, misused."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers import hex_losses
+
+REPOSITORY = Path(__file__).parent.parent.parent
+SCRIPT = REPOSITORY / "experiments" / "gan_mnist.py"
+FILES = ["samples.png", "training.gif", "interpolation.png", "curves.png", "summary.json", "config.json"]
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    """The script as a module, without running it."""
+    spec = importlib.util.spec_from_file_location("gan_mnist", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def command(workdir: Path, *arguments: str) -> list[str]:
+    return [sys.executable, str(SCRIPT), "--preset", "debug", "--workdir", str(workdir), *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(REPOSITORY / ".jax_cache")}
+
+
+def run(workdir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(workdir, *arguments), capture_output=True, text=True, env=environment(), cwd=workdir.parent, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A debug run from start to end."""
+    workdir = tmp_path_factory.mktemp("gan") / "run"
+    return workdir, run(workdir)
+
+
+def test_debug_run_makes_everything(finished):
+    workdir, result = finished
+    assert result.returncode == 0, result.stderr
+    assert "embedded" in result.stderr
+    assert "compiled the training step in" in result.stderr
+    assert "steps/s" in result.stderr
+    assert all((workdir / name).stat().st_size for name in FILES)
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["steps"] == 40
+    assert sum(summary["histogram"]) == summary["samples"] == 2500
+    assert 0 <= summary["mnist_fd_floor"] < summary["mnist_fd"]
+    for word in ("samples.png", "histogram", "MNIST-FD", "real against real", "precision", "coverage"):
+        assert word in result.stdout
+    assert [step for step, *_ in hex_losses(workdir / "metrics.jsonl")] == list(range(1, 41))
+    with Image.open(workdir / "training.gif") as animation:
+        assert animation.n_frames == len(list((workdir / "samples").iterdir())) == 3
+
+
+def test_finished_run_says_so_and_changes_nothing(finished):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    result = run(workdir)
+    assert result.returncode == 0
+    assert "this run is finished" in result.stderr
+    assert "MNIST-FD" in result.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+
+
+def test_killed_run_goes_on_bit_for_bit(finished, tmp_path):
+    """SIGKILL after the first checkpoint, then the same command."""
+    workdir = tmp_path / "run"
+    with subprocess.Popen(
+        command(workdir), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as job:
+        deadline = time.monotonic() + 120
+        while not (workdir / "checkpoints" / "20").exists() and job.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        job.send_signal(signal.SIGKILL)
+    assert job.returncode == -signal.SIGKILL
+    result = run(workdir)
+    assert result.returncode == 0, result.stderr
+    assert "going on from step 20" in result.stderr
+    whole, _ = finished
+    assert hex_losses(workdir / "metrics.jsonl") == hex_losses(whole / "metrics.jsonl")
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (workdir, whole)]
+    assert summaries[0]["mnist_fd"] == summaries[1]["mnist_fd"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seed", "1"], ["seed = 0, not 1", "--workdir", "--resume never"]),
+        (["--preset", "defualt"], ["--preset defualt", "did you mean default"]),
+        (["--batch-size", "0"], ["batch_size must be at least 1"]),
+        (["--widths", "8", "8", "8"], ["widths must be one or two"]),
+        (["--data-dir", "/nowhere"], ["/nowhere"]),
+        (["--network", "capsule"], ["--network"]),
+        (["--optimizer.learning-rate", "-1"], ["learning_rate must be positive"]),
+        (["--batch-size", "9000"], ["batch_size", "4,500"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path, arguments, words):
+    workdir = finished[0] if "--seed" in arguments else tmp_path / "run"
+    result = run(workdir, *arguments)
+    assert result.returncode == 2
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert all(word in last for word in words), last
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_every_preset_makes_networks_that_take_a_step(experiment):
+    for name, preset in experiment.PRESETS.items():
+        config = dataclasses.replace(preset, batch_size=2)
+        step, init = experiment.training(config, *experiment.networks(config))
+        state = jax.eval_shape(init)
+        batch = {"image": jax.ShapeDtypeStruct((2, 28, 28, 1), "uint8")}
+        new, metrics = jax.eval_shape(step, state, batch)
+        assert jax.tree.structure(new) == jax.tree.structure(state), name
+        dtypes = {leaf.dtype for leaf in jax.tree.leaves((new.generator, new.discriminator, metrics))}
+        assert dtypes == {jnp.dtype("float32")}, name
+
+
+def test_article_networks_have_the_articles_sizes(experiment):
+    config = experiment.PRESETS["article"]
+    _, init = experiment.training(config, *experiment.networks(config))
+    state = jax.eval_shape(init)
+    generator, discriminator = (
+        sum(leaf.size for leaf in jax.tree.leaves(params)) for params in (state.generator, state.discriminator)
+    )
+    # dense 100-128-256-512-6272, transposed 4x4 128-128-64, 3x3 64-1; 3x3 1-32-64, dense 50176-128-1; with biases
+    assert generator == 12928 + 33024 + 131584 + 3217536 + 262272 + 131136 + 577
+    assert discriminator == 320 + 18496 + 6422656 + 129
+
+
+def test_pixels_survive_the_way_to_floats_and_back(experiment):
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    floats = np.asarray(experiment.from_pixels(jnp.asarray(pixels)))
+    assert (floats.min(), floats.max()) == (-1.0, 1.0)
+    np.testing.assert_array_equal(experiment.to_pixels(floats), pixels)
+
+
+def test_slerp_stays_on_the_sphere(experiment):
+    start, end = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    points = [experiment.slerp(start, end, share) for share in (0.0, 0.5, 1.0)]
+    np.testing.assert_allclose(points, [[1, 0], [0.5**0.5] * 2, [0, 1]], atol=1e-12)
