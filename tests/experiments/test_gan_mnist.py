@@ -36,13 +36,21 @@ def command(workdir: Path, *arguments: str) -> list[str]:
     return [sys.executable, str(SCRIPT), "--preset", "debug", "--workdir", str(workdir), *arguments]
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(REPOSITORY / ".jax_cache")}
+def environment(workdir: Path) -> dict[str, str]:
+    """One CPU, no network, no prepared data: what a run takes is the embedded set."""
+    nowhere = "http://127.0.0.1:9"
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(REPOSITORY / ".jax_cache"),
+        "TFDS_DATA_DIR": str(workdir.parent / "tfds"),
+        **dict.fromkeys(["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"], nowhere),
+    }
 
 
 def run(workdir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(workdir, *arguments), capture_output=True, text=True, env=environment(), cwd=workdir.parent, check=False
+        command(workdir, *arguments), capture_output=True, text=True, env=environment(workdir), cwd=workdir.parent, check=False
     )
 
 
@@ -85,7 +93,7 @@ def test_killed_run_goes_on_bit_for_bit(finished, tmp_path):
     """SIGKILL after the first checkpoint, then the same command."""
     workdir = tmp_path / "run"
     with subprocess.Popen(
-        command(workdir), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(workdir), env=environment(workdir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as job:
         deadline = time.monotonic() + 120
         while not (workdir / "checkpoints" / "20").exists() and job.poll() is None and time.monotonic() < deadline:

@@ -1,0 +1,104 @@
+"""The fixed digit classifier: pure functions over a flat dict of arrays.
+
+Every score of generated digits is taken in the 64 features of this one network (Inception's features mean nothing on
+28x28 digits), so the file that holds it is fixed: its SHA-256 is written here and checked on loading.
+``experiments/digit_classifier.py`` trains it; ``files/README.md`` says how the shipped file was made.
+"""
+
+import hashlib
+import importlib.resources
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from jax import lax
+from jaxtyping import Float
+
+from jaxai.typing import Array, Images, Int, Key, Pixels
+
+SHA256 = "fc3324cbb37766f4999d68318880a7c216859a32d52e9ffdba1581afbe18a9b2"
+CONVOLUTIONS = ((5, 1, 24, "SAME"), (3, 24, 48, "VALID"), (3, 48, 64, "SAME"))  # size, channels in, out, padding
+DENSE = ((576, 64), (64, 10))
+
+
+def init(key: Key[Array, ""]) -> dict[str, Array]:
+    """He-normal kernels and zero biases: ``conv0.kernel`` [5,5,1,24] ... ``dense1.bias`` [10]; 76,330 float32 numbers.
+
+    Source: He et al. 2015, arXiv 1502.01852.
+    """
+    shapes = {f"conv{i}": (size, size, c_in, c_out) for i, (size, c_in, c_out, _) in enumerate(CONVOLUTIONS)}
+    shapes |= {f"dense{i}": shape for i, shape in enumerate(DENSE)}
+    normal, params = jax.nn.initializers.he_normal(), {}
+    for layer_key, (name, shape) in zip(jax.random.split(key, len(shapes)), shapes.items(), strict=True):
+        params[f"{name}.kernel"] = normal(layer_key, shape)
+        params[f"{name}.bias"] = jnp.zeros(shape[-1])
+    return params
+
+
+def apply(
+    params: dict[str, Array], images: Float[Array, "B 28 28 1"]
+) -> tuple[Float[Array, "B 10"], Float[Array, "B 64"]]:
+    """Class logits and the features before the last layer, for float32 images in [-1, 1].
+
+    Three times convolution, 2x2 max pooling and ReLU; then a dense layer with ReLU, the features, and one without.
+    """
+    x = images
+    for i, (_, _, _, padding) in enumerate(CONVOLUTIONS):
+        layout = ("NHWC", "HWIO", "NHWC")
+        x = lax.conv_general_dilated(x, params[f"conv{i}.kernel"], (1, 1), padding, dimension_numbers=layout)
+        x = jax.nn.relu(_max_pool(x) + params[f"conv{i}.bias"][None, None, None])
+    x = x.reshape(len(x), -1)
+    features = jax.nn.relu(x @ params["dense0.kernel"] + params["dense0.bias"][None])
+    return features @ params["dense1.kernel"] + params["dense1.bias"][None], features
+
+
+def _max_pool(x: Images) -> Float[Array, "B y x C"]:
+    # Not lax.reduce_window, whose gradient is many times slower on CPU.
+    top, bottom = (jnp.maximum(x[:, i::2, ::2], x[:, i::2, 1::2]) for i in range(2))
+    return jnp.maximum(top, bottom)
+
+
+def preprocess(images: Pixels) -> Images:
+    """x / 127.5 - 1: uint8 [B,28,28,1] to the float32 in [-1, 1] that ``apply`` takes."""
+    return jnp.asarray(images).astype(jnp.float32) / 127.5 - 1
+
+
+def load() -> dict[str, Array]:
+    """The shipped parameters. ValueError where the file's SHA-256 is not the one in this module."""
+    data = importlib.resources.files("jaxai.metrics").joinpath("files/digits.safetensors").read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != SHA256:
+        raise ValueError(f"files/digits.safetensors has SHA-256 {found}, expected {SHA256}: reinstall jaxai")
+    return {name: jnp.asarray(array) for name, array in safetensors.numpy.load(data).items()}
+
+
+def check_images(name: str, images: np.ndarray | Array) -> np.ndarray:
+    """``images`` as a NumPy array, or ValueError with its ``name`` where it is not uint8 [n >= 1, 28, 28, 1]."""
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.shape[1:] != (28, 28, 1) or not len(images):
+        raise ValueError(f"{name}: {images.dtype}{list(images.shape)}, give uint8 images of shape [n >= 1, 28, 28, 1]")
+    return images
+
+
+def features_and_labels(
+    images: np.ndarray | Array, params: dict[str, Array] | None = None
+) -> tuple[Float[np.ndarray, "n 64"], Int[np.ndarray, " n"]]:
+    """Float32 features and predicted digits of uint8 images [n,28,28,1], by the shipped classifier or by ``params``.
+
+    Runs in batches of one size, the last one padded, so that one compiled program serves every n. ValueError for other
+    shapes and dtypes.
+    """
+    images = check_images("images", images)
+    params = load() if params is None else params
+    batch, count = 500, len(images)
+    padded = np.concatenate([images, np.zeros((-count % batch, 28, 28, 1), np.uint8)])
+    results = [_forward(params, padded[i : i + batch]) for i in range(0, len(padded), batch)]
+    features, labels = (np.concatenate(parts)[:count] for parts in zip(*results, strict=True))
+    return features, labels
+
+
+@jax.jit
+def _forward(params: dict[str, Array], images: Pixels) -> tuple[Float[Array, "B 64"], Int[Array, " B"]]:
+    logits, features = apply(params, preprocess(images))
+    return features, logits.argmax(-1)
