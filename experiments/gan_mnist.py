@@ -56,9 +56,11 @@ class Config(cli.Common):
     """Options of this experiment."""
 
     network: Literal["article", "residual"] = "residual"
-    widths: tuple[int, ...] = (128, 64)
+    widths: tuple[int, ...] = (64, 32)
     """Channels at 7x7, 14x14, ...; each width doubles the resolution (residual network)."""
-    blocks: int = 1
+    hidden: int = 512
+    """Width of the dense layer next to the latents and next to the logit (residual network)."""
+    blocks: int = 0
     """Residual blocks at each resolution."""
     latent_size: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -101,6 +103,7 @@ PRESETS = {
     ),
     "gpu": Config(
         widths=(512, 256),
+        hidden=1024,
         blocks=2,
         dtype="bfloat16",
         batch_size=256,
@@ -110,7 +113,9 @@ PRESETS = {
         sample_every=2000,
         checkpoint_every=2000,
     ),
-    "debug": Config(widths=(16, 8), batch_size=16, steps=40, horizon=40, sample_every=20, checkpoint_every=20),
+    "debug": Config(
+        widths=(16, 8), hidden=32, blocks=1, batch_size=16, steps=40, horizon=40, sample_every=20, checkpoint_every=20
+    ),
 }
 
 
@@ -157,7 +162,12 @@ def networks(config: Config) -> tuple[nn.Module, nn.Module]:
     """Generator and discriminator."""
     if config.network == "article":
         return gan.ArticleGenerator(), gan.ArticleDiscriminator()
-    sizes = {"widths": config.widths, "blocks": config.blocks, "dtype": jnp.dtype(config.dtype)}
+    sizes = {
+        "widths": config.widths,
+        "hidden": config.hidden,
+        "blocks": config.blocks,
+        "dtype": jnp.dtype(config.dtype),
+    }
     return gan.Generator(**sizes), gan.Discriminator(**sizes)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from jaxai.typing import Array, Images, Int, Key, Pixels
 
-SHA256 = "fc3324cbb37766f4999d68318880a7c216859a32d52e9ffdba1581afbe18a9b2"
+SHA256 = "961c7672120ebf56bfb85a3d232f3e2519320cecb4d4d843ddee2b4fe3c66473"
 CONVOLUTIONS = ((5, 1, 24, "SAME"), (3, 24, 48, "VALID"), (3, 48, 64, "SAME"))  # size, channels in, out, padding
 DENSE = ((576, 64), (64, 10))
 

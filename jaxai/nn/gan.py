@@ -60,21 +60,23 @@ class ResidualBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """A dense map at the lowest resolution; per width residual blocks and a 4x4 stride-2 transposed convolution.
+    """Two dense layers to the lowest resolution; per width residual blocks and a 4x4 stride-2 transposed convolution.
 
     No normalisation and no tanh, as in R3GAN (arXiv 2501.05441). ``widths`` (128, 64) makes 28x28 images from 7x7x128
     by way of 14x14x64. Returns float32.
     """
 
     widths: Sequence[int]
-    blocks: int = 1
+    hidden: int = 512
+    blocks: int = 0
     image_shape: tuple[int, int, int] = (28, 28, 1)
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, latents: Latents) -> Images:
         height, width = (size // 2 ** len(self.widths) for size in self.image_shape[:2])
-        x = nn.Dense(height * width * self.widths[0], kernel_init=HE, dtype=self.dtype)(latents)
+        x = activation(nn.Dense(self.hidden, kernel_init=HE, dtype=self.dtype)(latents))
+        x = nn.Dense(height * width * self.widths[0], kernel_init=HE, dtype=self.dtype)(x)
         x = x.reshape(-1, height, width, self.widths[0])
         for features in [*self.widths[1:], self.image_shape[2]]:
             for _ in range(self.blocks):
@@ -84,10 +86,11 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The generator's mirror: per width a 4x4 stride-2 convolution and residual blocks; then one logit, float32."""
+    """The generator's mirror: per width a 4x4 stride-2 convolution and residual blocks; dense; one float32 logit."""
 
     widths: Sequence[int]
-    blocks: int = 1
+    hidden: int = 512
+    blocks: int = 0
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -99,6 +102,7 @@ class Discriminator(nn.Module):
             for _ in range(self.blocks):
                 x = ResidualBlock(dtype=self.dtype)(x)
         x = activation(x).reshape(len(x), -1)
+        x = activation(nn.Dense(self.hidden, kernel_init=HE, dtype=self.dtype)(x))
         return nn.Dense(1, dtype=self.dtype)(x)[:, 0].astype(jnp.float32)
 
 

@@ -9,12 +9,13 @@ from flax import struct
 class TrainState:
     """State of supervised training.
 
-    ``step`` int32 [], updates done; ``params`` float32 pytree; ``opt_state`` of optax; ``key`` a typed key that never
-    changes: a step's randomness is ``fold_in(key, step)``.
+    ``step`` int32 [], updates done; ``params`` and ``average`` (their moving average, or None) float32 pytrees;
+    ``opt_state`` of optax; ``key`` a typed key that never changes: a step's randomness is ``fold_in(key, step)``.
     """
 
     step: Any
     params: Any
+    average: Any
     opt_state: Any
     key: Any
 
@@ -23,8 +24,8 @@ class TrainState:
 class GanState:
     """State of adversarial training: two networks, their optimisers, the generator's moving average.
 
-    ``step`` int32 []; ``generator``, ``discriminator`` and ``average`` (of the generator) float32 pytrees; ``key`` a
-    typed key that never changes: a step's randomness is ``fold_in(key, step)``.
+    ``step`` int32 []; ``generator``, ``discriminator`` and ``average`` (of the generator, or None) float32 pytrees;
+    ``key`` a typed key that never changes: a step's randomness is ``fold_in(key, step)``.
     """
 
     step: Any
