@@ -82,7 +82,7 @@ class Generator(nn.Module):
             for _ in range(self.blocks):
                 x = ResidualBlock(dtype=self.dtype)(x)
             x = ConvTranspose(features, (4, 4), strides=(2, 2), kernel_init=HE, dtype=self.dtype)(activation(x))
-        return x.astype(jnp.float32)
+        return jnp.tanh(x.astype(jnp.float32))
 
 
 class Discriminator(nn.Module):

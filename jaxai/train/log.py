@@ -20,7 +20,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, after: int, *, tensorboard: bool = False) -> None:
         keep_until(path, after)
-        self._file = path.open("a")
+        self._file = path.open("a", buffering=1)  # by line: a run can be watched
         self._events = event_writer(path.parent / "tensorboard") if tensorboard else None
 
     def close(self) -> None:

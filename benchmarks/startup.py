@@ -1,0 +1,71 @@
+"""From the command to the first training step, with a cold and with a warm compilation cache.
+
+    python benchmarks/startup.py                    # 3 rounds, 2 minutes
+
+Starts ``experiments/gan_mnist.py`` (preset default) in a process of its own, waits for the first step in its
+metrics.jsonl, and stops it: once with an empty compilation cache, once with the cache that this left. Imports, data, the
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import tyro
+
+from jaxai import cli
+
+SCRIPT = Path(__file__).parent.parent / "experiments" / "gan_mnist.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How often."""
+
+    rounds: int = 3
+    out: Path = Path("runs/benchmarks/startup.json")
+
+
+def main(config: Config) -> None:
+    """Measure, print, write."""
+    seconds: dict[str, list[float]] = {"cold": [], "warm": []}
+    for _ in range(config.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            for name, values in seconds.items():
+                values.append(first_step(Path(folder) / name, Path(folder) / "cache"))
+    result = {name: {"median": statistics.median(v), "min": min(v), "max": max(v)} for name, v in seconds.items()}
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    config.out.write_text(json.dumps({"date": str(date.today()), "seconds": result}, indent=2) + "\n")
+    print(config.out.read_text())
+
+
+def first_step(workdir: Path, cache: Path) -> float:
+    """Seconds from starting the command to the line of step 1 in its metrics.jsonl."""
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    before = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, str(SCRIPT), "--workdir", str(workdir)], env=environment, stderr=subprocess.PIPE, text=True
+    ) as job:
+        while not has_step(workdir / "metrics.jsonl"):
+            if job.poll() is not None:
+                raise ValueError(f"{SCRIPT} ended before its first step: {job.stderr.read() if job.stderr else ''}")
+            time.sleep(0.02)
+        seconds = time.perf_counter() - before
+        job.send_signal(signal.SIGKILL)
+    return seconds
+
+
+def has_step(path: Path) -> bool:
+    """Whether step 1 is written."""
+    return path.exists() and '"step": 1,' in path.read_text()
+
+
+if __name__ == "__main__":
+    cli.guard(lambda: main(tyro.cli(Config, description=__doc__)))

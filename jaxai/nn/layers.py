@@ -1,0 +1,85 @@
+"""Convolution layers with the parameters of `flax.linen.Conv` and `ConvTranspose`, over `jaxai.ops`."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Float
+
+from jaxai.ops.conv import Padding, conv, conv_transpose
+from jaxai.typing import Array, Images
+
+type Pair = tuple[int, int]
+
+
+class Conv(nn.Module):
+    """Convolution of images: kernel [kh, kw, C / groups, features] and bias [features], as `flax.linen.Conv`.
+
+    `dtype` is that of the computation (None: as input and parameters promote), `param_dtype` that of the parameters.
+    """
+
+    features: int
+    kernel_size: Pair
+    strides: int | Pair = 1
+    padding: Padding = "SAME"
+    kernel_dilation: int | Pair = 1
+    feature_group_count: int = 1
+    use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Images) -> Float[Array, "B out_height out_width F"]:
+        kernel, bias = _parameters(self, x.shape[-1] // self.feature_group_count)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = conv(
+            x,
+            kernel,
+            strides=self.strides,
+            padding=self.padding,
+            kernel_dilation=self.kernel_dilation,
+            feature_group_count=self.feature_group_count,
+            implementation=self.implementation,
+        )
+        return _add_bias(y, bias)
+
+
+class ConvTranspose(nn.Module):
+    """Transposed convolution: kernel [kh, kw, C, features] and bias [features], as `flax.linen.ConvTranspose`.
+
+    `dtype` is that of the computation (None: as input and parameters promote), `param_dtype` that of the parameters.
+    """
+
+    features: int
+    kernel_size: Pair
+    strides: int | Pair = 1
+    padding: Padding = "SAME"
+    use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Images) -> Float[Array, "B out_height out_width F"]:
+        kernel, bias = _parameters(self, x.shape[-1])
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = conv_transpose(x, kernel, strides=self.strides, padding=self.padding, implementation=self.implementation)
+        return _add_bias(y, bias)
+
+
+def _parameters(layer: Conv | ConvTranspose, in_features: int) -> tuple[Array, Array | None]:
+    shape = (*layer.kernel_size, in_features, layer.features)
+    kernel = layer.param("kernel", layer.kernel_init, shape, layer.param_dtype)
+    if not layer.use_bias:
+        return kernel, None
+    return kernel, layer.param("bias", layer.bias_init, (layer.features,), layer.param_dtype)
+
+
+def _add_bias(y: Array, bias: Array | None) -> Array:
+    return y if bias is None else y + bias.reshape(1, 1, 1, -1)

@@ -1,0 +1,95 @@
+"""train_step, optimisers and averages against their definitions."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxai.train.optim import Adam, average_decay, cosine, optimizer, schedule
+from jaxai.train.supervised import init_state, train_step
+
+
+def loss_fn(params, batch, key):
+    noise = 0.1 * jax.random.normal(key, batch["y"].shape)
+    error = batch["x"] @ params["w"] + noise - batch["y"]
+    return (error**2).mean(), {"largest_error": jnp.abs(error).max()}
+
+
+def problem(key):
+    key_x, key_w = jax.random.split(key)
+    x = jax.random.normal(key_x, (16, 3))
+    return {"x": x, "y": x @ jnp.array([1.0, -2.0, 0.5])}, {"w": jax.random.normal(key_w, (3,))}
+
+
+def test_step_is_one_gradient_step(key):
+    batch, params = problem(key)
+    tx = optax.sgd(0.1)
+    state = init_state(params, tx, jax.random.key(5), keep_average=True)
+    new, metrics = jax.jit(lambda s, b: train_step(s, b, loss_fn=loss_fn, tx=tx, average_half_life=1000.0))(
+        state, batch
+    )
+    (loss, _), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        params, batch, jax.random.fold_in(jax.random.key(5), 0)
+    )
+    wanted = params["w"] - 0.1 * grads["w"]
+    np.testing.assert_allclose(new.params["w"], wanted, rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
+    np.testing.assert_allclose(metrics["gradient_norm"], jnp.linalg.norm(grads["w"]), rtol=1e-6)
+    np.testing.assert_allclose(metrics["update_norm"], 0.1 * jnp.linalg.norm(grads["w"]), rtol=1e-6)
+    np.testing.assert_allclose(metrics["parameter_norm"], jnp.linalg.norm(wanted), rtol=1e-6)
+    decay = average_decay(0, 16, 1000.0)
+    np.testing.assert_allclose(new.average["w"], decay * params["w"] + (1 - decay) * wanted, rtol=1e-5)
+    assert int(new.step) == 1
+    assert "largest_error" in metrics
+
+
+def test_without_average_none_is_kept(key):
+    batch, params = problem(key)
+    tx = optax.sgd(0.1)
+    state = init_state(params, tx, key)
+    new, _ = train_step(state, batch, loss_fn=loss_fn, tx=tx)
+    assert state.average is None
+    assert new.average is None
+    chex.assert_trees_all_equal_structs(state, new)
+
+
+def test_schedules_take_their_horizon_from_the_config():
+    rate = schedule(Adam(learning_rate=1.0, warmup=10, decay_steps=110, final_rate=0.1))
+    np.testing.assert_allclose(
+        [rate(0), rate(5), rate(10), rate(60), rate(110), rate(500)], [0, 0.5, 1, 0.55, 0.1, 0.1]
+    )
+    assert schedule(Adam(learning_rate=0.5))(10**6) == 0.5
+    assert schedule(Adam(learning_rate=0.5, warmup=4))(2) == 0.25
+
+
+def test_optimizer_is_optaxs(key):
+    _, params = problem(key)
+    grads = jax.tree.map(jnp.ones_like, params)
+    for config, wanted in [
+        (Adam(learning_rate=0.1, beta1=0.0, beta2=0.9), optax.adam(0.1, 0.0, 0.9)),
+        (Adam(learning_rate=0.1, weight_decay=0.5), optax.adamw(0.1, weight_decay=0.5)),
+    ]:
+        tx = optimizer(config)
+        chex.assert_trees_all_close(
+            tx.update(grads, tx.init(params), params)[0], wanted.update(grads, wanted.init(params), params)[0]
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"beta2": 1.0}, "beta1 and beta2"),
+        ({"warmup": 10, "decay_steps": 10}, "decay_steps must exceed warmup"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Adam(**options)
+
+
+def test_cosine_goes_from_start_to_end_and_stays():
+    np.testing.assert_allclose([cosine(s, 10.0, 1.0, 100) for s in (0, 50, 100, 200)], [10, 5.5, 1, 1], rtol=1e-6)
