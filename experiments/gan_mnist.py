@@ -66,14 +66,14 @@ class Config(cli.Common):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations; parameters are float32."""
     loss: Literal["non_saturating", "relativistic"] = "relativistic"
-    penalty: float = 10.0
+    penalty: float = 1.0
     """Weight gamma of R1 and R2 at the first step; 0 switches them off."""
-    final_penalty: float = 1.0
+    final_penalty: float = 0.1
     """Their weight from step horizon on, along a cosine."""
-    horizon: int = 4000
-    """Steps over which learning rate and penalty take their course."""
+    horizon: int = 4500
+    """Steps over which the penalty takes its course."""
     batch_size: int = 64
-    optimizer: Adam = Adam(learning_rate=1e-3, beta1=0.0, beta2=0.99)
+    optimizer: Adam = Adam(learning_rate=2e-3, beta1=0.0, beta2=0.99, decay_steps=4500, final_rate=0.1)
     average_half_life: float = 10_000.0
     """Half-life, in images, of the generator's moving average that draws the samples; 0: no average."""
     sample_every: int = 250
@@ -90,7 +90,7 @@ class Config(cli.Common):
 
 
 PRESETS = {
-    "default": Config(steps=4000),
+    "default": Config(steps=4500),
     "article": Config(
         network="article",
         latent_size=100,
@@ -109,6 +109,7 @@ PRESETS = {
         batch_size=256,
         steps=40_000,
         horizon=40_000,
+        optimizer=Adam(learning_rate=2e-4, beta1=0.0, beta2=0.99, warmup=1000, decay_steps=40_000, final_rate=0.25),
         average_half_life=100_000.0,
         sample_every=2000,
         checkpoint_every=2000,

@@ -100,9 +100,7 @@ def apply(network: nn.Module, params: PyTree, x: Array) -> Array:
     return cast(Array, network.apply({"params": params}, x))
 
 
-def update(
-    tx: optax.GradientTransformation, grads: PyTree, opt_state: PyTree, params: PyTree
-) -> tuple[PyTree, PyTree]:
+def update(tx: optax.GradientTransformation, grads: PyTree, opt_state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
     """New parameters and optimiser state."""
     updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state

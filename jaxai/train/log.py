@@ -88,6 +88,21 @@ class Progress:
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show that ``step`` is done, with these metrics."""
+        self._bar.set_postfix_str(self._text(metrics), refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def line(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Leave a line with these metrics above the bar."""
+        self._bar.write(f"step {step}: {self._text(metrics)}", file=sys.stderr)
+
+    def _text(self, metrics: Mapping[str, float]) -> str:
+        return ", ".join(f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in self._show if name in metrics)
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show that ``step`` is done, with these metrics."""
         shown = {name.replace("_", " "): f"{metrics[name]:.3f}" for name in self._show if name in metrics}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._bar.n)

@@ -107,6 +107,7 @@ def fit(
                     late = None
                     values = finite(done, metrics, state, run)
                     write(done, values | call_due(done, state, every))
+                    progress.line(done, values)
                 if save:
                     log.flush()
                     checkpoints.save(done, state, batches.get_state())
