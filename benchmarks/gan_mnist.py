@@ -98,6 +98,7 @@ def speed(config: Config) -> dict[str, Any]:
         ours = Article(config.data_dir)
         ours.turn(config.turn)
         rates: dict[str, list[float]] = {"jaxai": [], "keras": []}
+        line: dict[str, Any] = {}
         for _ in range(config.rounds):
             rates["jaxai"].append(ours.turn(config.turn))
             keras.stdin.write("\n")

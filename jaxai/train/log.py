@@ -83,9 +83,6 @@ class Progress:
         self._bar = tqdm(total=stop, initial=start, desc=label, unit=" steps", bar_format=layout, mininterval=interval)
         self._show = show
 
-    def close(self) -> None:
-        self._bar.close()
-
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show that ``step`` is done, with these metrics."""
         self._bar.set_postfix_str(self._text(metrics), refresh=False)
@@ -100,9 +97,3 @@ class Progress:
 
     def close(self) -> None:
         self._bar.close()
-
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show that ``step`` is done, with these metrics."""
-        shown = {name.replace("_", " "): f"{metrics[name]:.3f}" for name in self._show if name in metrics}
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(step - self._bar.n)

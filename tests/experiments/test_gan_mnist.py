@@ -50,7 +50,12 @@ def environment(workdir: Path) -> dict[str, str]:
 
 def run(workdir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(workdir, *arguments), capture_output=True, text=True, env=environment(workdir), cwd=workdir.parent, check=False
+        command(workdir, *arguments),
+        capture_output=True,
+        text=True,
+        env=environment(workdir),
+        cwd=workdir.parent,
+        check=False,
     )
 
 
