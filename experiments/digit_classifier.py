@@ -25,10 +25,12 @@ from jaxai.data.pipeline import batches
 from jaxai.metrics import digits
 from jaxai.train.loop import fit
 from jaxai.train.optim import Adam, optimizer
-from jaxai.train.run import open_run
+from jaxai.train.run import began_embedded, open_run
+from jaxai.train.sharding import make_mesh
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import init_state, train_step
 
+NAME = "digit_classifier"
 logger = logging.getLogger("jaxai.digit_classifier")
 
 
@@ -37,34 +39,45 @@ class Config(cli.Common):
     """Options of this experiment."""
 
     batch_size: int = 64
-    optimizer: Adam
+    optimizer: Adam = Adam(learning_rate=2e-3, warmup=700, final_rate=0.0, weight_decay=1e-2)
+    horizon: int = 14_000
+    """Steps over which the learning rate takes its course."""
     average_half_life: float = 22_000.0
     """Half-life, in images, of the averaged parameters, which are the result."""
     held_out: int = 0
     """So many of the training images are left out and scored instead of the test set."""
     checkpoint_every: int = 1000
 
-
-def adamw(steps: int) -> Adam:
-    """AdamW with a cosine over all of the run."""
-    return Adam(learning_rate=2e-3, warmup=steps // 20, decay_steps=steps, weight_decay=1e-2)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_at_least(1, "batch_size", "horizon", "checkpoint_every", "average_half_life")
+        self.check_at_least(0, "held_out")
 
 
 PRESETS = {
-    "default": Config(steps=14_000, optimizer=adamw(14_000)),
-    "debug": Config(steps=40, optimizer=adamw(40), average_half_life=100.0, checkpoint_every=20),
+    "default": Config(steps=14_000),
+    "debug": Config(steps=40, horizon=1000, average_half_life=100.0, checkpoint_every=20),
 }
 
 
 def main(config: Config) -> None:
     """Train, write the parameters, print accuracy and SHA-256."""
     train, scored = datasets(config)
-    run = open_run("digit_classifier", config, {"name": train.name, "fingerprint": train.fingerprint})
+    tx = optimizer(config.optimizer, config.horizon)
+    mesh = make_mesh(config.devices, batch_size=config.batch_size)
+    input_batches = batches(
+        train,
+        config.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    data = {"name": train.name, "fingerprint": train.fingerprint, "embedded": train.embedded}
+    run = open_run(NAME, config, data)
     if (summary := run.summary()) and summary["steps"] >= config.steps:
         logger.info("this run is finished")
         report(summary)
         return
-    tx = optimizer(config.optimizer)
 
     def init() -> TrainState:
         key_params, key = jax.random.split(jax.random.key(config.seed))
@@ -73,12 +86,12 @@ def main(config: Config) -> None:
     result = fit(
         partial(train_step, loss_fn=loss_fn, tx=tx, average_half_life=config.average_half_life),
         init,
-        batches(train, config.batch_size, seed=config.seed),
+        input_batches,
         run=run,
         steps=config.steps,
         checkpoint_every=config.checkpoint_every,
         show=["loss", "accuracy"],
-        devices=config.devices,
+        mesh=mesh,
         shard_parameters=config.shard_parameters,
         tensorboard=config.tensorboard,
     )
@@ -87,7 +100,7 @@ def main(config: Config) -> None:
     (run.folder / "digits.safetensors").write_bytes(data)
     _, predicted = digits.features_and_labels(scored.images, params)
     summary = {
-        "steps": config.steps,
+        "steps": int(result.state.step),
         "data": train.source,
         "accuracy": float(np.mean(predicted == scored.labels)),
         "scored_images": len(scored.labels),
@@ -101,12 +114,12 @@ def main(config: Config) -> None:
 
 def datasets(config: Config) -> tuple[Dataset, Dataset]:
     """What to train on and what to score: the official splits, or two parts of the training set."""
-    train = load("mnist", "train", data_dir=config.data_dir)
+    train = load("mnist", "train", data_dir=config.data_dir, embedded_only=began_embedded(NAME, config))
     if not config.held_out:
-        return train, load("mnist", "test", data_dir=config.data_dir)
-    if not 1 <= config.held_out < len(train.labels):
-        raise ValueError(f"held_out must be less than {len(train.labels):,}, got {config.held_out}")
+        return train, load("mnist", "test", data_dir=config.data_dir, embedded_only=train.embedded)
     kept = len(train.labels) - config.held_out
+    if kept < 1:
+        raise ValueError(f"--held-out must be less than {len(train.labels):,}, got {config.held_out}")
     first = dataclasses.replace(train, images=train.images[:kept], labels=train.labels[:kept])
     return first, dataclasses.replace(train, images=train.images[kept:], labels=train.labels[kept:])
 

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import dataclasses
 import difflib
+import importlib.util
 import io
 import itertools
 import logging
@@ -16,7 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import tyro
@@ -61,6 +62,15 @@ class Common:
             raise ValueError(f"--devices must be 0 (all) or more, got {self.devices}")
         if self.seed < 0:
             raise ValueError(f"--seed must be 0 or more, got {self.seed}")
+        if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+            raise ValueError("--tensorboard needs the extra: pip install -e '.[tensorboard]'")
+
+    def check_at_least(self, least: float, *names: str) -> None:
+        """Raise ValueError for the first of these fields that is less than ``least``, or NaN."""
+        for name in names:
+            if not getattr(self, name) >= least:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} must be at least {least}, got {getattr(self, name)}")
 
 
 def parse[ConfigT: Common](
@@ -76,10 +86,18 @@ def parse[ConfigT: Common](
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(f"--preset {name} is unknown: {hint}there are {', '.join(presets)}")
     default = dataclasses.replace(presets[name], preset=name)
+    return read(type(default), arguments, default=default, description=description)
+
+
+def read(form: Any, arguments: Sequence[str], **options: Any) -> Any:
+    """An instance of a dataclass (or of one of a union of them) from the command line, by tyro with these options.
+
+    Raises ValueError, in one line, for unknown options and bad values; ``--help`` prints and exits.
+    """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(type(default), default=default, args=list(arguments), description=description)
+            return tyro.cli(form, args=list(arguments), **options)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -90,7 +108,7 @@ def usage_error(box: str) -> str:
     """The message in the box that tyro draws: what stands above its first rule."""
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]
     message = itertools.takewhile(lambda line: line.strip("─╰╯"), lines)
-    return f"{' '.join(message)} (see --help)"
+    return f"{' '.join(message) or ' '.join(box.split())} (see --help)"
 
 
 def preset_name(arguments: Sequence[str]) -> str:
@@ -109,7 +127,8 @@ def start_platform(platform: str, devices: int) -> None:
 
     Raises ValueError where the platform is not there, naming the extra to install, or has too few devices.
     """
-    keep_freed_memory()
+    if platform in ("auto", "cpu"):
+        keep_freed_memory()
     if devices > 1:
         # Collectives of more devices than cores can starve with the default number of threads.
         os.environ.setdefault("PJRT_NPROC", str(max(16, 2 * devices)))
@@ -123,7 +142,7 @@ def start_platform(platform: str, devices: int) -> None:
         if platform not in INSTALL:
             raise
         message = f"--platform {platform}: JAX finds none here; {INSTALL[platform]}, or use --platform cpu"
-        raise ValueError(message) from error
+        raise ValueError(f"{message} ({one_line(error)})" if str(error) else message) from error
     if devices > found:
         raise ValueError(f"--devices {devices}: JAX finds only {found}; ask for at most {found}")
 
@@ -144,7 +163,7 @@ def keep_freed_memory() -> None:
 def use_compilation_cache() -> None:
     """Keep compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "jaxai" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
@@ -161,11 +180,12 @@ def run[ConfigT: Common](
         main(config)
 
     show_messages()
-    guard(command)
+    guard(command, interrupted="interrupted: --resume auto goes on from the last checkpoint")
 
 
-def guard(command: Callable[[], None]) -> None:
+def guard(command: Callable[[], None], *, interrupted: str = "interrupted") -> None:
     """Run a command: one line and exit code 2 for a user's error, 1 for a loss that is not finite, 130 for Ctrl-C."""
+    jax.config.update("jax_traceback_filtering", "off")  # else an error inside JAX looks as if we had raised it
     try:
         command()
     except FloatingPointError as error:
@@ -177,7 +197,7 @@ def guard(command: Callable[[], None]) -> None:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         sys.exit(130)
 
 

@@ -24,7 +24,7 @@ def grid(images: np.ndarray | Array, columns: int) -> np.ndarray:
     floats as [-1, 1] and clipped. Places after the last image stay white. ValueError for other shapes or dtypes, NaN,
     and ``columns`` < 1.
     """
-    pixels = _to_uint8(np.asarray(images))
+    pixels = to_pixels(np.asarray(images))
     if columns < 1 or not len(pixels):
         raise ValueError(f"columns={columns}, {len(pixels)} images: give at least one of each")
     count, height, width, channels = pixels.shape
@@ -36,7 +36,8 @@ def grid(images: np.ndarray | Array, columns: int) -> np.ndarray:
     return canvas[:-1, :-1]
 
 
-def _to_uint8(images: np.ndarray) -> np.ndarray:
+def to_pixels(images: np.ndarray) -> np.ndarray:
+    """Floats in [-1, 1], clipped and rounded, as uint8 [n, height, width, C]; uint8 as it is. ValueError for others."""
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(f"images: shape {list(images.shape)}, give [n, height, width, 1 or 3]")
     if images.dtype == np.uint8:

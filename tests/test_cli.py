@@ -79,11 +79,23 @@ def test_devices_split_the_cpu():
 def test_interrupt_says_how_to_go_on():
     result = run_main("raise KeyboardInterrupt")
     assert result.returncode == 130
-    assert "the same command goes on" in result.stderr
+    assert "goes on from the last checkpoint" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_bug_inside_a_library_keeps_its_traceback():
-    result = run_main("jax.numpy.ones(3) @ jax.numpy.ones(4)")
+@pytest.mark.parametrize("body", ["jax.jit(lambda x: jax.numpy.split(x, 3))(jax.numpy.ones(4))"])
+def test_bug_inside_a_library_keeps_its_traceback(body):
+    result = run_main(body)
     assert result.returncode == 1
     assert "Traceback" in result.stderr
+
+
+def test_tensorboard_without_the_extra_names_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"--tensorboard needs the extra: .*tensorboard"):
+        Config(tensorboard=True)
+
+
+def test_fields_below_their_least_value_are_named():
+    with pytest.raises(ValueError, match="--width must be at least 5, got 4"):
+        Config(seed=5).check_at_least(5, "seed", "width")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from jaxai import cli
 from jaxai.data import prepare, sources, tfds
 
 
@@ -48,16 +49,9 @@ def run(command: Prepare | Show) -> str:
 
 def main() -> None:
     """The command line: exit code 0, or 2 with one line on stderr."""
-    command = tyro.cli(Prepare | Show, prog="python -m jaxai.data", description=__doc__)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a half-made folder is removed
-    try:
-        print(run(command))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was left behind", file=sys.stderr)
-        sys.exit(130)
+    options = {"prog": "python -m jaxai.data", "description": __doc__}
+    cli.guard(lambda: print(run(cli.read(Prepare | Show, sys.argv[1:], **options))))
 
 
 if __name__ == "__main__":

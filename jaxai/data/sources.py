@@ -19,8 +19,9 @@ logger = logging.getLogger("jaxai.data")
 class Dataset:
     """A split in memory, read-only: ``images`` uint8 [n, height, width, C], ``labels`` int32 [n] < ``num_classes``.
 
-    ``source`` says in one line where it came from. ``fingerprint`` is the start of the SHA-256 over the bytes of images
-    and labels, in hexadecimal: equal for the same examples in the same order.
+    ``source`` says in one line where it came from, ``embedded`` whether it is a set that the package carries.
+    ``fingerprint`` is the start of the SHA-256 over the bytes of images and labels, in hexadecimal: equal for the same
+    examples in the same order.
     """
 
     name: str
@@ -29,16 +30,18 @@ class Dataset:
     labels: Int32[np.ndarray, " n"]
     num_classes: int
     source: str
+    embedded: bool
     fingerprint: str
 
 
-def load(name: str, split: str, *, data_dir: str | os.PathLike | None = None) -> Dataset:
+def load(name: str, split: str, *, data_dir: str | os.PathLike | None = None, embedded_only: bool = False) -> Dataset:
     """The split ``train`` or ``test`` of ``mnist``, ``fashion_mnist``, ``cifar10`` or ``digits8x8``.
 
     It takes the first of: a prepared tensorflow-datasets folder (under ``data_dir``, else in ``TFDS_DATA_DIR`` or
     ~/tensorflow_datasets; ArrayRecord format); the official files under ``data_dir``; the network; the embedded set
     (5,000 digits of MNIST). With a ``data_dir`` nothing outside it is used. ``digits8x8`` always comes from
-    scikit-learn. The choice is logged in one line (logger ``jaxai.data``).
+    scikit-learn. ``embedded_only`` looks nowhere else: for the second split beside an embedded first one, and for a run
+    that began with the embedded set. The choice is logged in one line (logger ``jaxai.data``).
 
     Raises ``ValueError`` for an unknown name or split and for damaged, mislabelled or misshapen files,
     ``FileNotFoundError`` where the set is nowhere, ``OSError`` for a damaged prepared folder. Without a network it
@@ -52,20 +55,24 @@ def load(name: str, split: str, *, data_dir: str | os.PathLike | None = None) ->
         raise FileNotFoundError(
             f"data_dir (--data-dir) {folder} {state}; give the folder that holds {name}'s files, or leave it out"
         )
-    (images, labels), where = _find(spec, split, folder)
+    if embedded_only:
+        (images, labels), where = _embedded(spec, split, "not looked for elsewhere")
+    else:
+        (images, labels), where = _find(spec, split, folder)
     images.setflags(write=False)
     labels.setflags(write=False)
     source = f"{name} {split}: {len(labels):,} {where}"
     logger.info(source)
     fingerprint = hashlib.sha256(np.ascontiguousarray(images))
     fingerprint.update(labels)
-    return Dataset(name, split, images, labels, spec.num_classes, source, fingerprint.hexdigest()[:16])
+    is_embedded = where.startswith("embedded")
+    return Dataset(name, split, images, labels, spec.num_classes, source, is_embedded, fingerprint.hexdigest()[:16])
 
 
 def _find(spec: Spec, split: str, folder: Path | None) -> tuple[Arrays, str]:
     """The arrays and the end of the source line."""
     if spec.name == "digits8x8":
-        return embedded.digits8x8(split), "embedded 8x8 digits (scikit-learn)"
+        return _embedded(spec, split, "")
     root = tfds.default_dir() if folder is None else folder
     prepared = tfds.prepared_folder(spec.name, root)
     if prepared is not None:
@@ -83,12 +90,19 @@ def _find(spec: Spec, split: str, folder: Path | None) -> tuple[Arrays, str]:
             return tfds.read_prepared(spec, split, prepared), f"images downloaded to {prepared}"
         except (OSError, ValueError) as error:
             failure = str(error)
+    if spec.name == "mnist" and failure != "no network":
+        logger.warning(f"mnist: download failed, going on with the embedded digits: {failure}")
+    return _embedded(spec, split, failure)
+
+
+def _embedded(spec: Spec, split: str, failure: str) -> tuple[Arrays, str]:
+    """The set that the package carries, and the end of the source line; FileNotFoundError where there is none."""
+    if spec.name == "digits8x8":
+        return embedded.digits8x8(split), "embedded 8x8 digits (scikit-learn)"
     if spec.name == "mnist":
-        if failure != "no network":
-            logger.warning(f"mnist: download failed, going on with the embedded digits: {failure}")
         count = f"{spec.counts[split]:,}"
         return embedded.mnist(split), f"embedded digits (subset of MNIST; for all {count} pass --data-dir)"
-    raise FileNotFoundError(_nowhere(spec.name, root, failure))
+    raise FileNotFoundError(_nowhere(spec.name, tfds.default_dir(), failure))
 
 
 def _not_under(name: str, split: str, folder: Path) -> str:

@@ -62,8 +62,8 @@ class ResidualBlock(nn.Module):
 class Generator(nn.Module):
     """Two dense layers to the lowest resolution; per width residual blocks and a 4x4 stride-2 transposed convolution.
 
-    No normalisation and no tanh, as in R3GAN (arXiv 2501.05441). ``widths`` (128, 64) makes 28x28 images from 7x7x128
-    by way of 14x14x64. Returns float32.
+    No normalisation, as in R3GAN (arXiv 2501.05441); but a tanh, since most pixels of a digit are exactly -1.
+    ``widths`` (128, 64) makes 28x28 images from 7x7x128 by way of 14x14x64. Returns float32.
     """
 
     widths: Sequence[int]
@@ -103,7 +103,7 @@ class Discriminator(nn.Module):
                 x = ResidualBlock(dtype=self.dtype)(x)
         x = activation(x).reshape(len(x), -1)
         x = activation(nn.Dense(self.hidden, kernel_init=HE, dtype=self.dtype)(x))
-        return nn.Dense(1, dtype=self.dtype)(x)[:, 0].astype(jnp.float32)
+        return nn.Dense(1, dtype=jnp.float32)(x)[:, 0]  # logits are subtracted: no bfloat16
 
 
 HE = nn.initializers.he_normal()

@@ -14,7 +14,7 @@ def max_pool(
     x: Images,
     window: int | Pair,
     *,
-    strides: int | Pair | None = None,
+    strides: int | Pair = 1,
     padding: Padding = "VALID",
     implementation: str | None = None,
 ) -> Float[Array, "B out_height out_width C"]:
@@ -26,7 +26,7 @@ def max_pool(
     `implementation`: "lax" or "slices". None is "slices" on CPU, where the gradient takes 0.7 ms instead of 16
     (2x2 on 64x30x30x32), and `lax` on every other platform. Raises ValueError for sizes that don't fit.
     """
-    window, strides = pair("window", window), pair("strides", strides or 1)
+    window, strides = pair("window", window), pair("strides", strides)
     pads = _pads(x, window, strides, padding)
 
     def by_lax(x: Array) -> Array:
@@ -42,7 +42,7 @@ def avg_pool(
     x: Images,
     window: int | Pair,
     *,
-    strides: int | Pair | None = None,
+    strides: int | Pair = 1,
     padding: Padding = "VALID",
     implementation: str | None = None,
 ) -> Float[Array, "B out_height out_width C"]:
@@ -51,7 +51,7 @@ def avg_pool(
     x [B, H, W, C]; `strides` defaults to 1. `implementation`: "lax" or "slices"; None is "slices" on CPU and `lax` on
     every other platform. Raises ValueError for sizes that don't fit.
     """
-    window, strides = pair("window", window), pair("strides", strides or 1)
+    window, strides = pair("window", window), pair("strides", strides)
     pads = _pads(x, window, strides, padding)
     size = window[0] * window[1]
 

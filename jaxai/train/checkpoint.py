@@ -10,9 +10,9 @@ from jaxai.typing import PyTree
 
 
 class Checkpoints:
-    """The checkpoints of one run: a state (pytree of arrays, typed keys too) and the input's state (JSON) per step.
+    """The checkpoints of one run: per step a state (pytree of arrays, typed keys too) and what the host knows (JSON).
 
-    Saves are synchronous, so a failed one raises OSError before the next step; the newest ``keep`` stay. What a killed
+    Saves are synchronous, so a failed one raises before the next step; the newest ``keep`` stay. What a killed
     save left behind is removed at the next start.
     """
 
@@ -29,22 +29,19 @@ class Checkpoints:
         """The step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: PyTree, input_state: dict[str, Any]) -> None:
+    def save(self, step: int, state: PyTree, host: dict[str, Any]) -> None:
         """Save under ``step``; does nothing if that step is there already."""
         if step != self.latest_step():
-            items = ocp.args.Composite(state=ocp.args.StandardSave(state), input=ocp.args.JsonSave(input_state))
+            items = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
             self._manager.save(step, args=items)
 
     def restore(self, step: int, like: PyTree, shardings: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        """The state and the input's state of a step, with the shapes of ``like`` and the given shardings.
-
-        Raises ValueError where the checkpoint's tree or shapes are not those of ``like``.
-        """
+        """The state and the host's values of a step, with the shapes of ``like`` and the given shardings."""
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             like,
             shardings,
         )
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), input=ocp.args.JsonRestore())
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), host=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
-        return restored["state"], restored["input"]
+        return restored["state"], restored["host"]

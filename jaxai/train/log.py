@@ -21,7 +21,7 @@ class MetricsLog:
     def __init__(self, path: Path, after: int, *, tensorboard: bool = False) -> None:
         keep_until(path, after)
         self._file = path.open("a", buffering=1)  # by line: a run can be watched
-        self._events = event_writer(path.parent / "tensorboard") if tensorboard else None
+        self._events = event_writer(path.parent / "tensorboard", after) if tensorboard else None
 
     def close(self) -> None:
         self._file.close()
@@ -64,14 +64,11 @@ def step_of(line: str) -> float:
         return float("inf")
 
 
-def event_writer(folder: Path) -> Any:
-    """A TensorBoard writer. Raises ValueError naming the extra where tensorboardX is not installed."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        message = "--tensorboard needs the extra: pip install -e '.[tensorboard]'"
-        raise ValueError(message) from error
-    return SummaryWriter(str(folder))
+def event_writer(folder: Path, after: int) -> Any:
+    """A TensorBoard writer (extra: tensorboard) that hides what an interrupted run wrote after step ``after``."""
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=after + 1)
 
 
 class Progress:

@@ -10,11 +10,12 @@ from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+from jax.sharding import Mesh
 
 from jaxai.train.checkpoint import Checkpoints
 from jaxai.train.log import MetricsLog, Progress
 from jaxai.train.run import Run, write_json
-from jaxai.train.sharding import batch_sharding, make_mesh, put_batch, state_sharding
+from jaxai.train.sharding import batch_sharding, put_batch, state_sharding
 from jaxai.typing import Array, PyTree
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Every:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The state after the last step, and where the time of this start went (seconds)."""
+    """The state after the last step, and where the time went (seconds, over all starts of the run)."""
 
     state: Any
     compile_seconds: float
@@ -58,7 +59,7 @@ def fit(
     checkpoint_every: int,
     every: Sequence[Every] = (),
     show: Sequence[str] = ("loss",),
-    devices: int = 0,
+    mesh: Mesh,
     shard_parameters: bool = False,
     tensorboard: bool = False,
 ) -> Result:
@@ -67,24 +68,25 @@ def fit(
     The step is jitted with the state donated and sharded over the devices. Raises FloatingPointError at the first
     metric that is not finite, after writing ``nonfinite.json``; nothing of that step is saved.
     """
-    mesh = make_mesh(devices)
     shapes = jax.eval_shape(init)
     shardings = state_sharding(shapes, mesh, shard_parameters=shard_parameters)
     put = partial(put_batch, sharding=batch_sharding(mesh))
     with jax.set_mesh(mesh), closing(Checkpoints(run.checkpoints)) as checkpoints:
         start = checkpoints.latest_step() or 0
+        compile_seconds = train_seconds = 0.0
         if start:
-            state, input_state = checkpoints.restore(start, shapes, shardings)
-            batches.set_state(input_state)
+            state, host = checkpoints.restore(start, shapes, shardings)
+            batches.set_state(host["batches"])
+            compile_seconds, train_seconds = host["compile_seconds"], host["train_seconds"]
             logger.info("going on from step %d of %s", start, run.folder)
         else:
             state = jax.jit(init, out_shardings=shardings)()
         if start >= steps:
-            return Result(state, 0.0, 0.0)
-        before = time.perf_counter()
+            return Result(state, compile_seconds, train_seconds)
+        clock = Clock()
         compiled = compile_step(step, state, shardings, batches, put)
-        compiled_at = time.perf_counter()
-        logger.info("compiled the training step in %.1f s", compiled_at - before)
+        logger.info("compiled the training step in %.1f s", seconds := clock.lap())
+        compile_seconds += seconds
         with (
             closing(MetricsLog(run.metrics, start, tensorboard=tensorboard)) as log,
             closing(Progress(run.folder.name, start, steps, show)) as progress,
@@ -110,8 +112,21 @@ def fit(
                     progress.line(done, values)
                 if save:
                     log.flush()
-                    checkpoints.save(done, state, batches.get_state())
-    return Result(state, compiled_at - before, time.perf_counter() - compiled_at)
+                    train_seconds += clock.lap()
+                    times = {"compile_seconds": compile_seconds, "train_seconds": train_seconds}
+                    checkpoints.save(done, state, {"batches": batches.get_state(), **times})
+    return Result(state, compile_seconds, train_seconds)
+
+
+class Clock:
+    """Seconds since the last lap."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        last, self._last = self._last, time.perf_counter()
+        return self._last - last
 
 
 def compile_step(

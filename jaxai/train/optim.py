@@ -19,10 +19,8 @@ class Adam:
     beta2: float = 0.999
     warmup: int = 0
     """Steps over which the learning rate rises linearly from 0."""
-    decay_steps: int = 0
-    """Steps, counted from 0, at whose end a cosine has taken the learning rate to final_rate; 0: no decay."""
-    final_rate: float = 0.0
-    """The learning rate at the end of the decay, as a share of learning_rate."""
+    final_rate: float = 1.0
+    """The learning rate at the horizon, as a share of learning_rate; a cosine leads there from the warm-up's end."""
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
@@ -30,27 +28,24 @@ class Adam:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ValueError(f"beta1 and beta2 must lie in [0, 1), got {self.beta1} and {self.beta2}")
-        if self.decay_steps and self.decay_steps <= self.warmup:
-            raise ValueError(f"decay_steps must exceed warmup, got {self.decay_steps} and {self.warmup}")
+        if not (self.warmup >= 0 and self.final_rate >= 0 and self.weight_decay >= 0):
+            raise ValueError("warmup, final_rate and weight_decay must be 0 or more")
 
 
-def schedule(config: Adam) -> optax.Schedule:
-    """The learning rate at a step: linear warm-up, then constant or a cosine to its final share."""
-    rate = config.learning_rate
-    if config.decay_steps:
-        return optax.warmup_cosine_decay_schedule(
-            0.0 if config.warmup else rate, rate, config.warmup, config.decay_steps, rate * config.final_rate
-        )
-    if config.warmup:
-        return optax.linear_schedule(0.0, rate, config.warmup)
-    return optax.constant_schedule(rate)
+def schedule(config: Adam, horizon: int) -> optax.Schedule:
+    """The learning rate at a step: linear warm-up, then a cosine to its final share at ``horizon``, then constant."""
+    rate, start = config.learning_rate, 0.0 if config.warmup else config.learning_rate
+    if horizon <= config.warmup:
+        raise ValueError(f"horizon {horizon} must exceed warmup {config.warmup}")
+    return optax.warmup_cosine_decay_schedule(start, rate, config.warmup, horizon, rate * config.final_rate)
 
 
-def optimizer(config: Adam) -> optax.GradientTransformation:
-    """The optax transformation of a config."""
+def optimizer(config: Adam, horizon: int) -> optax.GradientTransformation:
+    """The optax transformation of a config whose learning rate takes its course over ``horizon`` steps."""
+    rate = schedule(config, horizon)
     if config.weight_decay:
-        return optax.adamw(schedule(config), config.beta1, config.beta2, weight_decay=config.weight_decay)
-    return optax.adam(schedule(config), config.beta1, config.beta2)
+        return optax.adamw(rate, config.beta1, config.beta2, weight_decay=config.weight_decay)
+    return optax.adam(rate, config.beta1, config.beta2)
 
 
 def cosine(step: ArrayLike, start: float, end: float, horizon: int) -> Array:

@@ -43,28 +43,56 @@ class Run:
         write_json(self.folder / "summary.json", summary)
 
 
-def open_run(experiment: str, config: Common, data: Mapping[str, str]) -> Run:
+def run_folder(experiment: str, config: Common) -> Path:
+    """Where this config's run lives: ``--workdir``, or runs/EXPERIMENT/PRESET."""
+    return config.workdir or Path("runs") / experiment / config.preset
+
+
+def began_embedded(experiment: str, config: Common) -> bool:
+    """Whether this run began with an embedded data set, with which it must go on also where there is a network now."""
+    folder = run_folder(experiment, config)
+    if config.data_dir or config.resume == "never" or not (folder / "config.json").exists():
+        return False
+    return bool(read_config(folder)["data"].get("embedded"))
+
+
+def open_run(experiment: str, config: Common, data: Mapping[str, Any]) -> Run:
     """The folder of this config's run, made or, for a run that goes on, checked to be the same run.
 
-    ``data`` names what the run is trained on (data set and fingerprint). Raises ValueError where the folder holds a run
-    of another config or other data (naming the first difference), or files that are no run.
+    ``data`` says what the run is trained on: name, fingerprint, whether embedded. Check everything else that a user can
+    get wrong before: this writes. Raises ValueError where the folder holds a run of another config or other data
+    (naming the first difference) or files that are no run, and where it can't be used.
     """
-    folder = config.workdir or Path("runs") / experiment / config.preset
+    folder = run_folder(experiment, config)
     identity = run_identity(experiment, config, data)
-    if config.resume == "never" and folder.exists() and any(folder.iterdir()):
-        move_aside(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "config.json"
-    if path.exists():
-        check_same(identity, json.loads(path.read_text()), folder)
-    elif any(folder.iterdir()):
-        raise ValueError(f"{folder} holds files but no run (no config.json): choose another --workdir")
-    else:
-        write_json(path, identity)
+    try:
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").exists():
+            raise ValueError(f"{folder} holds files but no run (no config.json): choose another --workdir")
+        if config.resume == "never" and folder.is_dir() and any(folder.iterdir()):
+            move_aside(folder)
+        if (folder / "config.json").exists():
+            check_same(identity, read_config(folder), folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "config.json", identity)
+    except OSError as error:
+        message = f"the run's folder {folder} can't be used ({error.strerror}): choose another --workdir"
+        raise ValueError(message) from error
     return Run(folder)
 
 
-def run_identity(experiment: str, config: Common, data: Mapping[str, str]) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of the run in a folder. Raises ValueError where the file is damaged."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError:
+        config = None
+    if not isinstance(config, dict) or "data" not in config:
+        raise ValueError(f"{folder / 'config.json'} is damaged: --resume never moves the run aside and starts anew")
+    return config
+
+
+def run_identity(experiment: str, config: Common, data: Mapping[str, Any]) -> dict[str, Any]:
     """What must be equal for two starts to be one run, as JSON values."""
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
     return json.loads(json.dumps({"experiment": experiment, **fields, "data": dict(data)}))
@@ -82,7 +110,7 @@ def check_same(wanted: Mapping[str, Any], found: Mapping[str, Any], folder: Path
 
 def move_aside(folder: Path) -> None:
     """Rename a folder to the first free name folder.1, folder.2, ... and say so."""
-    number = 1
+    folder, number = folder.absolute(), 1
     while (target := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
     folder.rename(target)

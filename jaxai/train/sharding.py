@@ -13,9 +13,14 @@ from jaxai.typing import PyTree
 SMALLEST_SHARDED = 2**12  # elements; below, a gather costs more than the memory it saves
 
 
-def make_mesh(devices: int = 0) -> Mesh:
-    """A mesh of the first ``devices`` devices (0: all) with one axis ``data``."""
+def make_mesh(devices: int = 0, *, batch_size: int = 0) -> Mesh:
+    """A mesh of the first ``devices`` devices (0: all) with one axis ``data``.
+
+    Raises ValueError where a global batch of ``batch_size`` does not divide over them.
+    """
     found = jax.devices()[: devices or None]
+    if batch_size % len(found):
+        raise ValueError(f"--batch-size {batch_size} does not divide over {len(found)} devices: change one of them")
     return jax.make_mesh((len(found),), ("data",), axis_types=(AxisType.Auto,), devices=found)
 
 
@@ -48,15 +53,5 @@ def partition(shape: tuple[int, ...], parts: int) -> PartitionSpec:
 
 
 def put_batch(batch: PyTree, sharding: NamedSharding) -> PyTree:
-    """This process's rows of a global batch (numpy, leading axis) as global arrays on the mesh.
-
-    Raises ValueError where the batch does not divide over the devices.
-    """
-    here = len(sharding.addressable_devices)
-
-    def put(rows: np.ndarray) -> jax.Array:
-        if len(rows) % here:
-            raise ValueError(f"a batch of {len(rows)} does not divide over {here} devices: change --batch-size")
-        return jax.make_array_from_process_local_data(sharding, rows)
-
-    return jax.tree.map(put, batch)
+    """This process's rows of a global batch (numpy, leading axis) as global arrays on the mesh."""
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)

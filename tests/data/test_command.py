@@ -118,3 +118,5 @@ def test_usage_errors(arguments):
     done = command(*arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")

@@ -7,7 +7,6 @@ import numpy as np
 import optax
 import pytest
 
-from jaxai.adversarial.losses import LOSSES
 from jaxai.train.adversarial import pairs, split_pairs
 from jaxai.train.optim import average_decay
 from tests.helpers import SHAPE, TinyDiscriminator, TinyGenerator, tiny_gan
@@ -110,7 +109,3 @@ def test_average_forgets_half_after_its_half_life():
     step = 10**6 // 32
     assert average_decay(step, 32, 3200.0) ** 100 == pytest.approx(0.5, rel=1e-5)
     assert average_decay(0, 32, 3200.0) == pytest.approx(0.5**20)  # ramp: half-life of 5 % of the images seen
-
-
-def test_losses_known():
-    assert set(LOSSES) == {"non_saturating", "relativistic"}

@@ -8,7 +8,7 @@ import pytest
 
 from jaxai.cli import Common
 from jaxai.train.log import MetricsLog, keep_until
-from jaxai.train.run import open_run
+from jaxai.train.run import began_embedded, open_run
 
 DATA = {"name": "mnist", "fingerprint": "abc"}
 
@@ -43,8 +43,9 @@ def test_another_run_in_the_folder_is_refused(tmp_path, change, data, message):
 
 def test_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="holds files but no run"):
-        open_run("test", Config(workdir=tmp_path), DATA)
+    for resume in ("auto", "never"):
+        with pytest.raises(ValueError, match="holds files but no run"):
+            open_run("test", Config(workdir=tmp_path, resume=resume), DATA)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -57,6 +58,29 @@ def test_resume_never_moves_the_old_run_aside_and_says_so(tmp_path, caplog):
     assert "moved the earlier run to" in caplog.text
     kept = [json.loads((tmp_path / name / "summary.json").read_text())["width"] for name in ("run.1", "run.2", "run")]
     assert kept == [4, 8, 16]
+
+
+def test_folder_that_cannot_be_used_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match=r"the run's folder .*file.* can't be used .*choose another --workdir"):
+            open_run("test", Config(workdir=folder), DATA)
+
+
+@pytest.mark.parametrize("content", ['{"data": ', "[]", "{}"])
+def test_damaged_config_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config.json is damaged: --resume never"):
+        open_run("test", Config(workdir=tmp_path), DATA)
+
+
+def test_run_that_began_with_embedded_data_goes_on_with_it(tmp_path):
+    config = Config(workdir=tmp_path / "run")
+    assert not began_embedded("test", config)
+    open_run("test", config, {**DATA, "embedded": True})
+    assert began_embedded("test", config)
+    assert not began_embedded("test", dataclasses.replace(config, resume="never"))
+    assert not began_embedded("test", dataclasses.replace(config, data_dir=tmp_path))
 
 
 def test_metrics_stand_once_per_step_rounded_and_exact(tmp_path):

@@ -1,0 +1,36 @@
+"""Experiments as processes of their own: one CPU, no network, no prepared data."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent.parent
+SCRIPTS = REPOSITORY / "experiments"
+
+
+def command(script: Path, workdir: Path, *arguments: str) -> list[str]:
+    """A debug run in a folder."""
+    return [sys.executable, str(script), "--preset", "debug", "--workdir", str(workdir), *arguments]
+
+
+def environment(workdir: Path) -> dict[str, str]:
+    """What a run takes is the embedded set; compiled programs are kept between tests."""
+    proxies = [name for upper in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY") for name in (upper, upper.lower())]
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(REPOSITORY / ".jax_cache"),
+        "TFDS_DATA_DIR": str(workdir.parent / "tfds"),
+        **dict.fromkeys(proxies, "http://127.0.0.1:9"),
+        "NO_PROXY": "",
+        "no_proxy": "",
+    }
+
+
+def run(script: Path, workdir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The finished run."""
+    line = command(script, workdir, *arguments)
+    return subprocess.run(
+        line, capture_output=True, text=True, env=environment(workdir), cwd=workdir.parent, check=False
+    )
