@@ -55,24 +55,19 @@ def load(name: str, split: str, *, data_dir: str | os.PathLike | None = None, em
         raise FileNotFoundError(
             f"data_dir (--data-dir) {folder} {state}; give the folder that holds {name}'s files, or leave it out"
         )
-    if embedded_only:
-        (images, labels), where = _embedded(spec, split, "not looked for elsewhere")
-    else:
-        (images, labels), where = _find(spec, split, folder)
+    found = None if embedded_only or name == "digits8x8" else _find(spec, split, folder)
+    (images, labels), where = found or _embedded(spec, split)
     images.setflags(write=False)
     labels.setflags(write=False)
     source = f"{name} {split}: {len(labels):,} {where}"
     logger.info(source)
     fingerprint = hashlib.sha256(np.ascontiguousarray(images))
     fingerprint.update(labels)
-    is_embedded = where.startswith("embedded")
-    return Dataset(name, split, images, labels, spec.num_classes, source, is_embedded, fingerprint.hexdigest()[:16])
+    return Dataset(name, split, images, labels, spec.num_classes, source, found is None, fingerprint.hexdigest()[:16])
 
 
-def _find(spec: Spec, split: str, folder: Path | None) -> tuple[Arrays, str]:
-    """The arrays and the end of the source line."""
-    if spec.name == "digits8x8":
-        return _embedded(spec, split, "")
+def _find(spec: Spec, split: str, folder: Path | None) -> tuple[Arrays, str] | None:
+    """The arrays and the end of the source line; None where only the embedded set is left."""
     root = tfds.default_dir() if folder is None else folder
     prepared = tfds.prepared_folder(spec.name, root)
     if prepared is not None:
@@ -90,19 +85,21 @@ def _find(spec: Spec, split: str, folder: Path | None) -> tuple[Arrays, str]:
             return tfds.read_prepared(spec, split, prepared), f"images downloaded to {prepared}"
         except (OSError, ValueError) as error:
             failure = str(error)
-    if spec.name == "mnist" and failure != "no network":
+    if spec.name != "mnist":
+        raise FileNotFoundError(_nowhere(spec.name, root, failure))
+    if failure != "no network":
         logger.warning(f"mnist: download failed, going on with the embedded digits: {failure}")
-    return _embedded(spec, split, failure)
+    return None
 
 
-def _embedded(spec: Spec, split: str, failure: str) -> tuple[Arrays, str]:
-    """The set that the package carries, and the end of the source line; FileNotFoundError where there is none."""
+def _embedded(spec: Spec, split: str) -> tuple[Arrays, str]:
+    """The set that the package carries, and the end of the source line. ValueError where it carries none."""
     if spec.name == "digits8x8":
         return embedded.digits8x8(split), "embedded 8x8 digits (scikit-learn)"
     if spec.name == "mnist":
         count = f"{spec.counts[split]:,}"
         return embedded.mnist(split), f"embedded digits (subset of MNIST; for all {count} pass --data-dir)"
-    raise FileNotFoundError(_nowhere(spec.name, tfds.default_dir(), failure))
+    raise ValueError(f"embedded_only: the package carries no {spec.name}, only mnist and digits8x8; leave it out")
 
 
 def _not_under(name: str, split: str, folder: Path) -> str:

@@ -151,3 +151,11 @@ def test_embedded_and_official_paths_import_little(tmp_path):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     assert done.stderr == ""
+
+
+def test_embedded_only_looks_nowhere_else(official_mnist):
+    dataset = jaxai.data.load("mnist", "test", data_dir=official_mnist, embedded_only=True)
+    assert (dataset.embedded, len(dataset.labels)) == (True, 500)
+    assert not jaxai.data.load("mnist", "test", data_dir=official_mnist).embedded
+    with pytest.raises(ValueError, match="the package carries no cifar10"):
+        jaxai.data.load("cifar10", "test", embedded_only=True)
