@@ -14,7 +14,7 @@ from jaxai.data.pipeline import batches
 def numbered(n: int) -> Dataset:
     """A data set whose labels are the row numbers."""
     images = np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1)
-    return Dataset("numbers", "train", images, np.arange(n, dtype=np.int32), n, "made up", "0" * 16)
+    return Dataset("numbers", "train", images, np.arange(n, dtype=np.int32), n, "made up", False, "0" * 16)
 
 
 def labels_of(iterator, steps: int) -> np.ndarray:
