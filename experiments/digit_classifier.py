@@ -72,8 +72,7 @@ def main(config: Config) -> None:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    data = {"name": train.name, "fingerprint": train.fingerprint, "embedded": train.embedded}
-    run = open_run(NAME, config, data)
+    run = open_run(NAME, config, train.identity())
     if (summary := run.summary()) and summary["steps"] >= config.steps:
         logger.info("this run is finished")
         report(summary)

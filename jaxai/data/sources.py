@@ -33,6 +33,10 @@ class Dataset:
     embedded: bool
     fingerprint: str
 
+    def identity(self) -> dict[str, str | bool]:
+        """What a run that goes on must find again: name, fingerprint, whether embedded."""
+        return {"name": self.name, "fingerprint": self.fingerprint, "embedded": self.embedded}
+
 
 def load(name: str, split: str, *, data_dir: str | os.PathLike | None = None, embedded_only: bool = False) -> Dataset:
     """The split ``train`` or ``test`` of ``mnist``, ``fashion_mnist``, ``cifar10`` or ``digits8x8``.

@@ -7,10 +7,8 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Float
 
-from jaxai.ops.conv import Padding, conv, conv_transpose
+from jaxai.ops.conv import Padding, Pair, conv, conv_transpose
 from jaxai.typing import Array, Images
-
-type Pair = tuple[int, int]
 
 
 class Conv(nn.Module):

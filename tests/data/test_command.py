@@ -1,28 +1,24 @@
 """``python -m jaxai.data`` as a person runs it."""
 
-import gzip
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from idx_files import write_idx
+from idx_files import idx_bytes, write_idx
 
 import jaxai.data
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     whole = [sys.executable, "-m", "jaxai.data", *map(str, arguments)]
-    return subprocess.run(whole, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(whole, capture_output=True, text=True, check=False, timeout=300)
 
 
 def refused(*arguments: str | Path) -> str:
-    """Exit code 2 and one line on stderr within 5 s; the line."""
-    start = time.monotonic()
+    """Exit code 2 and one line on stderr; the line. (test_sources bounds the time without a network.)"""
     done = command(*arguments)
-    assert time.monotonic() - start < 5
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
@@ -54,11 +50,23 @@ def test_missing_folders(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damaged_file(tmp_path):
-    write_idx(tmp_path)
-    path = tmp_path / "train-images-idx3-ubyte.gz"
-    path.write_bytes(gzip.compress(b"not idx"))
-    assert "wrong magic number" in refused("show", "mnist", "--data-dir", tmp_path)
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content, labels: b"not idx", "wrong magic number"),
+        (lambda content, labels: content[:-1], "truncated"),
+        (lambda content, labels: labels, "labels"),
+        (lambda content, labels: idx_bytes(np.zeros((60, 20, 20))), "20"),
+    ],
+    ids=["magic", "truncated", "mislabelled", "shape"],
+)
+def test_damaged_file(tmp_path, damage, message):
+    write_idx(tmp_path, packed=False)
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(damage(path.read_bytes(), (tmp_path / "train-labels-idx1-ubyte").read_bytes()))
+    line = refused("show", "mnist", "--data-dir", tmp_path)
+    assert message in line
+    assert path.name in line
 
 
 def test_wrong_checksum(tmp_path):

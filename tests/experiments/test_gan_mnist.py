@@ -145,6 +145,21 @@ def test_every_preset_makes_networks_that_take_a_step(experiment):
         assert dtypes == {jnp.dtype("float32")}, name
 
 
+def test_gpu_preset_lowers_for_cuda_with_bfloat16_convolutions(experiment):
+    config = dataclasses.replace(experiment.PRESETS["gpu"], batch_size=4)
+    step, init = experiment.training(config, *experiment.networks(config))
+    keyless = jax.eval_shape(init).replace(key=None)
+    batch = {"image": jax.ShapeDtypeStruct((4, 28, 28, 1), "uint8")}
+    lower = jax.export.export(
+        jax.jit(lambda state, batch: step(state.replace(key=jax.random.key(0)), batch)[1]), platforms=["cuda"]
+    )
+    convolutions = [
+        line for line in lower(keyless, batch).mlir_module().splitlines() if "stablehlo.convolution" in line
+    ]
+    assert len(convolutions) > 20
+    assert sum("bf16" in line for line in convolutions) == len(convolutions)
+
+
 def test_article_networks_have_the_articles_sizes(experiment):
     config = experiment.PRESETS["article"]
     _, init = experiment.training(config, *experiment.networks(config))
