@@ -149,7 +149,10 @@ def call_due(done: int, state: Any, every: Sequence[Every]) -> dict[str, float]:
 
 
 def finite(step: int, metrics: Mapping[str, Array], state: PyTree, run: Run) -> dict[str, float]:
-    """The metrics on the host. Raises FloatingPointError, after writing a report, if one is NaN or infinite."""
+    """The metrics on the host. Raises FloatingPointError, after writing a report, if one is NaN or infinite.
+
+    The report counts the bad elements of ``state``, which may be one step further than the metrics.
+    """
     values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
