@@ -56,12 +56,8 @@ class Common:
     """Also write TensorBoard events (extra: tensorboard)."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"--steps must be at least 1, got {self.steps}")
-        if self.devices < 0:
-            raise ValueError(f"--devices must be 0 (all) or more, got {self.devices}")
-        if self.seed < 0:
-            raise ValueError(f"--seed must be 0 or more, got {self.seed}")
+        self.check_at_least(1, "steps")
+        self.check_at_least(0, "devices", "seed")
         if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
             raise ValueError("--tensorboard needs the extra: pip install -e '.[tensorboard]'")
 
