@@ -35,7 +35,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from jaxai import cli
+from jaxai import cli, command
 from jaxai.adversarial.losses import LOSSES
 from jaxai.data import load
 from jaxai.data.pipeline import batches
@@ -248,5 +248,5 @@ def plot(path: Path, series: Mapping[str, Sequence[float]], label: str, *, logar
 
 
 if __name__ == "__main__":
-    cli.show_messages()
-    cli.guard(lambda: main(cli.read(Config, sys.argv[1:], description=__doc__)))
+    command.show_messages()
+    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))

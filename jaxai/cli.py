@@ -4,23 +4,20 @@ An experiment declares ``class Config(cli.Common)``, ``PRESETS = {"default": Con
 ends with ``cli.run(main, PRESETS, __doc__)``.
 """
 
-import contextlib
 import ctypes
 import dataclasses
 import difflib
 import importlib.util
-import io
 import itertools
-import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
-import tyro
+
+from jaxai import command
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # <malloc.h>
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
@@ -82,29 +79,7 @@ def parse[ConfigT: Common](
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(f"--preset {name} is unknown: {hint}there are {', '.join(presets)}")
     default = dataclasses.replace(presets[name], preset=name)
-    return read(type(default), arguments, default=default, description=description)
-
-
-def read(form: Any, arguments: Sequence[str], **options: Any) -> Any:
-    """An instance of a dataclass (or of one of a union of them) from the command line, by tyro with these options.
-
-    Raises ValueError, in one line, for unknown options and bad values; ``--help`` prints and exits.
-    """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(form, args=list(arguments), **options)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-    raise ValueError(usage_error(said.getvalue()))
-
-
-def usage_error(box: str) -> str:
-    """The message in the box that tyro draws: what stands above its first rule."""
-    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
-    message = itertools.takewhile(lambda line: line.strip("─╰╯"), lines)
-    return f"{' '.join(message) or ' '.join(box.split())} (see --help)"
+    return command.read(type(default), arguments, default=default, description=description)
 
 
 def preset_name(arguments: Sequence[str]) -> str:
@@ -123,6 +98,7 @@ def start_platform(platform: str, devices: int) -> None:
 
     Raises ValueError where the platform is not there, naming the extra to install, or has too few devices.
     """
+    jax.config.update("jax_traceback_filtering", "off")  # else an error inside JAX looks as if we had raised it
     if platform in ("auto", "cpu"):
         keep_freed_memory()
     if devices > 1:
@@ -138,7 +114,7 @@ def start_platform(platform: str, devices: int) -> None:
         if platform not in INSTALL:
             raise
         message = f"--platform {platform}: JAX finds none here; {INSTALL[platform]}, or use --platform cpu"
-        raise ValueError(f"{message} ({one_line(error)})" if str(error) else message) from error
+        raise ValueError(f"{message} ({command.one_line(error)})" if str(error) else message) from error
     if devices > found:
         raise ValueError(f"--devices {devices}: JAX finds only {found}; ask for at most {found}")
 
@@ -148,7 +124,7 @@ def keep_freed_memory() -> None:
 
     XLA's CPU client allocates outputs and temporaries of every step anew; by default glibc maps and unmaps blocks above
     32 MiB each time, and touching 128 MiB of fresh pages takes some 16 ms (adding 10 M floats: 13.7 ms, with this
-    1.5). Peak memory does not change, it is only held. Does nothing where there is no glibc.
+    1.5). Freed memory stays with the process. Does nothing where there is no glibc.
     """
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
         return
@@ -169,51 +145,11 @@ def run[ConfigT: Common](
 ) -> None:
     """Parse the command line, start the platform, run ``main``; a user's error is one line and exit code 2."""
 
-    def command() -> None:
+    def experiment() -> None:
         config = parse(presets, description, sys.argv[1:])
         start_platform(config.platform, config.devices)
         use_compilation_cache()
         main(config)
 
-    show_messages()
-    guard(command, interrupted="interrupted: --resume auto goes on from the last checkpoint")
-
-
-def guard(command: Callable[[], None], *, interrupted: str = "interrupted") -> None:
-    """Run a command: one line and exit code 2 for a user's error, 1 for a loss that is not finite, 130 for Ctrl-C."""
-    jax.config.update("jax_traceback_filtering", "off")  # else an error inside JAX looks as if we had raised it
-    try:
-        command()
-    except FloatingPointError as error:
-        print(f"stopped: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
-    except (ValueError, OSError) as error:
-        if not from_our_code(error):
-            raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        sys.exit(130)
-
-
-def show_messages() -> None:
-    """Print what the project logs, plainly, on standard error."""
-    project = logging.getLogger("jaxai")
-    project.setLevel(logging.INFO)
-    project.addHandler(logging.StreamHandler())
-    project.propagate = False
-
-
-def from_our_code(error: BaseException) -> bool:
-    """Whether a message is for users: raised by this project's own lines, not inside a library (then it is a bug)."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    raised_in = Path(frames[-1][0].f_code.co_filename).resolve()
-    package = Path(__file__).resolve().parent
-    commands = [package.parent / name for name in ("experiments", "benchmarks")]
-    return any(raised_in.is_relative_to(folder) for folder in [package, *commands])
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error, on one line."""
-    return " ".join(str(error).split())
+    command.show_messages()
+    command.guard(experiment, interrupted="interrupted: --resume auto goes on from the last checkpoint")

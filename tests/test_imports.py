@@ -13,10 +13,11 @@ ALLOWED = {
     "ops": {"typing"},
     "nn": {"typing", "attention", "ops"},
     "adversarial": {"typing", "attention", "ops"},
-    "data": {"typing", "cli"},
+    "data": {"typing", "command"},
     "metrics": {"typing", "ops"},
     "pictures": {"typing"},
-    "cli": {"typing"},
+    "command": set(),
+    "cli": {"typing", "command"},
     "train": {"typing", "attention", "ops", "nn", "adversarial", "cli"},
 }
 

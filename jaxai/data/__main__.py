@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxai import cli
+from jaxai import command
 from jaxai.data import prepare, sources, tfds
 
 
@@ -36,22 +36,22 @@ class Show:
     """Folder to look in, and nowhere else; by default tensorflow-datasets' folder, the network, the embedded set."""
 
 
-def run(command: Prepare | Show) -> str:
+def run(asked: Prepare | Show) -> str:
     """Do it, and return the line to print."""
-    if isinstance(command, Show):
-        dataset = sources.load(command.name, command.split, data_dir=command.data_dir)
+    if isinstance(asked, Show):
+        dataset = sources.load(asked.name, asked.split, data_dir=asked.data_dir)
         return f"{dataset.source}\nimages {list(dataset.images.shape)}, fingerprint {dataset.fingerprint}"
-    data_dir = (command.data_dir or tfds.default_dir()).expanduser()
-    existing = tfds.prepared_folder(command.name, data_dir)
-    folder = prepare.prepare(command.name, command.source.expanduser(), data_dir)
-    return f"{folder}: already prepared, left as it is" if existing else f"{folder}: prepared {command.name}"
+    data_dir = (asked.data_dir or tfds.default_dir()).expanduser()
+    existing = tfds.prepared_folder(asked.name, data_dir)
+    folder = prepare.prepare(asked.name, asked.source.expanduser(), data_dir)
+    return f"{folder}: already prepared, left as it is" if existing else f"{folder}: prepared {asked.name}"
 
 
 def main() -> None:
     """The command line: exit code 0, or 2 with one line on stderr."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a half-made folder is removed
     options = {"prog": "python -m jaxai.data", "description": __doc__}
-    cli.guard(lambda: print(run(cli.read(Prepare | Show, sys.argv[1:], **options))))
+    command.guard(lambda: print(run(command.read(Prepare | Show, sys.argv[1:], **options))))
 
 
 if __name__ == "__main__":

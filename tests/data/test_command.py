@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def refused(*arguments: str | Path) -> str:
-    """Exit code 2 and one line on stderr; the line. (test_sources bounds the time without a network.)"""
+    """Exit code 2 and one line on stderr within 5 s; the line."""
+    start = time.monotonic()
     done = command(*arguments)
+    assert time.monotonic() - start < 5
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")

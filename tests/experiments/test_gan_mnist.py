@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxai.data import load
+from jaxai.data.pipeline import batches
+from jaxai.train.sharding import batch_sharding, make_mesh, put_batch, state_sharding
 from tests.experiments import commands
 from tests.helpers import hex_losses
 
@@ -100,9 +103,27 @@ def test_four_devices_with_sharded_parameters_give_the_losses_of_one(finished, t
     for name, folder in {"four": tmp_path / "run", "one": finished[0]}.items():
         lines = hex_losses(folder / "metrics.jsonl")[:3]
         losses[name] = [[float.fromhex(a), float.fromhex(b)] for _, a, b in lines]
-    # float32 sums over a batch in another order; the promise is 1e-5. Three steps, because Adam with beta1 = 0 divides
-    # gradients near zero by their own size, which multiplies the last bit by some 5 a step (test_loop takes ten steps).
+    # The promise is 1e-5. Three steps in float32, because training multiplies the last bit: after five, 2e-4 was seen
+    # (1e-7 in float64, see the next test).
     np.testing.assert_allclose(losses["four"], losses["one"], rtol=1e-5)
+
+
+def test_four_devices_differ_from_one_by_rounding_alone(experiment):
+    """The same five steps in float64, where rounding can't hide a wrong sum."""
+    config, losses = experiment.PRESETS["debug"], {}
+    train = load("mnist", "train", embedded_only=True)
+    with jax.enable_x64(True):
+        step, init = experiment.training(config, *experiment.networks(config))
+        state = jax.tree.map(lambda x: x.astype("float64") if x.dtype == jnp.float32 else x, init())
+        for devices in (1, 4):
+            mesh, rows = make_mesh(devices), batches(train, config.batch_size, seed=0)
+            shardings = state_sharding(state, mesh, shard_parameters=devices > 1)
+            jitted, current, losses[devices] = jax.jit(step, out_shardings=(shardings, None)), state, []
+            current = jax.device_put(current, shardings)
+            for _ in range(5):
+                current, metrics = jitted(current, put_batch(next(rows), batch_sharding(mesh)))
+                losses[devices].append([float(metrics[f"{name}_loss"]) for name in ("discriminator", "generator")])
+    np.testing.assert_allclose(losses[4], losses[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,74 @@
+"""What every command shares, without JAX: reading the command line, one line for a user's error, exit codes."""
+
+import contextlib
+import io
+import itertools
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+
+def read(form: Any, arguments: Sequence[str], **options: Any) -> Any:
+    """An instance of a dataclass (or of one of a union of them) from the command line, by tyro with these options.
+
+    Raises ValueError, in one line, for unknown options and bad values; ``--help`` prints and exits.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(form, args=list(arguments), **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    raise ValueError(usage_error(said.getvalue()))
+
+
+def usage_error(box: str) -> str:
+    """The message in the box that tyro draws: what stands above its first rule."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    message = itertools.takewhile(lambda line: line.strip("─╰╯"), lines)
+    return f"{' '.join(message) or ' '.join(box.split())} (see --help)"
+
+
+def guard(command: Callable[[], None], *, interrupted: str = "interrupted") -> None:
+    """Run a command: one line and exit code 2 for a user's error, 1 for a loss that is not finite, 130 for Ctrl-C."""
+    try:
+        command()
+    except FloatingPointError as error:
+        print(f"stopped: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        if not from_our_code(error):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        sys.exit(130)
+
+
+def show_messages() -> None:
+    """Print what the project logs, plainly, on standard error."""
+    project = logging.getLogger("jaxai")
+    project.setLevel(logging.INFO)
+    project.addHandler(logging.StreamHandler())
+    project.propagate = False
+
+
+def from_our_code(error: BaseException) -> bool:
+    """Whether a message is for users: raised by this project's own lines, not inside a library (then it is a bug)."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    raised_in = Path(frames[-1][0].f_code.co_filename).resolve()
+    package = Path(__file__).resolve().parent
+    commands = [package.parent / name for name in ("experiments", "benchmarks")]
+    return any(raised_in.is_relative_to(folder) for folder in [package, *commands])
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error, on one line."""
+    return " ".join(str(error).split())
