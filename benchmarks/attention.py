@@ -1,0 +1,641 @@
+"""Attention against jax.nn, tokamax and PyTorch: times, derivatives, sparsity, memory, decoding.
+
+    python benchmarks/attention.py --peers PYTHON             # every section
+    python benchmarks/attention.py speed --peers PYTHON       # forward and with gradient, T = 64 ... 16384
+    python benchmarks/attention.py orders                     # jvp, Hessian-vector product, gradient penalty
+    python benchmarks/attention.py sparse                     # causal, window and packed segments against full
+    python benchmarks/attention.py memory                     # temporaries up to T = 131072, compiled but not run
+    python benchmarks/attention.py decode --peers PYTHON      # tokens/s with a cache
+    python benchmarks/attention.py --longest 512 --rounds 1   # a quick look at whether all of it runs
+    python benchmarks/attention.py speed --platform gpu       # our implementations side by side, in bfloat16
+
+PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``, and a C++
+compiler for FlexAttention); tokamax is the extra ``bench``. Run it on an otherwise idle machine. There are 8 heads of
+64, B is 1, and all is float32; on a GPU B is 32768 / T. Each section writes JSON to --out, ``speed`` a plot as well.
+
+A section first compares what it times with jax.nn in float32, at a small T. Then the programs take turns, in ``speed``
+with a matrix product; a ratio is one of two turns of the same round. Operations count 4 B N T T H forward, 3.5 times
+that with the gradient, half of it if causal. The gradient is that of q, k and v of sum(out * w).
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+from jaxai import cli, command
+from jaxai.attention import KVCache, SlidingWindow, dot_product_attention
+
+PEER = Path(__file__).parent / "peers" / "torch_attention.py"
+HEADS, HEAD_SIZE = 8, 64
+LENGTHS = (64, 512, 1024, 2048, 4096, 8192, 16384)
+CHECK_TOKENS = 640  # ragged blocks, and two segments
+GPU_TOKENS = 32768
+PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA A100-SXM4-40GB": 312e12}
+"""Operations/s in bfloat16 without sparsity, from NVIDIA's data sheets."""
+MOST_GIB = {"cpu": 6, "gpu": 40}
+"""Programs with more temporaries are left out."""
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+"""``f(q, k, v, segments)``; segments are an input, lest a compiler learn from them."""
+Turn = Callable[[int], list[float]]
+"""The seconds of so many calls."""
+Ask = Callable[..., dict[str, Any]]
+"""A question to PyTorch's process, and its answer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to measure, and against what."""
+
+    what: tyro.conf.Positional[Literal["all", "speed", "orders", "sparse", "memory", "decode"]] = "all"
+    peers: Path | None = None
+    """The interpreter that has PyTorch; without it PyTorch is left out."""
+    out: Path = Path("runs/benchmarks/attention")
+    platform: Literal["cpu", "gpu"] = "cpu"
+    rounds: int = 5
+    """Turns of each program."""
+    longest: int = 16384
+    """Cut T to this, or leave it out; memory goes to eight times as much."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
+        if self.longest < (least := 2048 if self.platform == "gpu" else 64):
+            raise ValueError(f"--longest must be at least {least} on {self.platform}, got {self.longest}")
+        if self.platform == "gpu" and (self.what not in ("all", "speed") or self.peers):
+            raise ValueError("--platform gpu compares our implementations in speed: leave out --peers, choose speed")
+
+
+class NotAvailable(Exception):
+    """A program can't do this; the message says why."""
+
+
+class Data(NamedTuple):
+    """q, k and v, weights of the sum, a direction for q, k and v, all random, and segments of 512 tokens [B, T]."""
+
+    qkv: tuple[jax.Array, ...]
+    w: jax.Array
+    direction: tuple[jax.Array, ...]
+    segments: jax.Array
+
+
+def main(config: Config) -> None:
+    """Measure, print, write JSON and a plot."""
+    if config.peers and not config.peers.is_file():
+        raise FileNotFoundError(f"--peers {config.peers} is not a file: see the head of benchmarks/attention.py")
+    cli.start_platform(config.platform, 0)
+    config.out.mkdir(parents=True, exist_ok=True)
+    chosen = "speed" if config.platform == "gpu" else config.what
+    names = [name for name in SECTIONS if chosen in (name, "all")]
+    if config.peers is None and config.platform == "cpu" and {"speed", "decode"} & set(names):
+        print("PyTorch is left out: give --peers PYTHON (see the head of benchmarks/attention.py)", flush=True)
+    with torch_process(config.peers) as torch:
+        for name in names:
+            write(config.out / f"{name}.json", SECTIONS[name](config, torch))
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """A section's result with where and when it was measured; its figures are printed."""
+    device = jax.devices()[0].device_kind if jax.default_backend() == "gpu" else machine()
+    context = {"date": str(date.today()), "machine": device, "jax": version("jax"), "python": platform.python_version()}
+    path.write_text(json.dumps(result | context, indent=2) + "\n")
+    for row in result["figures"]:
+        print(f"{'met   ' if row['met'] else 'MISSED'} {row['what']}: {row['value']} (wanted {row['wanted']})")
+    print(path, flush=True)
+
+
+def machine() -> str:
+    """Processor and number of cores."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+
+
+# What is timed.
+
+
+def inputs(tokens: int, batch: int = 1, dtype: Any = jnp.float32) -> Data:
+    """Data of this size."""
+    shape = (batch, tokens, HEADS, HEAD_SIZE)
+    q, k, v, w, *direction = (jax.random.normal(key, shape, dtype) for key in jax.random.split(jax.random.key(0), 7))
+    segments = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32)[None] // 512, (batch, tokens))
+    return Data((q, k, v), w, tuple(direction), segments)
+
+
+def forward(attend: Attend, data: Data) -> jax.Array:
+    """The output."""
+    q, k, v = data.qkv
+    return attend(q, k, v, data.segments)
+
+
+def gradient(attend: Attend, data: Data) -> Any:
+    """The sum and its gradient: without the sum, XLA drops the product with v where the gradient doesn't need it."""
+
+    def weighted_sum(qkv: tuple[jax.Array, ...]) -> jax.Array:
+        return jnp.sum(forward(attend, data._replace(qkv=qkv)) * data.w, dtype=jnp.float32)
+
+    return jax.value_and_grad(weighted_sum)(data.qkv)
+
+
+def jvp(attend: Attend, data: Data) -> Any:
+    """The output and its derivative along the direction."""
+    return jax.jvp(lambda *qkv: forward(attend, data._replace(qkv=qkv)), data.qkv, data.direction)
+
+
+def hvp(attend: Attend, data: Data) -> Any:
+    """The gradient and its derivative along the direction."""
+    return jax.jvp(lambda *qkv: gradient(attend, data._replace(qkv=qkv)), data.qkv, data.direction)
+
+
+def penalty(attend: Attend, data: Data) -> Any:
+    """The squared norm of the gradient, and its gradient."""
+
+    def squared_norm(qkv: tuple[jax.Array, ...]) -> jax.Array:
+        _, grads = gradient(attend, data._replace(qkv=qkv))
+        return jnp.sum(jnp.stack([jnp.sum(grad**2) for grad in grads]))
+
+    return jax.value_and_grad(squared_norm)(data.qkv)
+
+
+KINDS = {"forward": forward, "gradient": gradient, "jvp": jvp, "hvp": hvp, "penalty": penalty}
+
+
+def plain(attend: Callable[..., jax.Array], causal: bool) -> Attend:
+    """Without segments."""
+    return lambda q, k, v, segments: attend(q, k, v, is_causal=causal)
+
+
+def word(causal: bool) -> str:
+    """For messages."""
+    return "causal" if causal else "full"
+
+
+# How it is timed.
+
+
+def build(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """The compiled program, and the seconds that took. NotAvailable where a library refuses."""
+    before = time.perf_counter()
+    try:
+        program = jax.jit(function).lower(*arguments).compile()
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        raise NotAvailable(f"{type(error).__name__}: {command.one_line(error)[:200]}") from error
+    return program, time.perf_counter() - before
+
+
+def contender(attend: Attend, kind: str, data: Data) -> tuple[Turn, float]:
+    """Turns of a program, and the seconds of its compilation. NotAvailable if it needs too much memory."""
+    program, seconds = build(partial(KINDS[kind], attend), data)
+    needed = program.memory_analysis().temp_size_in_bytes / 2**30
+    if needed > (most := MOST_GIB[jax.default_backend()]):
+        raise NotAvailable(f"needs {needed:.1f} GiB of temporaries, more than {most}")
+    return turns(program, data), seconds
+
+
+def turns(program: Callable[..., Any], *arguments: Any) -> Turn:
+    """Turns of a compiled program. A GPU's calls are queued and timed as one, else Python's share would show."""
+    queued = jax.default_backend() == "gpu"
+
+    def seconds(calls: int) -> float:
+        before = time.perf_counter()
+        results = None
+        for _ in range(calls):
+            results = program(*arguments)
+        jax.block_until_ready(results)
+        return (time.perf_counter() - before) / calls
+
+    def turn(repeats: int) -> list[float]:
+        if repeats > 1:
+            seconds(1)  # the caches held another program's data
+        return [seconds(repeats)] if queued else [seconds(1) for _ in range(repeats)]
+
+    return turn
+
+
+def matrix_product(size: int, dtype: Any) -> Turn:
+    """Turns of a product of two square matrices."""
+    a, b = (jax.random.normal(key, (size, size), dtype) for key in jax.random.split(jax.random.key(1)))
+    return turns(build(jnp.matmul, a, b)[0], a, b)
+
+
+def race(contenders: Mapping[str, Turn], rounds: int) -> dict[str, list[float]]:
+    """The median seconds of a call in each round, turn and turn about; a turn takes a fifth of a second or one call."""
+    repeats = {}
+    for name, turn in contenders.items():
+        turn(1)
+        repeats[name] = max(1, min(1000, math.ceil(0.2 / turn(1)[0])))
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, turn in contenders.items():
+            time.sleep(0.01)  # threads that wait for more work keep the cores busy for some milliseconds
+            seconds[name].append(statistics.median(turn(repeats[name])))
+    return seconds
+
+
+def available[T](makers: Mapping[str, Callable[[], T]]) -> tuple[dict[str, T], dict[str, str]]:
+    """What each makes, and why others don't; the first is ours and must."""
+    made, reasons = {}, {}
+    for name, make in makers.items():
+        try:
+            made[name] = make()
+        except NotAvailable as reason:
+            if not made:
+                raise
+            reasons[name] = f"not available: {reason}"
+    return made, reasons
+
+
+def ratio(above: Sequence[float], below: Sequence[float], scale: float = 1.0) -> dict[str, float]:
+    """The spread of one program's seconds over another's in the same round."""
+    return spread([scale * a / b for a, b in zip(above, below, strict=True)])
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and largest, to four digits."""
+    numbers = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: float(f"{value:.4g}") for name, value in numbers.items()}
+
+
+def figure(what: str, value: float, wanted: Literal[">=", "<="], bound: float) -> dict[str, Any]:
+    """A figure and the bound that is wanted of it."""
+    met = value >= bound if wanted == ">=" else value <= bound
+    return {"what": what, "value": float(f"{value:.4g}"), "wanted": f"{wanted} {bound}", "met": met}
+
+
+# Whether it is right.
+
+
+def difference(attend: Attend, reference: Attend, kinds: Sequence[str], dtype: Any = jnp.float32) -> float:
+    """The largest, over all results, from the reference's in float32. ValueError if it is not small."""
+    data = inputs(CHECK_TOKENS, dtype=dtype)
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == dtype else x, data)
+    got = [build(partial(KINDS[kind], attend), data)[0](data) for kind in kinds]
+    with jax.default_matmul_precision("highest"):
+        wanted = [build(partial(KINDS[kind], reference), exact)[0](exact) for kind in kinds]
+    return relative(jax.tree.leaves(got), jax.tree.leaves(wanted), 1e-4 if dtype == jnp.float32 else 3e-2)
+
+
+def torch_difference(torch: Ask, op: str, causal: bool) -> float:
+    """The same of PyTorch's output and, for op sdpa, gradients."""
+    data, reference = inputs(CHECK_TOKENS), plain(jax.nn.dot_product_attention, causal)
+    wanted = {"out": forward(reference, data)}
+    wanted |= dict(zip(("dq", "dk", "dv"), gradient(reference, data)[1], strict=True))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: str(Path(folder) / f"{name}.npz") for name in ("inputs", "outputs")}
+        q, k, v = data.qkv
+        np.savez(paths["inputs"], q=q, k=k, v=v, w=data.w)
+        torch(ask="check", op=op, causal=causal, **paths)
+        with np.load(paths["outputs"]) as saved:
+            return relative([saved[name] for name in saved.files], [wanted[name] for name in saved.files], 1e-4)
+
+
+def relative(got: Sequence[Any], wanted: Sequence[Any], bound: float) -> float:
+    """The largest difference, relative to the largest entry of its array. ValueError if it exceeds the bound.
+
+    float32 sums in another order give some 1e-6, in derivatives of a gradient 1e-5; bfloat16 has eight bits.
+    """
+    pairs = [(np.asarray(a, np.float32), np.asarray(b, np.float32)) for a, b in zip(got, wanted, strict=True)]
+    # A sum of everything may cancel to near 0 and is left out.
+    value = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs if a.ndim)
+    if not value <= bound:
+        raise ValueError(f"results differ from jax.nn's by {value:.1e} of the largest entry, more than {bound}")
+    return value
+
+
+# PyTorch.
+
+
+@contextlib.contextmanager
+def torch_process(python: Path | None) -> Iterator[Ask | None]:
+    """Its process, ready to be asked; None without an interpreter. It keeps freed memory, as `cli` makes us do."""
+    if python is None:
+        yield None
+        return
+    line = [str(python), str(PEER), "--threads", str(os.cpu_count())]
+    memory = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_ARENA_MAX": "1"}
+    environment = {**os.environ, **memory}
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as job:
+        assert job.stdin
+        assert job.stdout
+        requests, answers = job.stdin, job.stdout
+
+        def answer() -> dict[str, Any]:
+            if not (said := answers.readline()):
+                raise ValueError(f"--peers {python}: its process ended, see above; it needs PyTorch")
+            if "error" in (values := json.loads(said)):
+                raise NotAvailable(values["error"])
+            return values
+
+        def ask(**request: Any) -> dict[str, Any]:
+            print(json.dumps(request), file=requests, flush=True)
+            return answer()
+
+        print(json.dumps(answer()), flush=True)
+        yield ask
+
+
+def torch_contender(torch: Ask, op: str, kind: str, tokens: int, causal: bool) -> tuple[Turn, float]:
+    """Turns, and the seconds of the first call, which compiles FlexAttention."""
+    ask = partial(torch, ask="time", op=op, kind=kind, tokens=tokens, causal=causal)
+    return lambda repeats: ask(repeats=repeats)["seconds"], ask(repeats=1)["first_seconds"]
+
+
+# The sections.
+
+SPEED_WANTED = {
+    ("forward", False): {"jax.nn": 3, "torch_sdpa": 1.5, "product": 0.75},
+    ("forward", True): {"jax.nn": 4, "torch_sdpa": 1.5, "product": 0.6},
+    ("gradient", False): {"jax.nn": 2, "torch_sdpa": 1.3, "product": 0.6},
+    ("gradient", True): {"jax.nn": 4, "torch_sdpa": 1.3, "product": 0.6},
+}
+"""From T = 4096 on: how many times faster than a peer, and the share of the matrix product's rate."""
+
+
+def speed(config: Config, torch: Ask | None) -> dict[str, Any]:
+    """Forward and gradient of everyone at every T."""
+    gpu = config.platform == "gpu"
+    names = ("blockwise", "xla", "cudnn", "tokamax")
+    ours = {name: partial(dot_product_attention, implementation=name) for name in names}
+    dtype, programs = (jnp.bfloat16, ours) if gpu else (jnp.float32, libraries())
+    differences, reasons = available(speed_checks(programs, torch, dtype))
+    size = min(4096, config.longest)
+    product = matrix_product(size, dtype), 2 * size**3
+    rows, lengths = [], [tokens for tokens in LENGTHS if (2048 if gpu else 64) <= tokens <= config.longest]
+    for kind, causal, tokens in itertools.product(("forward", "gradient"), (False, True), lengths):
+        data = inputs(tokens, GPU_TOKENS // tokens if gpu else 1, dtype)
+        makers = {name: partial(contender, plain(attend, causal), kind, data) for name, attend in programs.items()}
+        if torch:
+            for op in ("sdpa", "flex"):
+                makers[f"torch_{op}"] = partial(torch_contender, torch, op, kind, tokens, causal)
+        rows.append({"kind": kind, "causal": causal, "tokens": tokens, "batch": len(data.segments)})
+        rows[-1] |= speed_row(rows[-1], makers, product, config.rounds)
+        print(json.dumps(rows[-1]), flush=True)
+    plot(config.out / "speed.png", rows)
+    return {
+        "largest_difference": differences | reasons,
+        "torch": torch(ask="versions") if torch else None,
+        "tokamax": version("tokamax") if "tokamax" in differences else None,
+        "rows": rows,
+        "figures": [] if gpu else speed_figures(rows),
+    }
+
+
+def libraries() -> dict[str, Callable[..., jax.Array]]:
+    """Ours, and what else runs in JAX."""
+    programs = {"jaxai": dot_product_attention, "jax.nn": jax.nn.dot_product_attention}
+    try:
+        import tokamax
+    except ImportError as error:
+        print(f"tokamax is left out: {error} (pip install -e '.[bench]')", flush=True)
+        return programs
+    return programs | {"tokamax": partial(tokamax.dot_product_attention, implementation="xla_chunked")}
+
+
+def speed_checks(
+    programs: Mapping[str, Callable[..., jax.Array]], torch: Ask | None, dtype: Any
+) -> dict[str, Callable[[], float]]:
+    """Largest differences from jax.nn, to be computed."""
+
+    def by_jax(attend: Callable[..., jax.Array]) -> float:
+        pairs = [(plain(attend, causal), plain(jax.nn.dot_product_attention, causal)) for causal in (False, True)]
+        return max(difference(*pair, ("forward", "gradient"), dtype) for pair in pairs)
+
+    def by_torch(torch: Ask, op: str) -> float:
+        return max(torch_difference(torch, op, causal) for causal in (False, True))
+
+    checks = {name: partial(by_jax, attend) for name, attend in programs.items()}
+    return checks | ({f"torch_{op}": partial(by_torch, torch, op) for op in ("sdpa", "flex")} if torch else {})
+
+
+def speed_row(
+    case: Mapping[str, Any],
+    makers: Mapping[str, Callable[[], tuple[Turn, float]]],
+    product: tuple[Turn, float],
+    rounds: int,
+) -> dict[str, Any]:
+    """One race. Rates are in 10^9 useful operations a second; "times_faster" is how much the first is than others."""
+    made, reasons = available(makers)
+    seconds = race({name: turn for name, (turn, _) in made.items()} | {"product": product[0]}, rounds)
+    products = seconds.pop("product")
+    ours, *others = seconds
+    count = 4 * case["batch"] * HEADS * case["tokens"] ** 2 * HEAD_SIZE
+    count *= (3.5 if case["kind"] == "gradient" else 1) / (2 if case["causal"] else 1)
+    row = {
+        "seconds": {name: spread(values) for name, values in seconds.items()},
+        "gflops": {name: spread([count / value / 1e9 for value in values]) for name, values in seconds.items()},
+        "product_gflops": spread([product[1] / value / 1e9 for value in products]),
+        "times_faster": {name: ratio(seconds[name], seconds[ours]) for name in others},
+        "share_of_product": {name: ratio(products, seconds[name], count / product[1]) for name in seconds},
+        "compile_seconds": {name: round(value, 2) for name, (_, value) in made.items()},
+        "not_available": reasons,
+    }
+    if peak := PEAKS.get(jax.devices()[0].device_kind):
+        row["share_of_peak"] = {name: spread([count / value / peak for value in seconds[name]]) for name in seconds}
+    return row
+
+
+def speed_figures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Against what is wanted."""
+    figures = []
+    for row in rows:
+        case = f"{row['kind']} {word(row['causal'])} T={row['tokens']}"
+        faster = {name: values["median"] for name, values in row["times_faster"].items()}
+        wanted = SPEED_WANTED[row["kind"], row["causal"]] if row["tokens"] >= 4096 else {"jax.nn": 0.9}
+        for name, bound in wanted.items():
+            if name == "product":
+                share = row["share_of_product"]["jaxai"]["median"]
+                figures.append(figure(f"{case}, share of the product's rate", share, ">=", bound))
+            elif name in faster:
+                figures.append(figure(f"{case}, times faster than {name}", faster[name], ">=", bound))
+    return figures
+
+
+def plot(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rates over T, a panel for each kind, and the matrix product's."""
+    canvas = Figure(figsize=(10, 6), layout="constrained")
+    panels = canvas.subplots(2, 2, sharex=True, sharey=True)
+    cases = itertools.product(("forward", "gradient"), (False, True))
+    for axes, (kind, causal) in zip(panels.flat, cases, strict=True):
+        chosen = [row for row in rows if (row["kind"], row["causal"]) == (kind, causal)]
+        for name in dict.fromkeys(name for row in chosen for name in row["gflops"]):
+            points = [(row["tokens"], row["gflops"][name]["median"]) for row in chosen if name in row["gflops"]]
+            axes.plot(*zip(*points, strict=True), "o-", label=name)
+        products = [row["product_gflops"]["median"] for row in chosen]
+        axes.plot([row["tokens"] for row in chosen], products, "k--", label="matrix product")
+        axes.set_title(f"{kind}, {word(causal)}")
+    panels[0, 0].set_xscale("log", base=2)
+    panels[0, 0].set_ylim(bottom=0)
+    canvas.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper")
+    canvas.supxlabel("T")
+    canvas.supylabel("10^9 useful operations/s")
+    canvas.savefig(path, dpi=120)
+
+
+class Variant(NamedTuple):
+    """A program, what it must agree with, and how many times another one's time it may take."""
+
+    kind: str
+    attend: Attend
+    reference: Attend
+    base: str
+    most: float
+
+
+def compare(variants: Mapping[str, Variant], tokens: int, rounds: int) -> dict[str, Any]:
+    """All of them, checked and raced."""
+    differences = {name: difference(v.attend, v.reference, [v.kind]) for name, v in variants.items()}
+    data = inputs(tokens)
+    made = {name: contender(v.attend, v.kind, data) for name, v in variants.items()}
+    seconds = race({name: turn for name, (turn, _) in made.items()}, rounds)
+    rows, figures = [], []
+    for name, (_, _, _, base, most) in variants.items():
+        times = ratio(seconds[name], seconds[base])
+        rows.append({"what": name, "tokens": tokens, "seconds": spread(seconds[name]), "of": base, "times": times})
+        rows[-1] |= {"compile_seconds": round(made[name][1], 2)}
+        if name != base:
+            figures.append(figure(f"{name} T={tokens}, times {base}", times["median"], "<=", most))
+    return {"largest_difference": differences, "rows": rows, "figures": figures}
+
+
+def orders(config: Config, torch: Ask | None) -> dict[str, Any]:
+    """Derivatives of higher order against those below."""
+    most = {"jvp": ("forward", 3.0), "hvp": ("gradient", 2.3), "penalty": ("gradient", 4.0)}
+    variants = {}
+    for causal, kind in itertools.product((False, True), KINDS):
+        ours, theirs = plain(dot_product_attention, causal), plain(jax.nn.dot_product_attention, causal)
+        base, bound = most.get(kind, (kind, 1.0))
+        variants[f"{kind} {word(causal)}"] = Variant(kind, ours, theirs, f"{base} {word(causal)}", bound)
+    return compare(variants, min(4096, config.longest), config.rounds)
+
+
+def sparse(config: Config, torch: Ask | None) -> dict[str, Any]:
+    """Masks against full attention."""
+    ours, theirs = dot_product_attention, jax.nn.dot_product_attention
+
+    def packed(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+        return theirs(q, k, v, mask=segments[:, None, :, None] == segments[:, None, None, :])
+
+    masks: dict[str, tuple[Attend, Attend, float]] = {
+        "full": (plain(ours, False), plain(theirs, False), 1.0),
+        "causal": (plain(ours, True), plain(theirs, True), 0.6),
+        "window 256": (
+            lambda q, k, v, segments: ours(q, k, v, mask=SlidingWindow(256, 0)),
+            lambda q, k, v, segments: theirs(q, k, v, local_window_size=(256, 0)),
+            0.1,
+        ),
+        "segments of 512": (lambda q, k, v, segments: ours(q, k, v, segment_ids=(segments, segments)), packed, 0.15),
+    }
+    variants = {
+        f"{kind} {name}": Variant(kind, attend, reference, f"{kind} full", most)
+        for kind in ("forward", "gradient")
+        for name, (attend, reference, most) in masks.items()
+    }
+    return compare(variants, min(8192, config.longest), config.rounds)
+
+
+MEMORY_WANTED = {"forward": 60, "gradient": 150, "jvp": 250, "hvp": 400, "penalty": 700}
+"""MiB of temporaries at T = 16384."""
+
+
+def memory(config: Config, torch: Ask | None) -> dict[str, Any]:
+    """Temporaries by XLA's own account."""
+    rows, figures = [], []
+    lengths = [tokens for tokens in (4096, 16384, 65536, 131072) if tokens <= 8 * config.longest]
+    for causal, (kind, bound) in itertools.product((False, True), MEMORY_WANTED.items()):
+        mib = {}
+        for tokens in lengths:
+            data = jax.eval_shape(partial(inputs, tokens))
+            program, seconds = build(partial(KINDS[kind], plain(dot_product_attention, causal)), data)
+            mib[tokens] = program.memory_analysis().temp_size_in_bytes / 2**20
+            rows.append({"kind": kind, "causal": causal, "tokens": tokens, "mib": round(mib[tokens], 2)})
+            rows[-1] |= {"compile_seconds": round(seconds, 2)}
+            print(json.dumps(rows[-1]), flush=True)
+        case = f"{kind} {word(causal)}, temporaries"
+        if 16384 in mib:
+            figures.append(figure(f"{case} at T=16384 in MiB", mib[16384], "<=", bound))
+        if 131072 in mib:
+            growth = mib[131072] / mib[16384] / 8
+            figures.append(figure(f"{case} of a token at T=131072, times T=16384's", growth, "<=", 1.1))
+    return {"rows": rows, "figures": figures}
+
+
+def decode(config: Config, torch: Ask | None) -> dict[str, Any]:
+    """Tokens/s at the end of a cache of 4096, batch 8: one update and one attention for each."""
+    batch, capacity = 8, min(4096, config.longest)
+    steps = min(64, capacity // 2)
+    turn, compile_seconds, largest = decode_contender(batch, capacity, steps)
+    contenders: dict[str, Turn] = {"jaxai": turn}
+    if torch:
+        ask = partial(torch, ask="decode", batch=batch, capacity=capacity, steps=steps)
+        contenders["torch_sdpa"] = lambda _: ask()["seconds"]
+    seconds = race(contenders, config.rounds)
+    return {
+        "largest_difference": largest,
+        "torch": torch(ask="versions") if torch else None,
+        "shape": {"batch": batch, "capacity": capacity, "heads": HEADS, "head_size": HEAD_SIZE},
+        "tokens_per_second": {name: spread([batch / value for value in seconds[name]]) for name in seconds},
+        "times_faster": {name: ratio(seconds[name], seconds["jaxai"]) for name in seconds if name != "jaxai"},
+        "compile_seconds": round(compile_seconds, 2),
+        "figures": [],
+    }
+
+
+def decode_contender(batch: int, capacity: int, steps: int) -> tuple[Turn, float, float]:
+    """Turns of `steps` tokens, the seconds of compilation, the difference from jax.nn."""
+    keys, old = jax.random.split(jax.random.key(0), 5), capacity - steps - 1
+    q, *new = (jax.random.normal(key, (batch, 1, HEADS, HEAD_SIZE)) for key in keys[:3])
+    prompt = [jax.random.normal(key, (batch, old, HEADS, HEAD_SIZE)) for key in keys[3:]]
+    filled = jax.jit(KVCache.update)(KVCache.init(batch, capacity, HEADS, HEAD_SIZE), *prompt)
+
+    def step(cache: KVCache, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[KVCache, Any]:
+        cache = cache.update(k, v)
+        return cache, cache.attend(q)
+
+    before = time.perf_counter()
+    program = jax.jit(step, donate_argnums=0).lower(filled, q, *new).compile()
+    compile_seconds = time.perf_counter() - before
+
+    def turn(repeats: int) -> list[float]:
+        cache, _ = jax.block_until_ready(program(jax.tree.map(jnp.copy, filled), q, *new))
+        clock = [time.perf_counter()]
+        for _ in range(steps):
+            cache, _ = jax.block_until_ready(program(cache, q, *new))
+            clock.append(time.perf_counter())
+        return [after - before for before, after in itertools.pairwise(clock)]
+
+    _, got = program(jax.tree.map(jnp.copy, filled), q, *new)
+    wanted = jax.nn.dot_product_attention(q, *(jnp.concatenate(pair, axis=1) for pair in zip(prompt, new, strict=True)))
+    return turn, compile_seconds, relative([got], [wanted], 1e-4)
+
+
+SECTIONS: dict[str, Callable[[Config, Ask | None], dict[str, Any]]] = {
+    "speed": speed,
+    "orders": orders,
+    "sparse": sparse,
+    "memory": memory,
+    "decode": decode,
+}
+
+if __name__ == "__main__":
+    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))

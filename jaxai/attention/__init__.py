@@ -1,0 +1,18 @@
+"""Exact attention in O(T) memory, differentiable to any order, on every backend; a drop-in for ``jax.nn``'s."""
+
+from jaxai.attention.api import dot_product_attention as dot_product_attention
+from jaxai.attention.api import reference_attention as reference_attention
+from jaxai.attention.cache import KVCache as KVCache
+from jaxai.attention.masks import ArrayMask as ArrayMask
+from jaxai.attention.masks import Causal as Causal
+from jaxai.attention.masks import Chunked as Chunked
+from jaxai.attention.masks import FunctionMask as FunctionMask
+from jaxai.attention.masks import Lengths as Lengths
+from jaxai.attention.masks import Mask as Mask
+from jaxai.attention.masks import PrefixLM as PrefixLM
+from jaxai.attention.masks import Segments as Segments
+from jaxai.attention.masks import SlidingWindow as SlidingWindow
+from jaxai.attention.position import alibi as alibi
+from jaxai.attention.position import relative_bias as relative_bias
+from jaxai.attention.position import rotary as rotary
+from jaxai.attention.position import soft_cap as soft_cap

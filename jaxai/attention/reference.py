@@ -1,0 +1,144 @@
+"""What attention is: the checked call, its elementwise parts, and the whole of it as two einsums."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxai.attention.masks import Mask
+from jaxai.typing import Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One attention call with its arguments checked: arrays of rank 4, one mask, scale written out.
+
+    Scores are [B, N, T, S]. ``score_mod`` is a pytree with ``__call__``. ``query_offset`` and ``key_offset`` are the
+    positions of the first query and key. ``dropout_key`` holds two uint32.
+    """
+
+    query: Any
+    key: Any
+    value: Any
+    bias: Any = None
+    mask: Mask | None = None
+    score_mod: Any = None
+    sinks: Any = None
+    dropout_key: Any = None
+    query_offset: Any = 0
+    key_offset: Any = 0
+    scale: float = dataclasses.field(default=1.0, metadata={"static": True})
+    soft_cap: float | None = dataclasses.field(default=None, metadata={"static": True})
+    dropout_rate: float = dataclasses.field(default=0.0, metadata={"static": True})
+    precision: Any = dataclasses.field(default=None, metadata={"static": True})
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """B, T, S, N, K."""
+        return *self.query.shape[:2], self.key.shape[1], self.query.shape[2], self.key.shape[2]
+
+    @property
+    def dtype(self) -> Any:
+        """What scores and softmax are computed in: at least float32."""
+        return jnp.promote_types(jnp.result_type(self.query, self.key, self.value), jnp.float32)
+
+
+def modified(scores: Array, call: Call, bias: Any, indices: tuple[Array, Array, Array, Array]) -> Array:
+    """Soft cap, score function, bias: what happens to scores [B, N, t, s] before the mask, in this order."""
+    dtype = scores.dtype
+    if call.soft_cap is not None:
+        scores = call.soft_cap * jnp.tanh(scores / call.soft_cap)
+    if call.score_mod is not None:
+        shape = scores.shape
+        scores = call.score_mod(scores, *indices)
+        if jnp.shape(scores) != shape:
+            raise ValueError(f"score_mod changed the shape of the scores from {shape} to {jnp.shape(scores)}: keep it")
+    if bias is not None:
+        scores = scores + bias
+    return scores.astype(dtype)
+
+
+def finite(x: Array, axis: int = -1) -> tuple[Array, Array]:
+    """x with 0 for NaN and infinities, and a summand of the scores: NaN where there was one along the axis, else 0.
+
+    0 * NaN is NaN, so a product with weights that are 0 would leak what a mask hides. The product gets finite numbers,
+    and the NaN travels in the scores, where the mask can remove it.
+    """
+    return jnp.where(jnp.isfinite(x), x, 0), lax.stop_gradient((x * 0).sum(axis))
+
+
+def kept(call: Call, b: Array, n: Array, q: Array, k: Array) -> Array:
+    """The dropout of each weight, 1 / (1 - rate) or 0: a hash of key and position, the same for any block size.
+
+    Two rounds of the lowbias32 finaliser (Wellons 2018, https://nullprogram.com/blog/2018/07/31/), one over (b, n, q)
+    and one over k.
+    """
+
+    def mixed(x):
+        x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+        x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+        return x ^ (x >> 16)
+
+    b, n, q, k = (x.astype(jnp.uint32) for x in (b, n, q, k))
+    row = mixed(mixed(mixed(b + call.dropout_key[0]) + n) + q) ^ call.dropout_key[1]
+    bits = mixed(mixed(row + k * jnp.uint32(0x9E3779B9)) ^ row)
+    threshold = jnp.uint32(min(int(call.dropout_rate * 2**32), 2**32 - 1))
+    return jnp.where(bits >= threshold, call.dtype.type(1 / (1 - call.dropout_rate)), 0)
+
+
+def with_sinks(out: Array, lse: Array, sinks: Array | None) -> tuple[Array, Array]:
+    """One more logit a head, without a value, in the softmax of out [B, T, N, V] and lse [B, T, N]."""
+    if sinks is None:
+        return out, lse
+    logit = sinks.astype(lse.dtype)[None, None]
+    return out * jax.nn.sigmoid(lse - logit)[..., None], jnp.logaddexp(lse, logit)
+
+
+def whole_indices(call: Call) -> tuple[Array, Array, Array, Array]:
+    """b [B, 1, 1, 1], n [1, N, 1, 1], q [1, 1, T, 1], k [1, 1, 1, S]."""
+    B, T, S, N, _ = call.sizes
+    b, n = jnp.arange(B)[:, None, None, None], jnp.arange(N)[None, :, None, None]
+    return (
+        b,
+        n,
+        (jnp.arange(T) + call.query_offset)[None, None, :, None],
+        (jnp.arange(S) + call.key_offset)[None, None, None],
+    )
+
+
+def dense(call: Call) -> tuple[Array, Array]:
+    """Attention and its log-sum-exp, [B, T, N, V] and [B, T, N], with the whole score matrix."""
+    B, T, S, N, K = call.sizes
+    query, key, value = call.query, call.key, call.value
+    indices = whole_indices(call)
+    if call.mask is not None:
+        query, nan_query = finite(query)
+        key, nan_key = finite(key)
+        value, nan_value = finite(value)
+    query = query.reshape(B, T, K, N // K, -1)
+    einsum = functools.partial(jnp.einsum, precision=call.precision, preferred_element_type=call.dtype)
+    scores = einsum("BTKGH,BSKH->BKGTS", query, key).reshape(B, N, T, S) * call.dtype.type(call.scale)
+    scores = modified(scores, call, call.bias, indices)
+    if call.mask is not None:
+        nan = (
+            jnp.repeat((nan_key + nan_value).swapaxes(1, 2), N // K, 1)[:, :, None]
+            + nan_query.swapaxes(1, 2)[..., None]
+        )
+        scores = jnp.where(call.mask.block(*indices), scores + nan, -jnp.inf)
+    maximum = lax.stop_gradient(scores.max(-1, keepdims=True))
+    shift = jnp.where(maximum == -jnp.inf, 0, maximum)
+    weights = jnp.exp(scores - shift)
+    total = weights.sum(-1, keepdims=True)
+    safe = jnp.where(total == 0, 1, total)
+    lse = jnp.where(total == 0, -jnp.inf, shift + jnp.log(safe))[..., 0]
+    weights = weights / safe
+    if call.dropout_rate:
+        weights = weights * kept(call, *indices)
+    weights = weights.astype(value.dtype).reshape(B, K, N // K, T, S)
+    out = einsum("BKGTS,BSKV->BTKGV", weights, value).reshape(B, T, N, -1)
+    out, lse = with_sinks(out, lse.swapaxes(1, 2), call.sinks)
+    return out.astype(call.query.dtype), lse
