@@ -12,6 +12,8 @@ from jaxai.attention.masks import Mask as Mask
 from jaxai.attention.masks import PrefixLM as PrefixLM
 from jaxai.attention.masks import Segments as Segments
 from jaxai.attention.masks import SlidingWindow as SlidingWindow
+from jaxai.attention.parallel import merge_partials as merge_partials
+from jaxai.attention.parallel import ring_attention as ring_attention
 from jaxai.attention.position import alibi as alibi
 from jaxai.attention.position import relative_bias as relative_bias
 from jaxai.attention.position import rotary as rotary

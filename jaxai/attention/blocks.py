@@ -89,6 +89,15 @@ def cut(x: Array, part: Part, grid: Grid, i: Any, j: Any) -> Array:
     return lax.transpose(x, part.order)
 
 
+def hidden(origin: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The origin as something that changes with every block, so that XLA keeps positions inside the loop.
+
+    Hoisted out of it they become small arrays, and LLVM's AVX-512 backend aborts the process on some of their loads
+    (float64, causal: "Cannot select: X86ISD::SUBV_BROADCAST_LOAD", jaxlib 0.12.0).
+    """
+    return lax.optimization_barrier(origin)
+
+
 def put(x: Array, block: Array, part: Part, grid: Grid, i: Any, j: Any) -> Array:
     """Write block (i, j) of a result."""
     starts: list[Any] = [np.int32(0)] * x.ndim
@@ -176,7 +185,7 @@ def run_block_sum(
                     cut(x, part, grid, i, j) if block is None else block
                     for x, part, block in zip(operands, ins, fixed, strict=True)
                 ]
-                new = f(masked, *grid.origin(i, j), *blocks)
+                new = f(masked, *hidden(grid.origin(i, j)), *blocks)
                 return [
                     old + block if is_local else accumulate(old, block, part, i, j)
                     for old, block, part, is_local in zip(carry, new, outs, local, strict=True)
@@ -214,7 +223,15 @@ def block_sum(
 ) -> list[Array]:
     """``sum_ij f(blocks ij)`` over the blocks that ``possible`` [nq, nk] allows, gathered as ``outs`` say."""
     tables, schedule = split_schedule(possible, certain)
-    return block_sum_p.bind(*tables, *operands, f=f, ins=tuple(ins), outs=tuple(outs), grid=grid, schedule=schedule)
+    return block_sum_p.bind(*tables, *aligned(operands), f=f, ins=tuple(ins), outs=tuple(outs), grid=grid, schedule=schedule)
+
+
+def aligned(operands: Sequence[Array]) -> list[Array]:
+    """The operands, varying over the same mesh axes inside shard_map, so that cotangents are summed where they must."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return list(operands)
+    never = functools.reduce(jnp.logical_or, ((x != x).any() for x in operands)) & False
+    return [lax.select(jnp.broadcast_to(never, x.shape), x, x) for x in operands]
 
 
 def split_schedule(possible: Any, certain: Any) -> tuple[list[Array], Schedule | None]:
@@ -386,7 +403,7 @@ def run_attend(
                     cut(x, part, grid, i, j) if block is None else block
                     for x, part, block in zip(operands, ins, fixed, strict=True)
                 ]
-                q0, k0 = grid.origin(i, j)
+                q0, k0 = hidden(grid.origin(i, j))
                 s = f.score(masked, q0, k0, *blocks)
                 new_maximum = jnp.maximum(maximum, s.max(-1))
                 shift = jnp.where(new_maximum == -jnp.inf, 0, new_maximum)  # nothing visible so far
@@ -426,7 +443,7 @@ def attend(
     ``outs`` say how the two results are gathered: [..., t, V] blocks and [..., t] blocks with the same leading axes.
     """
     tables, schedule = split_schedule(possible, certain)
-    return attend_p.bind(*tables, *operands, f=f, ins=tuple(ins), outs=outs, grid=grid, schedule=schedule)
+    return attend_p.bind(*tables, *aligned(operands), f=f, ins=tuple(ins), outs=outs, grid=grid, schedule=schedule)
 
 
 @attend_p.def_abstract_eval
@@ -521,13 +538,29 @@ def run_vendor(*args, f, ins, outs, grid, schedule):
     return f.vendor(*args[0 if schedule else 2 :])
 
 
+def lowered(run: Callable[..., list[Array]]) -> Callable[..., Any]:
+    """The lowering of a loop, traced without the mesh axes that its operands vary over under shard_map.
+
+    Inside a loop those would have to agree everywhere; the abstract results carry them.
+    """
+    rule = mlir.lower_fun(run, multiple_results=True)
+
+    def lower(context, *args, **params):
+        avals_in, avals_out = (
+            [jax.core.ShapedArray(x.shape, x.dtype) for x in avals] for avals in (context.avals_in, context.avals_out)
+        )
+        return rule(context.replace(avals_in=avals_in, avals_out=avals_out), *args, **params)
+
+    return lower
+
+
 for primitive, run, jvp, batcher in (
     (block_sum_p, run_block_sum, block_sum_jvp, block_sum_batch),
     (attend_p, run_attend, attend_jvp, attend_batch),
 ):
     primitive.def_impl(lambda *args, run=run, **params: jax.jit(functools.partial(run, **params))(*args))
-    mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=True))
+    mlir.register_lowering(primitive, lowered(run))
     ad.primitive_jvps[primitive] = jvp
     batching.primitive_batchers[primitive] = batcher
 ad.primitive_transposes[block_sum_p] = block_sum_transpose
-mlir.register_lowering(attend_p, mlir.lower_fun(run_vendor, multiple_results=True), platform="cuda")
+mlir.register_lowering(attend_p, lowered(run_vendor), platform="cuda")

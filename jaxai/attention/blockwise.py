@@ -1,5 +1,7 @@
 """Attention block by block: what the scores and the values of a block are; ``blocks`` does the rest."""
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +14,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxai.attention import blocks as engine
 from jaxai.attention.blocks import INDEX, Attend, Block, Grid, Part
 from jaxai.attention.products import contract
-from jaxai.attention.reference import Call, finite, kept, modified, with_sinks
+from jaxai.attention.reference import Call, block_indices, finite, kept, modified, with_sinks
 from jaxai.typing import Array
 
 QUERY_BLOCK, KEY_BLOCK = 256, 512
@@ -21,7 +23,7 @@ QUERY_BLOCK, KEY_BLOCK = 256, 512
 def block_length(length: int, limit: int) -> int:
     """Blocks of at most about ``limit`` that leave little of the last one empty."""
     if length <= limit:
-        return max(length, 1)
+        return length
     even = math.ceil(length / math.ceil(length / limit))
     return math.ceil(even / 8) * 8
 
@@ -38,116 +40,132 @@ def blockwise(call: Call, block_size: tuple[int, int] | None = None, kernel: Any
 
 
 class Problem:
-    """A call cut into blocks: its operands, how each is cut, and the functions of one block."""
+    """A call cut into blocks: its arrays, how each is cut, and the functions of one block.
+
+    Queries are cut to [B, N, t, H], keys and values to [B, K, H, s] and [B, K, V, s]: the layouts of ``products``.
+    """
 
     def __init__(self, call: Call, query_block: int, key_block: int, kernel: Any = None):
-        _, T, S, _, _ = call.sizes
+        _, T, S, _, _ = self.sizes = call.sizes
         bq, bk = block_length(T, query_block), block_length(S, key_block)
-        self.call = call
-        self.vendor = kernel and (
-            lambda *operands: kernel(*(x[:, :n] for x, n in zip(operands[:3], (T, S, S), strict=True)))
-        )
         self.grid = grid = Grid(math.ceil(T / bq) * bq, math.ceil(S / bk) * bk, bq, bk)
-        self.leaves, self.treedef = jax.tree.flatten(call.mask)
-        axes = [] if call.mask is None else call.mask.leaf_axes()
-        self.cut_leaves = [n for n, pair in enumerate(axes) if pair != (None, None)]
-        leaf_parts = [
-            Part(*(None if axis is None else axis + leaf.ndim for axis in pair), tuple(range(leaf.ndim)))
-            for leaf, pair in zip(self.leaves, axes, strict=True)
-        ]
-        query, key = Part(1, None, (0, 2, 1, 3)), Part(None, 1, (0, 2, 3, 1))
-        operands = [x.astype(call.dtype) for x in (call.query, call.key, call.value)]
-        parts = [query, key, key]
+        self.inputs = call.query.dtype
+        self.possible, self.certain = schedule(call, grid)
+        self.query_part, key_part = Part(1, None, (0, 2, 1, 3)), Part(None, 1, (0, 2, 3, 1))
+        self.row_part = Part(1, None, (0, 2, 1))
+        self.outs = self.query_part, self.row_part
+        wide = (x.astype(call.dtype) for x in (call.query, call.key, call.value))
+        call = dataclasses.replace(call, **dict(zip(("query", "key", "value"), wide, strict=True)), sinks=None)
+        parts = dataclasses.replace(
+            jax.tree.map(lambda x: Part(None, None, tuple(range(jnp.ndim(x)))), call),
+            query=self.query_part,
+            key=key_part,
+            value=key_part,
+        )
         if call.bias is not None:
-            cut = (axis if call.bias.shape[axis] > 1 else None for axis in (2, 3))
-            operands, parts = [*operands, call.bias], [*parts, Part(*cut, (0, 1, 2, 3))]
-        self.first_leaf = len(parts)
-        operands += [self.leaves[n] for n in self.cut_leaves]
-        parts += [leaf_parts[n] for n in self.cut_leaves]
-        self.operands = [padded(x, part, grid) for x, part in zip(operands, parts, strict=True)]
-        self.parts = parts
-        self.outs = query, Part(1, None, (0, 2, 1))
-        self.possible, self.certain = self.schedule()
-
-    def schedule(self) -> tuple[Any, Any]:
-        """Which blocks may have visible entries, and which have nothing else, [nq, nk]."""
-        B, T, S, N, _ = self.call.sizes
-        grid, call = self.grid, self.call
-        possible = certain = np.ones(grid.shape, bool)
+            row, col = (axis if call.bias.shape[axis] > 1 else None for axis in (2, 3))
+            parts = dataclasses.replace(parts, bias=Part(row, col, (0, 1, 2, 3)))
         if call.mask is not None:
-            b, n = np.arange(B)[:, None, None, None], np.arange(N)[None, :, None, None]
-            q, k = np.arange(T) + call.query_offset, np.arange(S) + call.key_offset
-            possible, certain = call.mask.blocks(b, n, q, k, grid.block_rows, grid.block_cols)
-        if grid.cols > S:
-            certain = certain & (np.arange(grid.shape[1]) < grid.shape[1] - 1)[None]
-        return possible, certain
+            leaves, treedef = jax.tree.flatten(call.mask)
+            cuts = [
+                Part(*(None if axis is None else axis + leaf.ndim for axis in axes), tuple(range(leaf.ndim)))
+                for leaf, axes in zip(leaves, call.mask.leaf_axes(), strict=True)
+            ]
+            parts = dataclasses.replace(parts, mask=jax.tree.unflatten(treedef, cuts))
+        self.parts: list[Part] = jax.tree.leaves(parts)
+        leaves, self.treedef = jax.tree.flatten(call)
+        self.operands = [padded(jnp.asarray(x), part, grid) for x, part in zip(leaves, self.parts, strict=True)]
+        names = [path[0].name for path, _ in jax.tree.leaves_with_path(call)]
+        value = names.index("value")
+        count = len(leaves)
+        avals = engine.block_avals(self.operands, self.parts, grid)
+        score, captured = hoisted(lambda *args: self.score(*args[:3], self.block(args[3:])), [INDEX, INDEX, *avals])
+        self.operands += captured
+        self.parts += [Part(None, None, tuple(range(jnp.ndim(x)))) for x in captured]
+        scored = tuple(n for n in range(len(self.operands)) if n != value)
 
-    def indices(self, q0: Array, k0: Array) -> tuple[Array, Array, Array, Array]:
+        def weigh(masked, q0, k0, weights, *blocks):
+            return self.weigh(masked, q0, k0, weights, self.block(blocks[:count]))
+
+        def vendor(*operands):
+            by_name = dict(zip(names, operands, strict=False))
+            return kernel(by_name["query"][:, :T], by_name["key"][:, :S], by_name["value"][:, :S])
+
+        self.f = Attend(score, weigh, scored, (value,), kernel and vendor)
+
+    def block(self, blocks: Any) -> Call:
+        """The call of one block."""
+        return jax.tree.unflatten(self.treedef, blocks)
+
+    def indices(self, call: Call, q0: Array, k0: Array) -> tuple[Array, Array, Array, Array]:
         """b, n, q and k of a block, each of rank 4."""
-        B, _, _, N, _ = self.call.sizes
-        b, n = jnp.arange(B, dtype=np.int32)[:, None, None, None], jnp.arange(N, dtype=np.int32)[None, :, None, None]
-        q = q0 + self.call.query_offset + jnp.arange(self.grid.block_rows, dtype=np.int32)
-        k = k0 + self.call.key_offset + jnp.arange(self.grid.block_cols, dtype=np.int32)
-        return b, n, q[None, None, :, None], k[None, None, None]
+        B, _, _, N, _ = self.sizes
+        query_offset, key_offset = call.offsets or (0, 0)
+        shape = B, N, self.grid.block_rows, self.grid.block_cols
+        return block_indices(*shape, q0 + query_offset, k0 + key_offset)
 
-    def score(self, masked: bool, q0: Array, k0: Array, *blocks: Array) -> Array:
+    def score(self, masked: bool, q0: Array, k0: Array, call: Call) -> Array:
         """Scores [B, N, t, s] of a block, -inf where nothing is to be seen."""
-        call, indices = self.call, self.indices(q0, k0)
-        _, _, S, N, K = call.sizes
-        query, key, value = blocks[:3]
+        indices = self.indices(call, q0, k0)
+        _, _, S, N, K = self.sizes
+        query, key = call.query, call.key
         if masked:
             query, nan_query = finite(query, -1)
             key, nan_key = finite(key, -2)
-            nan = jnp.repeat(nan_key + finite(value, -2)[1], N // K, 1)[:, :, None] + nan_query[..., None]
-        scores = self.product("ts", query * call.dtype.type(call.scale), key)
-        scores = modified(scores, call, None if call.bias is None else blocks[3], indices)
+            nan = jnp.repeat(nan_key + finite(call.value, -2)[1], N // K, 1)[:, :, None] + nan_query[..., None]
+        scores = self.product("ts", query * query.dtype.type(call.scale), key, call)
+        scores = modified(scores, call, call.bias, indices)
         if masked:
-            visible = indices[3] - call.key_offset < S
+            visible = (jnp.arange(self.grid.block_cols, dtype=np.int32) + k0 < S)[None, None, None]
             if call.mask is not None:
-                leaves = engine.replace(self.leaves, self.cut_leaves, blocks[self.first_leaf :][: len(self.cut_leaves)])
-                visible = visible & jax.tree.unflatten(self.treedef, leaves).block(*indices)
+                visible = visible & call.mask.block(*indices)
             scores = jnp.where(visible, scores + nan, -jnp.inf)
         return scores
 
-    def weigh(self, masked: bool, q0: Array, k0: Array, weights: Array, *blocks: Array) -> Array:
+    def weigh(self, masked: bool, q0: Array, k0: Array, weights: Array, call: Call) -> Array:
         """Values [B, N, t, V] summed with weights [B, N, t, s]."""
-        call = self.call
-        value = finite(blocks[2], -2)[0] if masked else blocks[2]
+        value = finite(call.value, -2)[0] if masked else call.value
         if call.dropout_rate:
-            weights = weights * kept(call, *self.indices(q0, k0))
-        return self.product("th", weights, value)
+            weights = weights * kept(call, *self.indices(call, q0, k0))
+        return self.product("th", weights, value, call)
 
-    def product(self, result: str, x: Array, y: Array) -> Array:
+    def product(self, result: str, x: Array, y: Array, call: Call) -> Array:
         """A product of the query heads' x [B, N, ...] and the key heads' y [B, K, ...]."""
         B, N, t = x.shape[:3]
         K = y.shape[1]
         x = x.reshape(B, K, N // K * t, -1)
-        inputs = jnp.result_type(self.call.query, self.call.key, self.call.value)
-        return contract(result, x, y, self.call.precision, inputs).reshape(B, N, t, -1)
+        return contract(result, x, y, call.precision, self.inputs).reshape(B, N, t, -1)
 
-    def attend(self) -> list[Array]:
+    def attend(self) -> tuple[Array, Array]:
         """Attention [B, T, N, V] and its log-sum-exp [B, T, N]."""
-        avals = engine.block_avals(self.operands, self.parts, self.grid)
-        score, captured = hoisted(self.score, [INDEX, INDEX, *avals])
-        weights = jax.eval_shape(lambda *args: score(False, *args), INDEX, INDEX, *avals, *captured)
-        count = len(avals)
-        weigh, captured_weigh = hoisted(self.weigh, [INDEX, INDEX, weights, *avals])
-        operands = [*self.operands, *captured, *captured_weigh]
-        whole = [Part(None, None, tuple(range(jnp.ndim(x)))) for x in [*captured, *captured_weigh]]
-        middle = count + len(captured)
+        out, lse = engine.attend(self.f, self.operands, self.parts, self.outs, self.grid, self.possible, self.certain)
+        return out[:, : self.sizes[1]], lse[:, : self.sizes[1]]
 
-        def weigh_blocks(masked, q0, k0, weights, *blocks):
-            return weigh(masked, q0, k0, weights, *blocks[:count], *blocks[middle:])
+    def sums(self, constant: Array) -> tuple[Array, Array]:
+        """sum_k exp(s - constant) v [B, T, N, V] and sum_k exp(s - constant) [B, T, N], for constants [B, T, N]."""
 
-        def score_blocks(masked, q0, k0, *blocks):
-            return score(masked, q0, k0, *blocks[:middle])
+        def block(masked, q0, k0, constant, *blocks):
+            weights = jnp.exp(self.f.score(masked, q0, k0, *blocks) - constant[..., None])
+            return [self.f.weigh(masked, q0, k0, weights, *blocks), weights.sum(-1)]
 
-        scored = tuple(n for n in range(middle) if n != 2)
-        f = Attend(score_blocks, weigh_blocks, scored, (2, *range(middle, len(operands))), self.vendor)
-        parts = [*self.parts, *whole]
-        out, lse = engine.attend(f, operands, parts, self.outs, self.grid, self.possible, self.certain)
-        T = self.call.query.shape[1]
-        return [out[:, :T], lse[:, :T]]
+        constant = padded(jnp.where(constant == -jnp.inf, 0, constant), self.row_part, self.grid)
+        operands, parts = [constant, *self.operands], [self.row_part, *self.parts]
+        weighed, total = engine.block_sum(block, operands, parts, self.outs, self.grid, self.possible, self.certain)
+        return weighed[:, : self.sizes[1]], total[:, : self.sizes[1]]
+
+
+def schedule(call: Call, grid: Grid) -> tuple[Any, Any]:
+    """Which blocks may have visible entries, and which have nothing else, [nq, nk]: NumPy where known while tracing."""
+    B, T, S, N, _ = call.sizes
+    possible = certain = np.ones(grid.shape, bool)
+    if call.mask is not None:
+        query_offset, key_offset = call.offsets or (0, 0)
+        b, n = np.arange(B)[:, None, None, None], np.arange(N)[None, :, None, None]
+        q, k = np.arange(T) + query_offset, np.arange(S) + key_offset
+        possible, certain = call.mask.blocks(b, n, q, k, grid.block_rows, grid.block_cols)
+    if grid.cols > S:
+        certain = certain & (np.arange(grid.shape[1]) < grid.shape[1] - 1)[None]
+    return possible, certain
 
 
 def padded(x: Array, part: Part, grid: Grid) -> Array:
@@ -162,7 +180,7 @@ def padded(x: Array, part: Part, grid: Grid) -> Array:
 
 def hoisted(f: Callable[..., Array], avals: list[Any]) -> tuple[Block, list[Array]]:
     """f(masked, *args) as a function of the arrays that it captures too: f(masked, *args, *captured)."""
-    closed = [jax.make_jaxpr(lambda *args, masked=masked: f(masked, *args))(*avals) for masked in (False, True)]
+    closed = [jax.make_jaxpr(functools.partial(f, masked))(*avals) for masked in (False, True)]
     first = len(closed[0].consts)
 
     def run(masked, *args):

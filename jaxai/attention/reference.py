@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxai.attention.masks import Mask
@@ -17,8 +18,8 @@ from jaxai.typing import Array
 class Call:
     """One attention call with its arguments checked: arrays of rank 4, one mask, scale written out.
 
-    Scores are [B, N, T, S]. ``score_mod`` is a pytree with ``__call__``. ``query_offset`` and ``key_offset`` are the
-    positions of the first query and key. ``dropout_key`` holds two uint32.
+    Scores are [B, N, T, S]. ``score_mod`` is a pytree with ``__call__``. ``offsets`` are the positions of the
+    first query and key, None for 0 and 0. ``dropout_key`` holds two uint32.
     """
 
     query: Any
@@ -29,8 +30,7 @@ class Call:
     score_mod: Any = None
     sinks: Any = None
     dropout_key: Any = None
-    query_offset: Any = 0
-    key_offset: Any = 0
+    offsets: Any = None
     scale: float = dataclasses.field(default=1.0, metadata={"static": True})
     soft_cap: float | None = dataclasses.field(default=None, metadata={"static": True})
     dropout_rate: float = dataclasses.field(default=0.0, metadata={"static": True})
@@ -98,23 +98,17 @@ def with_sinks(out: Array, lse: Array, sinks: Array | None) -> tuple[Array, Arra
     return out * jax.nn.sigmoid(lse - logit)[..., None], jnp.logaddexp(lse, logit)
 
 
-def whole_indices(call: Call) -> tuple[Array, Array, Array, Array]:
-    """b [B, 1, 1, 1], n [1, N, 1, 1], q [1, 1, T, 1], k [1, 1, 1, S]."""
-    B, T, S, N, _ = call.sizes
-    b, n = jnp.arange(B)[:, None, None, None], jnp.arange(N)[None, :, None, None]
-    return (
-        b,
-        n,
-        (jnp.arange(T) + call.query_offset)[None, None, :, None],
-        (jnp.arange(S) + call.key_offset)[None, None, None],
-    )
+def block_indices(B: int, N: int, t: int, s: int, q0: Any = 0, k0: Any = 0) -> tuple[Array, Array, Array, Array]:
+    """The int32 b [B, 1, 1, 1], n [1, N, 1, 1], q [1, 1, t, 1], k [1, 1, 1, s] of a block that starts at q0, k0."""
+    b, n, q, k = (jnp.arange(size, dtype=np.int32) for size in (B, N, t, s))
+    return b[:, None, None, None], n[None, :, None, None], (q + q0)[None, None, :, None], (k + k0)[None, None, None]
 
 
 def dense(call: Call) -> tuple[Array, Array]:
     """Attention and its log-sum-exp, [B, T, N, V] and [B, T, N], with the whole score matrix."""
     B, T, S, N, K = call.sizes
     query, key, value = call.query, call.key, call.value
-    indices = whole_indices(call)
+    indices = block_indices(B, N, T, S)
     if call.mask is not None:
         query, nan_query = finite(query)
         key, nan_key = finite(key)

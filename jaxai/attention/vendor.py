@@ -32,13 +32,8 @@ def cudnn_forward(call: Call) -> Kernel | None:
     sizes = call.query.shape[-1], call.value.shape[-1]
     plain = call.bias is None and call.score_mod is None and call.soft_cap is None and not call.dropout_rate
     half = jnp.result_type(call.query) in (jnp.float16, jnp.bfloat16)
-    at_zero = (
-        isinstance(call.query_offset, int)
-        and isinstance(call.key_offset, int)
-        and call.query_offset == call.key_offset == 0
-    )
     window = causal_window(call.mask)
-    if not (plain and half and at_zero and sizes[0] == sizes[1] and sizes[0] % 8 == 0 and sizes[0] <= 128):
+    if not (plain and half and call.offsets is None and sizes[0] == sizes[1] and sizes[0] % 8 == 0 and sizes[0] <= 128):
         return None
     if window is None or (window > 0 and T > S):
         return None

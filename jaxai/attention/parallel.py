@@ -1,0 +1,115 @@
+"""Attention over sequences that are split between devices, and over keys that are split between calls."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxai.attention.api import checked
+from jaxai.attention.api import dot_product_attention as dot_product_attention  # for the examples
+from jaxai.attention.blockwise import KEY_BLOCK, QUERY_BLOCK, Problem
+from jaxai.attention.masks import Mask
+from jaxai.attention.reference import Call, with_sinks
+from jaxai.typing import Array, Float
+
+Partial = tuple[Float[Array, "*B T N V"], Float[Array, "*B T N"]]
+"""A result and its log-sum-exp, as ``dot_product_attention(..., return_residual=True)`` gives them."""
+
+
+def merge_partials(first: Partial, second: Partial) -> Partial:
+    """Attention over two sets of keys from attention over each, exactly: ``(out, lse)`` [..., T, N, V] and [..., T, N].
+
+    lse = log(exp(lse1) + exp(lse2)) and out = exp(lse1 - lse) out1 + exp(lse2 - lse) out2 (Rabe and Staats 2021,
+    arXiv:2112.05682). Differentiable to any order; a set of which a query sees nothing adds nothing.
+
+    >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 8, 2, 4))
+    >>> attend = functools.partial(dot_product_attention, query, return_residual=True)
+    >>> out, lse = merge_partials(attend(key[:, :5], value[:, :5]), attend(key[:, 5:], value[:, 5:]))
+    >>> bool(jnp.allclose(out, dot_product_attention(query, key, value), atol=1e-6))
+    True
+    """
+    (out1, lse1), (out2, lse2) = first, second
+    shift = lax.stop_gradient(jnp.maximum(lse1, lse2))
+    shift = jnp.where(shift == -jnp.inf, 0, shift)
+    weight1, weight2 = jnp.exp(lse1 - shift), jnp.exp(lse2 - shift)
+    total = weight1 + weight2
+    safe = jnp.where(total == 0, 1, total)
+    out = ((weight1 / safe)[..., None] * out1 + (weight2 / safe)[..., None] * out2).astype(out1.dtype)
+    return out, jnp.where(total == 0, -jnp.inf, shift + jnp.log(safe))
+
+
+def ring_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    mask: Mask | None = None,
+    *,
+    axis_name: str,
+    return_residual: bool = False,
+    block_size: tuple[int, int] = (QUERY_BLOCK, KEY_BLOCK),
+    **options: Any,
+) -> Any:
+    """Attention inside ``jax.shard_map``, the sequence of queries and keys split over a mesh axis in equal parts.
+
+    Every device keeps its queries [B, T, N, H] and sees the keys and values [B, S, K, H] of all others in turn (ring
+    attention, Liu et al. 2023, arXiv:2310.01889). Positions in masks and ``score_mod`` count through the whole
+    sequence; arrays in a mask are this device's part along the queries or the keys. Blocks that a device's queries
+    don't see are not computed. Memory is O((T + S) / devices) also for derivatives, of every order: with a constant c
+    per query, here the log-sum-exp, out = sum exp(s - c) v / sum exp(s - c), so results of the parts only add up.
+
+    ``options`` are those of ``dot_product_attention`` but ``bias`` and ``implementation``. Raises ValueError for
+    arguments that don't fit, and for mask arrays that have both query and key axes.
+
+    >>> mesh = jax.make_mesh((jax.device_count(),), ("time",), axis_types=(jax.sharding.AxisType.Auto,))
+    >>> ring = functools.partial(ring_attention, axis_name="time", is_causal=True)
+    >>> along = jax.sharding.PartitionSpec(None, "time")
+    >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 8 * jax.device_count(), 2, 4))
+    >>> out = jax.shard_map(ring, mesh=mesh, in_specs=along, out_specs=along)(query, key, value)
+    >>> bool(jnp.allclose(out, dot_product_attention(query, key, value, is_causal=True), atol=1e-6))
+    True
+    """
+    size = lax.axis_size(axis_name)
+    index = lax.axis_index(axis_name)
+    call, batched = checked(query, key, value, None, mask, **options)
+    treedef = jax.tree.structure(call.mask)
+    axes = [] if call.mask is None else call.mask.leaf_axes()
+    if any(None not in pair for pair in axes):
+        raise ValueError("mask has an array over queries and keys, which ring_attention can't split: use a function")
+    travels = [pair[1] is not None for pair in axes]
+
+    def part(call: Call, shift: int) -> Problem:
+        """This device's queries against the keys of the device ``shift`` places on."""
+        places = [(source, (source - shift) % size) for source in range(size)]
+        move = functools.partial(lax.ppermute, axis_name=axis_name, perm=places)
+        moved = [move(x) if travel else x for x, travel in zip(jax.tree.leaves(call.mask), travels, strict=True)]
+        T, S = call.sizes[1:3]
+        return Problem(
+            dataclasses.replace(
+                call,
+                key=move(call.key),
+                value=move(call.value),
+                mask=jax.tree.unflatten(treedef, moved),
+                offsets=(index * T, (index + shift) % size * S),
+            ),
+            *block_size,
+        )
+
+    lse = functools.reduce(jnp.logaddexp, (part(lax.stop_gradient(call), shift).attend()[1] for shift in range(size)))
+    constant = lax.stop_gradient(lse)
+    weighed, total = 0, 0
+    for shift in range(size):  # remat, so that the backward pass fetches keys again instead of keeping everyone's
+        more, count = jax.checkpoint(lambda call, constant, shift=shift: part(call, shift).sums(constant))(
+            call, constant
+        )
+        weighed, total = weighed + more, total + count
+    safe = jnp.where(total == 0, 1, total)
+    shift = jnp.where(constant == -jnp.inf, 0, constant)
+    out, lse = with_sinks(weighed / safe[..., None], jnp.where(total == 0, -jnp.inf, shift + jnp.log(safe)), call.sinks)
+    out = out.astype(call.query.dtype)
+    if not batched:
+        out, lse = out[0], lse[0]
+    return (out, lse) if return_residual else out

@@ -1,0 +1,230 @@
+"""What an attention's softmax looks like, without its score matrix: `attention_stats`.
+
+Three loops over the blocks of scores: the largest score of each row, which shifts the exponents; the sum of each row's
+weights and of weight times score, which give log-sum-exp and entropy; and the sum of each column's weights. The last
+two are `block_sum`s, so they have derivatives of every order in O(T) memory. Weights are written out for chosen rows.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Bool
+
+from jaxai.attention import blocks as engine
+from jaxai.attention.api import checked
+from jaxai.attention.blocks import INDEX, Part
+from jaxai.attention.blockwise import KEY_BLOCK, QUERY_BLOCK, Problem
+from jaxai.attention.masks import Mask
+from jaxai.attention.position import ScoreMod
+from jaxai.attention.reference import Call, block_indices, finite, modified
+from jaxai.typing import Array, Float, Int
+
+KEY_PART = Part(None, 1, (0, 2, 1))
+"""Of [B, S, N] the block [B, N, s]."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AttentionStats:
+    """What `attention_stats` returns, in at least float32; without B where the arguments had none.
+
+    log_sum_exp [B, T, N]; max_logit [B, T, N]; entropy [B, T, N]; mass [B, S, N]; weights [B, R, N, S] or None.
+    """
+
+    log_sum_exp: Any
+    max_logit: Any
+    entropy: Any
+    mass: Any
+    weights: Any
+
+
+def attention_stats(
+    query: Float[Array | np.ndarray, "*B T N H"],
+    key: Float[Array | np.ndarray, "*B S K H"],
+    bias: Float[Array | np.ndarray, "..."] | None = None,
+    mask: Mask | Bool[Array | np.ndarray, "..."] | None = None,
+    *,
+    rows: Sequence[int] | Int[Array | np.ndarray, " R"] | None = None,
+    scale: float | Float[Array, ""] | None = None,
+    is_causal: bool = False,
+    query_seq_lengths: Int[Array | np.ndarray, " B"] | None = None,
+    key_value_seq_lengths: Int[Array | np.ndarray, " B"] | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+    score_mod: ScoreMod | None = None,
+    logits_soft_cap: float | None = None,
+    sinks: Float[Array | np.ndarray, " N"] | None = None,
+    segment_ids: Any = None,
+    precision: lax.PrecisionLike = None,
+    block_size: int | tuple[int, int] | None = None,
+) -> AttentionStats:
+    """Softmax p = exp(s - log_sum_exp) of an attention's scores s, summed up in O(T) memory.
+
+    The arguments are those of `dot_product_attention`. Of each row (query): ``log_sum_exp``; ``max_logit``, its largest
+    visible score after cap, score_mod and bias, which has no gradient (Dehghani et al. 2023, arXiv:2302.05442, watch
+    it); ``entropy``, -sum p log p in nats (Zhai et al. 2023, arXiv:2303.06296). Of each key ``mass``, the sum of p over
+    the queries. ``weights`` are p of the chosen ``rows``: ints, or an array [R], whose numbers are clipped to the rows.
+
+    A row that sees nothing has -inf, -inf, 0 and weights 0. A sink takes its share of p, counts in the log-sum-exp and
+    is one more term of the entropy, but is no part of max_logit, mass and weights. Raises ValueError as
+    `dot_product_attention` does, and for ints that are no rows.
+
+    >>> query, key = jax.random.normal(jax.random.key(0), (2, 1, 600, 4, 8))
+    >>> stats = attention_stats(query, key, is_causal=True, rows=[0, 599])
+    >>> stats.entropy.shape, stats.entropy[0, 0].tolist(), stats.weights[0, 0, 0, :3].tolist()
+    ((1, 600, 4), [0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0])
+    >>> stats.mass.shape, stats.mass.sum(1).round(2).tolist()
+    ((1, 600, 4), [[600.0, 600.0, 600.0, 600.0]])
+    """
+    call, batched = checked(
+        query,
+        key,
+        jnp.zeros((*key.shape[:-1], 1), key.dtype),
+        bias,
+        mask,
+        scale=scale,
+        is_causal=is_causal,
+        query_seq_lengths=query_seq_lengths,
+        key_value_seq_lengths=key_value_seq_lengths,
+        local_window_size=local_window_size,
+        score_mod=score_mod,
+        logits_soft_cap=logits_soft_cap,
+        sinks=sinks,
+        segment_ids=segment_ids,
+        dropout_rate=0.0,
+        dropout_key=None,
+        precision=precision,
+    )
+    blocks = (block_size, block_size) if isinstance(block_size, int) else block_size
+    if blocks is not None and not all(isinstance(size, int) and size > 0 for size in blocks):
+        raise ValueError(f"block_size={block_size!r} must be a positive int, or two: queries and keys of a block")
+    stats = run(call, None if rows is None else checked_rows(rows, call.sizes[1]), blocks or (QUERY_BLOCK, KEY_BLOCK))
+    return stats if batched else jax.tree.map(lambda x: x[0], stats)
+
+
+@functools.partial(jax.jit, static_argnames="block_size")
+def run(call: Call, rows: Array | None, block_size: tuple[int, int]) -> AttentionStats:
+    """The statistics of a checked call, compiled once also where the caller does not jit."""
+    problem = Problem(call, *block_size)
+    _, T, S, _, _ = call.sizes
+
+    def totals(masked, q0, k0, shift, *blocks):
+        weights, weighted = weigh(problem.f.score(masked, q0, k0, *blocks), shift[..., None])
+        return [weights.sum(-1), weighted.sum(-1)]
+
+    def masses(masked, q0, k0, lse, *blocks):
+        s = problem.f.score(masked, q0, k0, *blocks)
+        exists = q0 + lax.broadcasted_iota(np.int32, s.shape, 2) < T  # the last block of rows is filled up
+        return [weigh(jnp.where(exists, s, -jnp.inf), lse[..., None])[0].sum(-2)]
+
+    def block_sum(block, constant, outs):
+        operands, parts = [constant, *problem.operands], [problem.row_part, *problem.parts]
+        return engine.block_sum(block, operands, parts, outs, problem.grid, problem.possible, problem.certain)
+
+    maximum = row_maxima(problem)
+    sinks = sink_logits(call)[None, None]
+    shift = jnp.maximum(maximum, lax.stop_gradient(sinks))
+    sums = block_sum(totals, shift, [problem.row_part] * 2)
+    total, weighted = (x + of_sink for x, of_sink in zip(sums, weigh(sinks, shift), strict=True))
+    safe = jnp.where(total == 0, 1, total)
+    lse = jnp.where(total == 0, -jnp.inf, shift + jnp.log(safe))
+    # With s - shift in place of s: log-sum-exp and mean score may be large and close.
+    entropy = jnp.log(safe) - weighted / safe
+    (mass,) = block_sum(masses, lse, [KEY_PART])
+    weights = None if rows is None else row_weights(call, rows)
+    return AttentionStats(lse[:, :T], maximum[:, :T], entropy[:, :T], mass[:, :S], weights)
+
+
+def sink_logits(call: Call) -> Array:
+    """The sinks [N], -inf where the call has none."""
+    return jnp.full(call.sizes[3], -jnp.inf, call.dtype) if call.sinks is None else call.sinks.astype(call.dtype)
+
+
+def weigh(s: Array, shift: Array) -> tuple[Array, Array]:
+    """exp(s - shift), and that times s - shift; both 0 where s is -inf, also if shift is."""
+    visible = s != -jnp.inf
+    s = jnp.where(visible, s - jnp.where(shift == -jnp.inf, 0, shift), 0)
+    weights = jnp.where(visible, jnp.exp(s), 0)
+    return weights, weights * s
+
+
+def row_maxima(problem: Problem) -> Array:
+    """The largest score of each row, [B, T, N] with T in whole blocks, -inf where nothing is visible; no gradient."""
+    grid, score, parts = problem.grid, problem.f.score, problem.parts
+    operands = [lax.stop_gradient(x) for x in problem.operands]
+    aval = jax.eval_shape(functools.partial(score, False), INDEX, INDEX, *engine.block_avals(operands, parts, grid))
+    B, N, t, _ = aval.shape
+
+    def row(i: Array) -> Array:
+        fixed = [engine.cut(x, p, grid, i, 0) if p.col is None else None for x, p in zip(operands, parts, strict=True)]
+        maximum = jnp.full((B, N, t), -jnp.inf, aval.dtype)
+        for masked, count, order in engine.visits(problem.possible, problem.certain):
+
+            def inner(step, maximum, masked=masked, order=order):
+                j = order[i, step]
+                blocks = [
+                    engine.cut(x, part, grid, i, j) if block is None else block
+                    for x, part, block in zip(operands, parts, fixed, strict=True)
+                ]
+                return jnp.maximum(maximum, score(masked, *engine.hidden(grid.origin(i, j)), *blocks).max(-1))
+
+            maximum = lax.fori_loop(np.int32(0), count[i], inner, maximum)
+        return maximum
+
+    maxima = lax.map(row, np.arange(grid.shape[0], dtype=np.int32))
+    return maxima.transpose(1, 0, 3, 2).reshape(B, grid.rows, N)
+
+
+def row_weights(call: Call, rows: Array) -> Array:
+    """The softmax of some rows [R] written out, [B, R, N, S]."""
+    B, T, S, N, K = call.sizes
+    rows = jnp.clip(rows, 0, T - 1).astype(np.int32)
+
+    def take(x: Array, axis: int | None) -> Array:
+        return x if axis is None else jnp.take(x, rows, axis, mode="clip")
+
+    query, nan_query = finite(take(call.query, 1))
+    key, nan_key = finite(call.key)
+    einsum = functools.partial(jnp.einsum, precision=call.precision, preferred_element_type=call.dtype)
+    scores = einsum("BRKGH,BSKH->BKGRS", query.reshape(B, -1, K, N // K, query.shape[-1]), key)
+    scores = scores.reshape(B, N, -1, S) * call.dtype.type(call.scale)
+    nan = jnp.repeat(nan_key.swapaxes(1, 2), N // K, 1)[:, :, None] + nan_query.swapaxes(1, 2)[..., None]
+
+    b, n, _, k = block_indices(B, N, T, S)
+    q = rows[None, None, :, None]
+    full = (B, 1, rows.shape[0], S)  # score functions get positions that jump in full, see `position`
+    indices = b, n, jnp.broadcast_to(q, full), jnp.broadcast_to(k, full)
+    bias = call.bias
+    if bias is not None and bias.shape[2] > 1:
+        bias = take(bias, 2)
+    scores = modified(scores, call, bias, indices) + nan
+    if call.mask is not None:
+        leaves, treedef = jax.tree.flatten(call.mask)
+        leaves = [take(x, axis) for x, (axis, _) in zip(leaves, call.mask.leaf_axes(), strict=True)]
+        scores = jnp.where(jax.tree.unflatten(treedef, leaves).block(b, n, q, k), scores, -jnp.inf)
+    sinks = sink_logits(call)[None, :, None, None]
+    shift = lax.stop_gradient(jnp.maximum(scores.max(-1, keepdims=True), sinks))
+    weights = weigh(scores, shift)[0]
+    total = weights.sum(-1, keepdims=True) + weigh(sinks, shift)[0]
+    return (weights / jnp.where(total == 0, 1, total)).swapaxes(1, 2)
+
+
+def checked_rows(rows: Any, T: int) -> Array:
+    """Row numbers as an array [R], checked where they are known while tracing."""
+    if not isinstance(rows, jax.Array):
+        rows = np.asarray(rows)
+        if (
+            rows.ndim != 1
+            or not np.issubdtype(rows.dtype, np.integer)
+            or rows.min(initial=0) < 0
+            or rows.max(initial=0) >= T
+        ):
+            raise ValueError(f"rows={rows.tolist()} must be ints from 0 to {T - 1}, the query's rows")
+    elif rows.ndim != 1 or not jnp.issubdtype(rows.dtype, jnp.integer):
+        raise ValueError(f"rows has shape {rows.shape} and dtype {rows.dtype}: give ints [R]")
+    return jnp.asarray(rows)
