@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 from jaxtyping import Bool
 
 from jaxai.attention import blocks as engine
 from jaxai.attention.api import checked
-from jaxai.attention.blocks import INDEX, Part
+from jaxai.attention.blocks import INDEX, Block, Grid, Part, Schedule
 from jaxai.attention.blockwise import KEY_BLOCK, QUERY_BLOCK, Problem
 from jaxai.attention.masks import Mask
 from jaxai.attention.position import ScoreMod
@@ -155,29 +157,62 @@ def weigh(s: Array, shift: Array) -> tuple[Array, Array]:
 
 def row_maxima(problem: Problem) -> Array:
     """The largest score of each row, [B, T, N] with T in whole blocks, -inf where nothing is visible; no gradient."""
-    grid, score, parts = problem.grid, problem.f.score, problem.parts
+    tables, schedule = engine.split_schedule(problem.possible, problem.certain)
     operands = [lax.stop_gradient(x) for x in problem.operands]
-    aval = jax.eval_shape(functools.partial(score, False), INDEX, INDEX, *engine.block_avals(operands, parts, grid))
-    B, N, t, _ = aval.shape
+    layout = {"ins": tuple(problem.parts), "out": problem.row_part, "grid": problem.grid}
+    return row_maxima_p.bind(*tables, *operands, score=problem.f.score, **layout, schedule=schedule)[0]
 
-    def row(i: Array) -> Array:
-        fixed = [engine.cut(x, p, grid, i, 0) if p.col is None else None for x, p in zip(operands, parts, strict=True)]
-        maximum = jnp.full((B, N, t), -jnp.inf, aval.dtype)
-        for masked, count, order in engine.visits(problem.possible, problem.certain):
+
+def run_row_maxima(
+    *args: Array, score: Block, ins: tuple[Part, ...], out: Part, grid: Grid, schedule: Schedule | None
+) -> list[Array]:
+    """Over query blocks, inside over the key blocks that they see, as `blocks.run_attend`."""
+    (possible, certain), operands = (schedule.tables, args) if schedule else (args[:2], args[2:])
+    scores = jax.eval_shape(functools.partial(score, False), INDEX, INDEX, *engine.block_avals(operands, ins, grid))
+
+    def outer(i, result):
+        fixed = [engine.cut(x, p, grid, i, 0) if p.col is None else None for x, p in zip(operands, ins, strict=True)]
+        maximum = jnp.full(scores.shape[:-1], -jnp.inf, scores.dtype)
+        for masked, count, order in engine.visits(possible, certain):
 
             def inner(step, maximum, masked=masked, order=order):
                 j = order[i, step]
                 blocks = [
                     engine.cut(x, part, grid, i, j) if block is None else block
-                    for x, part, block in zip(operands, parts, fixed, strict=True)
+                    for x, part, block in zip(operands, ins, fixed, strict=True)
                 ]
                 return jnp.maximum(maximum, score(masked, *engine.hidden(grid.origin(i, j)), *blocks).max(-1))
 
             maximum = lax.fori_loop(np.int32(0), count[i], inner, maximum)
-        return maximum
+        return engine.put(result, maximum, out, grid, i, 0)
 
-    maxima = lax.map(row, np.arange(grid.shape[0], dtype=np.int32))
-    return maxima.transpose(1, 0, 3, 2).reshape(B, grid.rows, N)
+    result = jnp.zeros(engine.whole_shape(scores.shape[:-1], out, grid), scores.dtype)
+    return [lax.fori_loop(np.int32(0), np.int32(grid.shape[0]), outer, result)]
+
+
+row_maxima_p = Primitive("row_maxima")
+row_maxima_p.multiple_results = True
+
+
+@row_maxima_p.def_abstract_eval
+def _(*args, score, ins, out, grid, schedule):
+    avals = engine.block_avals(args[0 if schedule else 2 :], ins, grid)
+    scores = jax.eval_shape(functools.partial(score, False), INDEX, INDEX, *avals)
+    shape = engine.whole_shape(scores.shape[:-1], out, grid)
+    return engine.typed_like(args, [jax.ShapeDtypeStruct(shape, scores.dtype)])
+
+
+def batch_row_maxima(args, axes, *, score, ins, out, grid, schedule):
+    args, in_axes, ins = engine.batch(args, axes, 0 if schedule else 2, ins)
+    bind = functools.partial(row_maxima_p.bind, *args, ins=ins, grid=grid, schedule=schedule)
+    if all(axis is None for axis in in_axes):  # only the schedule had the axis
+        return bind(score=score, out=out), [None]
+    return bind(score=engine.batched_block(score, in_axes), out=out.batched()), [0]
+
+
+row_maxima_p.def_impl(lambda *args, **params: jax.jit(functools.partial(run_row_maxima, **params))(*args))
+mlir.register_lowering(row_maxima_p, engine.lowered(run_row_maxima))
+batching.primitive_batchers[row_maxima_p] = batch_row_maxima
 
 
 def row_weights(call: Call, rows: Array) -> Array:

@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive
 from jax.interpreters import ad, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxai.attention.masks import And, Causal, Lengths, Mask, SlidingWindow
 from jaxai.attention.reference import Call
@@ -41,8 +43,8 @@ def cudnn_forward(call: Call) -> Kernel | None:
 
     @jax.custom_batching.custom_vmap
     def kernel(query, key, value):
-        dtype = call.query.dtype
-        return fused(query.astype(dtype), key.astype(dtype), value.astype(dtype), call.scale, causal, window)
+        kernel = partitioned(call.scale, causal, window, query.shape[2] // key.shape[2])
+        return kernel(*(x.astype(call.query.dtype) for x in (query, key, value)))
 
     @kernel.def_vmap
     def _(size, mapped, *arrays):
@@ -53,6 +55,30 @@ def cudnn_forward(call: Call) -> Kernel | None:
         out, lse = kernel(*(x.reshape(-1, *x.shape[2:]) for x in arrays))
         return tuple(x.reshape(size, -1, *x.shape[1:]) for x in (out, lse)), (True, True)
 
+    return kernel
+
+
+def partitioned(scale: float, causal: bool, window: int, groups: int) -> Kernel:
+    """The kernel on each device's part of batch and heads: left alone, XLA would gather what goes into a custom call."""
+
+    def part(query, key, value):
+        return fused(query, key, value, scale, causal, window)
+
+    def partition(mesh, arguments, results):
+        spec = arguments[1].sharding.spec
+        batch, _, heads, _ = (*spec, *(None,) * (4 - len(spec)))
+        whole = NamedSharding(mesh, PartitionSpec(batch, None, heads, None))
+        return mesh, part, (whole, NamedSharding(mesh, PartitionSpec(batch, None, heads))), (whole,) * 3
+
+    if jax.default_backend() != "gpu":  # lowered on another host, for devices that custom_partitioning would ask for
+        return part
+    kernel = custom_partitioning(part)
+    if groups > 1:
+        rule = "b t (n g) h, b s n h, b s n h -> b t (n g) h, b t (n g)"
+        kernel.def_partition(partition, sharding_rule=rule, need_replication_factors=("t", "g", "h", "s"), g=groups)
+    else:
+        rule = "b t n h, b s n h, b s n h -> b t n h, b t n"
+        kernel.def_partition(partition, sharding_rule=rule, need_replication_factors=("t", "h", "s"))
     return kernel
 
 

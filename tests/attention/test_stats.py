@@ -70,7 +70,9 @@ def test_statistics_are_those_of_the_dense_weights(case):
         assert_close(actual, oracle(query, key, **options), TOLERANCE["float64"])
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", ["rows that see nothing", "bias of rows", "function mask", "sinks", "relative bias", "alibi of segments"]
+)
 def test_gradients_are_those_of_the_dense_weights(case):
     """To queries, keys and every float array of the options; two in one direction give the second order."""
     with jax.enable_x64(True):
@@ -126,6 +128,18 @@ def test_vmap_and_no_batch_axis():
     actual = jax.jit(jax.vmap(one))(query, key, offsets, rows)
     together = [one(query[n], key[n], offsets[n], rows[n]) for n in range(2)]
     assert_close(actual, jax.tree.map(lambda *x: jnp.stack(x), *together), TOLERANCE["float32"])
+
+
+def test_shard_map():
+    """A batch row on each of two devices, as in data-parallel training."""
+    query, key = draw("float32")
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def entropies(query, key):
+        return attention_stats(query, key, is_causal=True, rows=ROWS, block_size=4)
+
+    mapped = jax.shard_map(entropies, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"))
+    assert_close(jax.jit(mapped)(query, key), entropies(query, key), TOLERANCE["float32"])
 
 
 def test_rows_that_see_nothing():
