@@ -17,7 +17,7 @@ from jaxai.attention.products import contract
 from jaxai.attention.reference import Call, block_indices, finite, kept, modified, with_sinks
 from jaxai.typing import Array
 
-QUERY_BLOCK, KEY_BLOCK = 256, 512
+QUERY_BLOCK, KEY_BLOCK = 512, 512
 
 
 def block_length(length: int, limit: int) -> int:

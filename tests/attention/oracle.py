@@ -14,7 +14,6 @@ from jaxai.attention import (
     FunctionMask,
     Lengths,
     PrefixLM,
-    Segments,
     SlidingWindow,
     dot_product_attention,
 )
@@ -113,7 +112,7 @@ def scaled_distance(arrays):
 
 def ragged_ids(lengths: list[int]) -> Any:
     """Segment ids 1, 2, ... [1, T]."""
-    return np.repeat(np.arange(1, len(lengths) + 1), lengths)[None]
+    return np.repeat(np.arange(1, len(lengths) + 1, dtype=np.int32), lengths)[None]
 
 
 rng = np.random.default_rng(7)
