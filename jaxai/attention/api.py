@@ -11,9 +11,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxai.attention import vendor
-from jaxai.attention.blockwise import blockwise
+from jaxai.attention.blockwise import blockwise, dense
 from jaxai.attention.masks import Causal, Lengths, Mask, Segments, SlidingWindow, as_mask
-from jaxai.attention.reference import Call, dense
+from jaxai.attention.reference import Call, reference
 from jaxai.typing import Array
 
 Implementation = Literal["reference", "xla", "blockwise", "cudnn", "tokamax"]
@@ -33,7 +33,7 @@ def automatic(call: Call, block_size: tuple[int, int] | None) -> tuple[Array, Ar
 
 IMPLEMENTATIONS: dict[str | None, Callable[[Call, tuple[int, int] | None], tuple[Array, Array]]] = {
     None: automatic,
-    "reference": lambda call, block_size: dense(call),
+    "reference": lambda call, block_size: reference(call),
     "blockwise": blockwise,
     "xla": lambda call, block_size: vendor.first_order(vendor.xla, call),
     "cudnn": lambda call, block_size: vendor.first_order(vendor.cudnn, call),

@@ -13,8 +13,8 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from jaxai.attention import blocks as engine
 from jaxai.attention.blocks import INDEX, Attend, Block, Grid, Part
-from jaxai.attention.products import contract
-from jaxai.attention.reference import Call, block_indices, finite, kept, modified, with_sinks
+from jaxai.attention.products import contract, finite
+from jaxai.attention.reference import Call, block_indices, kept, modified, poison, with_sinks
 from jaxai.typing import Array
 
 QUERY_BLOCK, KEY_BLOCK = 512, 512
@@ -39,6 +39,35 @@ def blockwise(call: Call, block_size: tuple[int, int] | None = None, kernel: Any
     return out.astype(call.query.dtype), lse
 
 
+def dense(call: Call) -> tuple[Array, Array]:
+    """The same with the whole score matrix as one block, kept for the derivatives: fastest for short sequences."""
+    _, T, S, _, _ = call.sizes
+    problem = Problem(call, T, S)
+    masked = not problem.certain if isinstance(problem.certain, np.ndarray) else True
+    blocks = [engine.cut(x, part, problem.grid, 0, 0) for x, part in zip(problem.operands, problem.parts, strict=True)]
+    scores = problem.f.score(masked, np.int32(0), np.int32(0), *blocks)
+    shift = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    blind = may_be_blind(call)
+    shift = jnp.where(shift == -jnp.inf, 0, shift) if blind else shift
+    weights = jnp.exp(scores - shift)
+    total = weights.sum(-1, keepdims=True)
+    safe = jnp.where(total == 0, 1, total) if blind else total
+    lse = shift + jnp.log(safe)
+    lse = (jnp.where(total == 0, -jnp.inf, lse) if blind else lse)[..., 0]
+    out = (problem.f.weigh(masked, np.int32(0), np.int32(0), weights, *blocks) / safe).swapaxes(1, 2)
+    out, lse = with_sinks(out, lse.swapaxes(1, 2), call.sinks)
+    return out.astype(call.query.dtype), lse
+
+
+def may_be_blind(call: Call) -> bool:
+    """Whether a query may see nothing, as far as is known while tracing."""
+    if call.bias is not None or call.score_mod is not None:
+        return True
+    B, T, S, N, _ = call.sizes
+    visible = np.ones(1) if call.mask is None else call.mask.block(*np.ogrid[:B, :N, :T, :S])
+    return not (isinstance(visible, np.ndarray) and visible.any(-1).all())
+
+
 class Problem:
     """A call cut into blocks: its arrays, how each is cut, and the functions of one block.
 
@@ -56,11 +85,15 @@ class Problem:
         self.outs = self.query_part, self.row_part
         wide = (x.astype(call.dtype) for x in (call.query, call.key, call.value))
         call = dataclasses.replace(call, **dict(zip(("query", "key", "value"), wide, strict=True)), sinks=None)
+        partial = not (isinstance(self.certain, np.ndarray) and self.certain.all())
+        if partial:
+            call = dataclasses.replace(call, poison=poison(call.value))
         parts = dataclasses.replace(
             jax.tree.map(lambda x: Part(None, None, tuple(range(jnp.ndim(x)))), call),
             query=self.query_part,
             key=key_part,
             value=key_part,
+            poison=None if call.poison is None else Part(None, 1, (0, 2, 1)),
         )
         if call.bias is not None:
             row, col = (axis if call.bias.shape[axis] > 1 else None for axis in (2, 3))
@@ -79,7 +112,11 @@ class Problem:
         value = names.index("value")
         count = len(leaves)
         avals = engine.block_avals(self.operands, self.parts, grid)
-        score, captured = hoisted(lambda *args: self.score(*args[:3], self.block(args[3:])), [INDEX, INDEX, *avals])
+        score, captured = hoisted(
+            lambda *args: self.score(*args[:3], self.block(args[3:])),
+            [False, True] if partial else [False],
+            [INDEX, INDEX, *avals],
+        )
         self.operands += captured
         self.parts += [Part(None, None, tuple(range(jnp.ndim(x)))) for x in captured]
         scored = tuple(n for n in range(len(self.operands)) if n != value)
@@ -108,14 +145,10 @@ class Problem:
         """Scores [B, N, t, s] of a block, -inf where nothing is to be seen."""
         indices = self.indices(call, q0, k0)
         _, _, S, N, K = self.sizes
-        query, key = call.query, call.key
-        if masked:
-            query, nan_query = finite(query, -1)
-            key, nan_key = finite(key, -2)
-            nan = jnp.repeat(nan_key + finite(call.value, -2)[1], N // K, 1)[:, :, None] + nan_query[..., None]
-        scores = self.product("ts", query * query.dtype.type(call.scale), key, call)
+        scores = self.product("ts", call.query * call.dtype.type(call.scale), call.key, call, guarded=masked)
         scores = modified(scores, call, call.bias, indices)
         if masked:
+            nan = jnp.repeat(call.poison, N // K, 1)[:, :, None]
             visible = (jnp.arange(self.grid.block_cols, dtype=np.int32) + k0 < S)[None, None, None]
             if call.mask is not None:
                 visible = visible & call.mask.block(*indices)
@@ -124,17 +157,17 @@ class Problem:
 
     def weigh(self, masked: bool, q0: Array, k0: Array, weights: Array, call: Call) -> Array:
         """Values [B, N, t, V] summed with weights [B, N, t, s]."""
-        value = finite(call.value, -2)[0] if masked else call.value
+        value = finite(call.value) if masked else call.value
         if call.dropout_rate:
             weights = weights * kept(call, *self.indices(call, q0, k0))
-        return self.product("th", weights, value, call)
+        return self.product("th", weights, value, call, guarded=False)
 
-    def product(self, result: str, x: Array, y: Array, call: Call) -> Array:
+    def product(self, result: str, x: Array, y: Array, call: Call, guarded: bool) -> Array:
         """A product of the query heads' x [B, N, ...] and the key heads' y [B, K, ...]."""
         B, N, t = x.shape[:3]
         K = y.shape[1]
         x = x.reshape(B, K, N // K * t, -1)
-        return contract(result, x, y, call.precision, self.inputs).reshape(B, N, t, -1)
+        return contract(result, x, y, call.precision, self.inputs, guarded).reshape(B, N, t, -1)
 
     def attend(self) -> tuple[Array, Array]:
         """Attention [B, T, N, V] and its log-sum-exp [B, T, N]."""
@@ -178,14 +211,15 @@ def padded(x: Array, part: Part, grid: Grid) -> Array:
     return jnp.pad(x, width) if any(after for _, after in width) else x
 
 
-def hoisted(f: Callable[..., Array], avals: list[Any]) -> tuple[Block, list[Array]]:
+def hoisted(f: Callable[..., Array], variants: list[bool], avals: list[Any]) -> tuple[Block, list[Array]]:
     """f(masked, *args) as a function of the arrays that it captures too: f(masked, *args, *captured)."""
-    closed = [jax.make_jaxpr(functools.partial(f, masked))(*avals) for masked in (False, True)]
-    first = len(closed[0].consts)
+    closed = {masked: jax.make_jaxpr(functools.partial(f, masked))(*avals) for masked in variants}
+    captured = [jnp.asarray(x) for masked in variants for x in closed[masked].consts]
+    first = len(closed[variants[0]].consts)
 
     def run(masked, *args):
-        args, captured = args[: len(avals)], args[len(avals) :]
-        jaxpr = closed[masked].jaxpr
-        return jaxpr_as_fun(ClosedJaxpr(jaxpr, captured[first:] if masked else captured[:first]))(*args)[0]
+        args, consts = args[: len(avals)], args[len(avals) :]
+        consts = consts[:first] if masked == variants[0] else consts[first:]
+        return jaxpr_as_fun(ClosedJaxpr(closed[masked].jaxpr, consts))(*args)[0]
 
-    return run, [*closed[0].consts, *closed[1].consts]
+    return run, captured

@@ -25,19 +25,25 @@ FACTORS = {"ts": ("th", "hs"), "th": ("ts", "hs"), "hs": ("th", "ts")}
 contract_p = Primitive("contract")
 
 
-def contract(result: str, x: Array, y: Array, precision: lax.PrecisionLike, inputs: Any) -> Array:
+def contract(result: str, x: Array, y: Array, precision: lax.PrecisionLike, inputs: Any, guarded: bool) -> Array:
     """The product that has the axes ``result``, of the factors that FACTORS names; all leading axes are equal.
 
     Factors and result have one dtype, at least float32. ``inputs`` is the dtype that the factors' numbers came in: a
-    GPU's product takes them rounded to it and sums in the factors' dtype.
+    GPU's product takes them rounded to it and sums in the factors' dtype. The derivatives of a ``guarded`` product take
+    NaN and infinities in its factors for 0, since a cotangent of 0 times NaN is NaN.
     """
-    return contract_p.bind(x, y, result=result, precision=precision, inputs=np.dtype(inputs))
+    return contract_p.bind(x, y, result=result, precision=precision, inputs=np.dtype(inputs), guarded=guarded)
+
+
+def finite(x: Array) -> Array:
+    """x with 0 for NaN and infinities."""
+    return jnp.where(jnp.isfinite(x), x, 0)
 
 
 # The primitive takes x1, y1, x2, y2, ... and gives x1 y1 + x2 y2 + ..., since that is what derivatives are.
 
 
-def run(*factors: Array, result: str, precision: lax.PrecisionLike, inputs: np.dtype) -> Array:
+def run(*factors: Array, result: str, precision: lax.PrecisionLike, inputs: np.dtype, guarded: bool) -> Array:
     """The sum of products by lax: scores, the large result, as one product over all the contracted axes together."""
     lead, first, second = tuple(range(factors[0].ndim - 2)), factors[0].ndim - 2, factors[0].ndim - 1
     dtype = factors[0].dtype
@@ -56,23 +62,23 @@ def run(*factors: Array, result: str, precision: lax.PrecisionLike, inputs: np.d
     return functools.reduce(operator.add, (product(x, y) for x, y in pairs))
 
 
-def run_wide(*factors: Array, result: str, precision: lax.PrecisionLike, inputs: np.dtype) -> Array:
+def run_wide(*factors: Array, inputs: np.dtype, **params: Any) -> Array:
     """The same on a CPU, where a product of small floats is one of float32 with conversions around it."""
-    return run(*factors, result=result, precision=precision, inputs=factors[0].dtype)
+    return run(*factors, inputs=factors[0].dtype, **params)
 
 
-def abstract(x: Any, y: Any, *others: Any, result: str, precision: Any, inputs: Any) -> Any:
+def abstract(x: Any, y: Any, *others: Any, result: str, **params: Any) -> Any:
     sizes = dict(zip("".join(FACTORS[result]), (*x.shape[-2:], *y.shape[-2:]), strict=True))
     return jax.core.ShapedArray((*x.shape[:-2], *(sizes[axis] for axis in result)), x.dtype)
 
 
-def jvp(factors: Sequence[Array], tangents: Sequence[Any], **params: Any) -> tuple[Array, Any]:
+def jvp(factors: Sequence[Array], tangents: Sequence[Any], guarded: bool, **params: Any) -> tuple[Array, Any]:
     terms = []
     for place, tangent in enumerate(tangents):
         if type(tangent) is not ad.Zero:
-            other = factors[place ^ 1]
+            other = finite(factors[place ^ 1]) if guarded else factors[place ^ 1]
             terms += (other, tangent) if place % 2 else (tangent, other)
-    return contract_p.bind(*factors, **params), contract_p.bind(*terms, **params)
+    return contract_p.bind(*factors, guarded=guarded, **params), contract_p.bind(*terms, guarded=False, **params)
 
 
 def transpose(cotangent: Any, *factors: Any, result: str, **params: Any) -> list[Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxai.attention.masks import Mask
+from jaxai.attention.products import finite
 from jaxai.typing import Array
 
 
@@ -19,7 +20,8 @@ class Call:
     """One attention call with its arguments checked: arrays of rank 4, one mask, scale written out.
 
     Scores are [B, N, T, S]. ``score_mod`` is a pytree with ``__call__``. ``offsets`` are the positions of the
-    first query and key, None for 0 and 0. ``dropout_key`` holds two uint32.
+    first query and key, None for 0 and 0; ``poison``
+    [B, S, K] is set where blocks are made. ``dropout_key`` holds two uint32.
     """
 
     query: Any
@@ -31,6 +33,7 @@ class Call:
     sinks: Any = None
     dropout_key: Any = None
     offsets: Any = None
+    poison: Any = None
     scale: float = dataclasses.field(default=1.0, metadata={"static": True})
     soft_cap: float | None = dataclasses.field(default=None, metadata={"static": True})
     dropout_rate: float = dataclasses.field(default=0.0, metadata={"static": True})
@@ -62,13 +65,13 @@ def modified(scores: Array, call: Call, bias: Any, indices: tuple[Array, Array, 
     return scores.astype(dtype)
 
 
-def finite(x: Array, axis: int = -1) -> tuple[Array, Array]:
-    """x with 0 for NaN and infinities, and a summand of the scores: NaN where there was one along the axis, else 0.
+def poison(x: Array) -> Array:
+    """A summand of the scores [...], NaN where x [..., H] has NaN or infinities, else 0.
 
-    0 * NaN is NaN, so a product with weights that are 0 would leak what a mask hides. The product gets finite numbers,
+    0 * NaN is NaN, so values that a mask hides would leak through their weights of 0. The product gets 0 in their place
     and the NaN travels in the scores, where the mask can remove it.
     """
-    return jnp.where(jnp.isfinite(x), x, 0), lax.stop_gradient((x * 0).sum(axis))
+    return jnp.where(jnp.isfinite(x).all(-1), x.dtype.type(0), x.dtype.type(np.nan))
 
 
 def kept(call: Call, b: Array, n: Array, q: Array, k: Array) -> Array:
@@ -104,24 +107,20 @@ def block_indices(B: int, N: int, t: int, s: int, q0: Any = 0, k0: Any = 0) -> t
     return b[:, None, None, None], n[None, :, None, None], (q + q0)[None, None, :, None], (k + k0)[None, None, None]
 
 
-def dense(call: Call) -> tuple[Array, Array]:
+def reference(call: Call) -> tuple[Array, Array]:
     """Attention and its log-sum-exp, [B, T, N, V] and [B, T, N], with the whole score matrix."""
     B, T, S, N, K = call.sizes
     query, key, value = call.query, call.key, call.value
     indices = block_indices(B, N, T, S)
     if call.mask is not None:
-        query, nan_query = finite(query)
-        key, nan_key = finite(key)
-        value, nan_value = finite(value)
+        nan_query, nan_key = poison(query), poison(key) + poison(value)
+        nan = nan_query.swapaxes(1, 2)[..., None] + jnp.repeat(nan_key.swapaxes(1, 2), N // K, 1)[:, :, None]
+        query, key, value = finite(query), finite(key), finite(value)
     query = query.reshape(B, T, K, N // K, -1)
     einsum = functools.partial(jnp.einsum, precision=call.precision, preferred_element_type=call.dtype)
     scores = einsum("BTKGH,BSKH->BKGTS", query, key).reshape(B, N, T, S) * call.dtype.type(call.scale)
     scores = modified(scores, call, call.bias, indices)
     if call.mask is not None:
-        nan = (
-            jnp.repeat((nan_key + nan_value).swapaxes(1, 2), N // K, 1)[:, :, None]
-            + nan_query.swapaxes(1, 2)[..., None]
-        )
         scores = jnp.where(call.mask.block(*indices), scores + nan, -jnp.inf)
     maximum = lax.stop_gradient(scores.max(-1, keepdims=True))
     shift = jnp.where(maximum == -jnp.inf, 0, maximum)

@@ -317,7 +317,6 @@ HIDDEN = {  # name: (options, which queries [10] and keys [19] are hidden from e
         range(11, 19),
     ),
     "the future": ({"is_causal": True}, [], range(10, 19)),
-    "the future of a mask object": ({"mask": Causal(3)}, [], range(13, 19)),
     "window": ({"local_window_size": (3, 1)}, [], range(11, 19)),
     "segments": ({"segment_ids": (Q_IDS, K_IDS)}, [], range(12, 19)),
     "array mask": ({"mask": np.isin(np.arange(19), [2, 3, 17], invert=True)}, [], [2, 3, 17]),
@@ -348,13 +347,12 @@ def test_hidden_numbers_change_nothing(name, implementation):
 
     def everything(*arrays):
         run = functools.partial(dot_product_attention, **options, **how)
-        value = energy(run)
-        gradient = jax.grad(value, (0, 1, 2))
-        penalty = jax.grad(lambda *arrays: sum((x**2).sum() for x in gradient(*arrays)), (0, 1, 2))
-        return run(*arrays), gradient(*arrays), penalty(*arrays)
+        gradient = jax.grad(energy(run), (0, 1, 2))
+        return run(*arrays), *jax.jvp(gradient, arrays, tangents)
 
     everything = compiled(everything)
     query, key, value = draw(1, 10, 19, 1, 2, 3, 4)
+    tangents = draw(1, 10, 19, 1, 2, 3, 4, seed=1)
     queries, keys = np.array(queries, int), np.array(keys, int)
     clean = everything(query, key, value)
     for number in NUMBERS:
