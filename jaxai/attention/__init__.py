@@ -1,5 +1,8 @@
 """Exact attention in O(T) memory, differentiable to any order, on every backend; a drop-in for ``jax.nn``'s."""
 
+from jaxai.attention.adapters import attention_fn as attention_fn
+from jaxai.attention.adapters import create_block_mask as create_block_mask
+from jaxai.attention.adapters import flex_attention as flex_attention
 from jaxai.attention.api import dot_product_attention as dot_product_attention
 from jaxai.attention.api import reference_attention as reference_attention
 from jaxai.attention.cache import KVCache as KVCache
@@ -18,3 +21,5 @@ from jaxai.attention.position import alibi as alibi
 from jaxai.attention.position import relative_bias as relative_bias
 from jaxai.attention.position import rotary as rotary
 from jaxai.attention.position import soft_cap as soft_cap
+from jaxai.attention.stats import AttentionStats as AttentionStats
+from jaxai.attention.stats import attention_stats as attention_stats

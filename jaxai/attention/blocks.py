@@ -223,7 +223,9 @@ def block_sum(
 ) -> list[Array]:
     """``sum_ij f(blocks ij)`` over the blocks that ``possible`` [nq, nk] allows, gathered as ``outs`` say."""
     tables, schedule = split_schedule(possible, certain)
-    return block_sum_p.bind(*tables, *aligned(operands), f=f, ins=tuple(ins), outs=tuple(outs), grid=grid, schedule=schedule)
+    return block_sum_p.bind(
+        *tables, *aligned(operands), f=f, ins=tuple(ins), outs=tuple(outs), grid=grid, schedule=schedule
+    )
 
 
 def aligned(operands: Sequence[Array]) -> list[Array]:

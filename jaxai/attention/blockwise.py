@@ -45,7 +45,8 @@ def dense(call: Call) -> tuple[Array, Array]:
     problem = Problem(call, T, S)
     masked = not problem.certain if isinstance(problem.certain, np.ndarray) else True
     blocks = [engine.cut(x, part, problem.grid, 0, 0) for x, part in zip(problem.operands, problem.parts, strict=True)]
-    scores = problem.f.score(masked, np.int32(0), np.int32(0), *blocks)
+    zero = jnp.int32(0)
+    scores = problem.f.score(masked, zero, zero, *blocks)
     shift = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
     blind = may_be_blind(call)
     shift = jnp.where(shift == -jnp.inf, 0, shift) if blind else shift
@@ -54,7 +55,7 @@ def dense(call: Call) -> tuple[Array, Array]:
     safe = jnp.where(total == 0, 1, total) if blind else total
     lse = shift + jnp.log(safe)
     lse = (jnp.where(total == 0, -jnp.inf, lse) if blind else lse)[..., 0]
-    out = (problem.f.weigh(masked, np.int32(0), np.int32(0), weights, *blocks) / safe).swapaxes(1, 2)
+    out = (problem.f.weigh(masked, zero, zero, weights, *blocks) / safe).swapaxes(1, 2)
     out, lse = with_sinks(out, lse.swapaxes(1, 2), call.sinks)
     return out.astype(call.query.dtype), lse
 

@@ -24,7 +24,8 @@ from jaxai.attention.blocks import INDEX, Block, Grid, Part, Schedule
 from jaxai.attention.blockwise import KEY_BLOCK, QUERY_BLOCK, Problem
 from jaxai.attention.masks import Mask
 from jaxai.attention.position import ScoreMod
-from jaxai.attention.reference import Call, block_indices, finite, modified
+from jaxai.attention.products import finite
+from jaxai.attention.reference import Call, block_indices, modified, poison
 from jaxai.typing import Array, Float, Int
 
 KEY_PART = Part(None, 1, (0, 2, 1))
@@ -223,13 +224,12 @@ def row_weights(call: Call, rows: Array) -> Array:
     def take(x: Array, axis: int | None) -> Array:
         return x if axis is None else jnp.take(x, rows, axis, mode="clip")
 
-    query, nan_query = finite(take(call.query, 1))
-    key, nan_key = finite(call.key)
+    query, key = take(call.query, 1), call.key
+    nan = poison(query).swapaxes(1, 2)[..., None] + jnp.repeat(poison(key).swapaxes(1, 2), N // K, 1)[:, :, None]
+    query, key = finite(query), finite(key)
     einsum = functools.partial(jnp.einsum, precision=call.precision, preferred_element_type=call.dtype)
     scores = einsum("BRKGH,BSKH->BKGRS", query.reshape(B, -1, K, N // K, query.shape[-1]), key)
     scores = scores.reshape(B, N, -1, S) * call.dtype.type(call.scale)
-    nan = jnp.repeat(nan_key.swapaxes(1, 2), N // K, 1)[:, :, None] + nan_query.swapaxes(1, 2)[..., None]
-
     b, n, _, k = block_indices(B, N, T, S)
     q = rows[None, None, :, None]
     full = (B, 1, rows.shape[0], S)  # score functions get positions that jump in full, see `position`
