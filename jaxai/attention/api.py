@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import jax
@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxai.attention import vendor
 from jaxai.attention.blockwise import blockwise, dense
-from jaxai.attention.masks import Causal, Lengths, Mask, Segments, SlidingWindow, as_mask
+from jaxai.attention.masks import Causal, FunctionMask, Lengths, Mask, Segments, SlidingWindow, as_mask
 from jaxai.attention.reference import Call, reference
 from jaxai.typing import Array
 
@@ -138,9 +138,7 @@ def dot_product_attention(
     )
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is not known: use one of {list(IMPLEMENTATIONS)}")
-    blocks = (block_size, block_size) if isinstance(block_size, int) else block_size
-    if blocks is not None and not all(isinstance(size, int) and size > 0 for size in blocks):
-        raise ValueError(f"block_size={block_size!r} must be a positive int, or two: queries and keys of a block")
+    blocks = None if block_size is None else checked_pair("block_size", block_size, 1)
     out, lse = run(call, implementation, blocks)
     if not batched:
         out, lse = out[0], lse[0]
@@ -200,13 +198,15 @@ def checked(
     if scale is None:
         scale = 1 / math.sqrt(H)
     if not isinstance(scale, int | float | np.number):  # an array: a factor of the queries, which may be differentiated
-        query, scale = query * jnp.asarray(scale).astype(query.dtype), 1.0
+        scale = jnp.asarray(scale)
+        if scale.shape:
+            raise ValueError(f"scale has shape {scale.shape}: give one number; scale features in the query")
+        query, scale = query * scale.astype(query.dtype), 1.0
     masks: list[Mask] = [] if mask is None else [checked_mask(mask, scores)]
     if is_causal:
         masks.append(Causal())
     if local_window_size is not None:
-        left, right = (local_window_size,) * 2 if isinstance(local_window_size, int) else local_window_size
-        masks.append(SlidingWindow(left, right))
+        masks.append(SlidingWindow(*checked_pair("local_window_size", local_window_size, 0)))
     if query_seq_lengths is not None or key_value_seq_lengths is not None:
         masks.append(
             Lengths(
@@ -216,12 +216,13 @@ def checked(
         )
     if segment_ids is not None:
         masks.append(checked_segments(segment_ids, B, T, S))
+    plain = score_mod is not None and jax.tree_util.all_leaves([score_mod])
     if score_mod is not None:
         if not callable(score_mod):
             raise ValueError(
                 f"score_mod={score_mod!r} must be a function score_mod(score, b, n, q, k) of a block of scores"
             )
-        if jax.tree_util.all_leaves([score_mod]):  # a plain function; ready ones are pytrees with arrays inside
+        if plain:  # a function; ready ones are pytrees with arrays inside
             score_mod = jax.tree_util.Partial(score_mod)
     if logits_soft_cap is not None and not logits_soft_cap > 0:
         raise ValueError(f"logits_soft_cap={logits_soft_cap} must be positive, or None for no cap")
@@ -249,6 +250,7 @@ def checked(
         soft_cap=logits_soft_cap,
         dropout_rate=dropout_rate,
         precision=precision,
+        unlike=object() if plain or has_function(masks) else None,
     ), batched
 
 
@@ -272,6 +274,10 @@ def checked_arrays(query: Any, key: Any, value: Any) -> tuple[Array, Array, Arra
     batched = query.ndim == 4
     if not batched:
         query, key, value = query[None], key[None], value[None]
+    if 0 in query.shape + key.shape + value.shape:
+        raise ValueError(
+            f"query, key and value have shapes {query.shape}, {key.shape}, {value.shape}: no axis may be empty"
+        )
     transposed = (
         "; they look like [B, heads, time, size]: swap axes 1 and 2 with .swapaxes(-2, -3)"
         if key.shape[1] == value.shape[1] and query.shape[1] % key.shape[1] == 0 and key.shape[2] == value.shape[2]
@@ -288,11 +294,18 @@ def checked_arrays(query: Any, key: Any, value: Any) -> tuple[Array, Array, Arra
             f"query has {query.shape[2]} heads and key {key.shape[2]}, of shapes {query.shape} and {key.shape}: "
             f"the former must be a multiple of the latter{transposed}"
         )
-    if 0 in query.shape + key.shape + value.shape:
-        raise ValueError(
-            f"query, key and value have shapes {query.shape}, {key.shape}, {value.shape}: no axis may be empty"
-        )
     return query, key, value, batched
+
+
+KINDS = {0: "a non-negative", 1: "a positive"}
+
+
+def checked_pair(name: str, value: Any, least: int) -> tuple[int, int]:
+    """Two ints, one for both."""
+    pair = value if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2 or not all(isinstance(x, int | np.integer) and x >= least for x in pair):
+        raise ValueError(f"{name}={value!r} must be {KINDS[least]} int, or two")
+    return int(pair[0]), int(pair[1])
 
 
 def checked_scores(name: str, x: Any, scores: tuple[int, ...], kind: Any) -> Array:
@@ -311,6 +324,14 @@ def checked_scores(name: str, x: Any, scores: tuple[int, ...], kind: Any) -> Arr
         )
         raise ValueError(f"{name} has shape {x.shape}: it must broadcast to [B, N, T, S] = {list(scores)}{hint}")
     return x.reshape((1,) * (4 - x.ndim) + x.shape)
+
+
+def has_function(masks: Iterable[Any]) -> bool:
+    """Whether a mask calls a function."""
+    return any(
+        isinstance(mask, FunctionMask) or (isinstance(mask, Mask) and has_function(vars(mask).values()))
+        for mask in masks
+    )
 
 
 def checked_mask(mask: Any, scores: tuple[int, ...]) -> Mask:

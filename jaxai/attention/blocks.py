@@ -15,7 +15,7 @@ and Gimelshein 2018): it is the second primitive, ``attend``, whose derivative i
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -173,10 +173,10 @@ def run_block_sum(
             cut(x, part, grid, *indices(0)) if getattr(part, inner_axis) is None else None
             for x, part in zip(operands, ins, strict=True)
         ]
-        carry = [
+        carry = spread(
             jnp.zeros(shape.shape, shape.dtype) if is_local else result
             for shape, result, is_local in zip(shapes, results, local, strict=True)
-        ]
+        )
         for masked, count, order in visits(possible, certain):
 
             def inner(step, carry, masked=masked, order=order):
@@ -186,10 +186,10 @@ def run_block_sum(
                     for x, part, block in zip(operands, ins, fixed, strict=True)
                 ]
                 new = f(masked, *hidden(grid.origin(i, j)), *blocks)
-                return [
+                return spread(
                     old + block if is_local else accumulate(old, block, part, i, j)
                     for old, block, part, is_local in zip(carry, new, outs, local, strict=True)
-                ]
+                )
 
             carry = lax.fori_loop(np.int32(0), count[o], inner, carry)
         return [
@@ -202,9 +202,9 @@ def run_block_sum(
             return put(whole, block, part, grid, i, j)
         return put(whole, cut(whole, part, grid, i, j) + block, part, grid, i, j)
 
-    results = [
+    results = spread(
         jnp.zeros(whole_shape(shape.shape, part, grid), shape.dtype) for shape, part in zip(shapes, outs, strict=True)
-    ]
+    )
     return lax.fori_loop(np.int32(0), np.int32(grid.shape[1 if by_key else 0]), outer, results)
 
 
@@ -234,6 +234,14 @@ def aligned(operands: Sequence[Array]) -> list[Array]:
         return list(operands)
     never = functools.reduce(jnp.logical_or, ((x != x).any() for x in operands)) & False
     return [lax.select(jnp.broadcast_to(never, x.shape), x, x) for x in operands]
+
+
+def spread(blocks: Iterable[Array]) -> list[Array]:
+    """Blocks that vary over all mesh axes inside shard_map, as loop carries must where a captured array varies."""
+    never = functools.reduce(
+        jnp.logical_or, ((i != i) for i in map(lax.axis_index, jax.sharding.get_abstract_mesh().manual_axes)), False
+    )
+    return list(blocks) if never is False else [lax.select(jnp.broadcast_to(never, x.shape), x, x) for x in blocks]
 
 
 def split_schedule(possible: Any, certain: Any) -> tuple[list[Array], Schedule | None]:
@@ -391,10 +399,12 @@ def run_attend(
 
     def outer(i, results):
         fixed = [cut(x, p, grid, i, 0) if p.col is None else None for x, p in zip(operands, ins, strict=True)]
-        carry = (
-            jnp.full(scores.shape[:-1], -jnp.inf, scores.dtype),
-            jnp.zeros(scores.shape[:-1], scores.dtype),
-            jnp.zeros(values.shape, values.dtype),
+        carry = spread(
+            [
+                jnp.full(scores.shape[:-1], -jnp.inf, scores.dtype),
+                jnp.zeros(scores.shape[:-1], scores.dtype),
+                jnp.zeros(values.shape, values.dtype),
+            ]
         )
         for masked, count, order in visits(possible, certain):
 
@@ -412,7 +422,7 @@ def run_attend(
                 weights = jnp.exp(s - shift[..., None])
                 decay = jnp.exp(maximum - shift)
                 weighed = weighed * decay[..., None] + f.weigh(masked, q0, k0, weights, *blocks)
-                return new_maximum, total * decay + weights.sum(-1), weighed
+                return spread([new_maximum, total * decay + weights.sum(-1), weighed])
 
             carry = lax.fori_loop(np.int32(0), count[i], inner, carry)
         maximum, total, weighed = carry
@@ -423,7 +433,9 @@ def run_attend(
         return [put(x, block, part, grid, i, 0) for x, block, part in zip(results, blocks, outs, strict=True)]
 
     shapes = [(values.shape, values.dtype), (values.shape[:-1], scores.dtype)]
-    results = [jnp.zeros(whole_shape(shape, p, grid), dtype) for (shape, dtype), p in zip(shapes, outs, strict=True)]
+    results = spread(
+        jnp.zeros(whole_shape(shape, p, grid), dtype) for (shape, dtype), p in zip(shapes, outs, strict=True)
+    )
     return lax.fori_loop(np.int32(0), np.int32(grid.shape[0]), outer, results)
 
 

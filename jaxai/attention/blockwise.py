@@ -65,7 +65,8 @@ def may_be_blind(call: Call) -> bool:
     if call.bias is not None or call.score_mod is not None:
         return True
     B, T, S, N, _ = call.sizes
-    visible = np.ones(1) if call.mask is None else call.mask.block(*np.ogrid[:B, :N, :T, :S])
+    indices = (x.astype(np.int32) for x in np.ogrid[:B, :N, :T, :S])
+    visible = np.ones(1) if call.mask is None else call.mask.block(*indices)
     return not (isinstance(visible, np.ndarray) and visible.any(-1).all())
 
 
@@ -145,16 +146,19 @@ class Problem:
     def score(self, masked: bool, q0: Array, k0: Array, call: Call) -> Array:
         """Scores [B, N, t, s] of a block, -inf where nothing is to be seen."""
         indices = self.indices(call, q0, k0)
-        _, _, S, N, K = self.sizes
+        _, T, S, N, K = self.sizes
         scores = self.product("ts", call.query * call.dtype.type(call.scale), call.key, call, guarded=masked)
-        scores = modified(scores, call, call.bias, indices)
-        if masked:
-            nan = jnp.repeat(call.poison, N // K, 1)[:, :, None]
-            visible = (jnp.arange(self.grid.block_cols, dtype=np.int32) + k0 < S)[None, None, None]
-            if call.mask is not None:
-                visible = visible & call.mask.block(*indices)
-            scores = jnp.where(visible, scores + nan, -jnp.inf)
-        return scores
+        if not masked:
+            return modified(scores, call, call.bias, indices)
+        # The last blocks are filled up with zeros: rows too are hidden, lest they see a NaN that no real row sees.
+        rows, cols = (jnp.arange(size, dtype=np.int32) for size in (self.grid.block_rows, self.grid.block_cols))
+        visible = (rows + q0 < T)[None, None, :, None] & (cols + k0 < S)[None, None, None]
+        if call.mask is not None:
+            visible = visible & call.mask.block(*indices)
+        if call.soft_cap is not None or call.score_mod is not None:  # their derivative of NaN times 0 is NaN
+            scores = jnp.where(visible, scores, 0)
+        nan = jnp.repeat(call.poison, N // K, 1)[:, :, None]
+        return jnp.where(visible, modified(scores, call, call.bias, indices) + nan, -jnp.inf)
 
     def weigh(self, masked: bool, q0: Array, k0: Array, weights: Array, call: Call) -> Array:
         """Values [B, N, t, V] summed with weights [B, N, t, s]."""
@@ -194,11 +198,13 @@ def schedule(call: Call, grid: Grid) -> tuple[Any, Any]:
     possible = certain = np.ones(grid.shape, bool)
     if call.mask is not None:
         query_offset, key_offset = call.offsets or (0, 0)
-        b, n = np.arange(B)[:, None, None, None], np.arange(N)[None, :, None, None]
-        q, k = np.arange(T) + query_offset, np.arange(S) + key_offset
+        b, n, q, k = (np.arange(size, dtype=np.int32) for size in (B, N, T, S))
+        b, n, q, k = b[:, None, None, None], n[None, :, None, None], q + query_offset, k + key_offset
         possible, certain = call.mask.blocks(b, n, q, k, grid.block_rows, grid.block_cols)
     if grid.cols > S:
         certain = certain & (np.arange(grid.shape[1]) < grid.shape[1] - 1)[None]
+    if grid.rows > T:
+        certain = certain & (np.arange(grid.shape[0]) < grid.shape[0] - 1)[:, None]
     return possible, certain
 
 

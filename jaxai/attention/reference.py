@@ -19,9 +19,9 @@ from jaxai.typing import Array
 class Call:
     """One attention call with its arguments checked: arrays of rank 4, one mask, scale written out.
 
-    Scores are [B, N, T, S]. ``score_mod`` is a pytree with ``__call__``. ``offsets`` are the positions of the
-    first query and key, None for 0 and 0; ``poison``
-    [B, S, K] is set where blocks are made. ``dropout_key`` holds two uint32.
+    Scores are [B, N, T, S]. ``score_mod`` is a pytree with ``__call__``. ``dropout_key`` holds two uint32. ``offsets``
+    are the positions of the first query and key, None for 0 and 0; ``poison`` [B, S, K] is set where blocks are made.
+    ``unlike`` is a new object where a function is called, since functions may change and a trace would not.
     """
 
     query: Any
@@ -38,6 +38,7 @@ class Call:
     soft_cap: float | None = dataclasses.field(default=None, metadata={"static": True})
     dropout_rate: float = dataclasses.field(default=0.0, metadata={"static": True})
     precision: Any = dataclasses.field(default=None, metadata={"static": True})
+    unlike: Any = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:

@@ -19,7 +19,7 @@ from jax.interpreters import batching, mlir
 from jaxtyping import Bool
 
 from jaxai.attention import blocks as engine
-from jaxai.attention.api import checked
+from jaxai.attention.api import checked, checked_pair
 from jaxai.attention.blocks import INDEX, Block, Grid, Part, Schedule
 from jaxai.attention.blockwise import KEY_BLOCK, QUERY_BLOCK, Problem
 from jaxai.attention.masks import Mask
@@ -103,9 +103,7 @@ def attention_stats(
         dropout_key=None,
         precision=precision,
     )
-    blocks = (block_size, block_size) if isinstance(block_size, int) else block_size
-    if blocks is not None and not all(isinstance(size, int) and size > 0 for size in blocks):
-        raise ValueError(f"block_size={block_size!r} must be a positive int, or two: queries and keys of a block")
+    blocks = None if block_size is None else checked_pair("block_size", block_size, 1)
     stats = run(call, None if rows is None else checked_rows(rows, call.sizes[1]), blocks or (QUERY_BLOCK, KEY_BLOCK))
     return stats if batched else jax.tree.map(lambda x: x[0], stats)
 

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive
-from jax.interpreters import ad, mlir
+from jax.interpreters import ad, batching, mlir
+from jax.nn import dot_product_attention as jax_nn_attention  # bound now: ours may be put in its place
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxai.attention.blocks import replace
 from jaxai.attention.masks import And, Causal, Lengths, Mask, SlidingWindow
 from jaxai.attention.reference import Call
 from jaxai.typing import Array
@@ -187,7 +189,7 @@ def cudnn(call: Call) -> tuple[Array, Array]:
 def by_jax_nn(name: str, call: Call) -> tuple[Array, Array]:
     refuse(name, call, {"precision": call.precision, "logits_soft_cap": call.soft_cap})
     try:
-        out, lse = jax.nn.dot_product_attention(
+        out, lse = jax_nn_attention(
             *(call.query, call.key, call.value, call.bias),
             scale=call.scale,
             implementation=name,
@@ -234,11 +236,18 @@ def mask_arguments(call: Call) -> dict[str, Any]:
     for part in conjuncts(call.mask):
         if is_causal(part):
             arguments["is_causal"] = True
-        elif isinstance(part, SlidingWindow) and part.left is not None and part.right is not None:
+        elif (
+            isinstance(part, SlidingWindow)
+            and part.left is not None
+            and part.right is not None
+            and "local_window_size" not in arguments
+        ):
             arguments["local_window_size"] = part.left, part.right
-        elif isinstance(part, Lengths):
+        elif isinstance(part, Lengths) and not arguments.keys() & {"query_seq_lengths", "key_value_seq_lengths"}:
             given = {"query_seq_lengths": part.query, "key_value_seq_lengths": part.key}
-            arguments |= {name: jnp.asarray(x, np.int32) for name, x in given.items() if x is not None}
+            arguments |= {
+                name: jnp.broadcast_to(jnp.asarray(x, np.int32), (B,)) for name, x in given.items() if x is not None
+            }
         else:
             rest.append(part.materialize(T, S, B, N))
     if rest:
@@ -256,14 +265,10 @@ REASON = "implementation={!r} has first derivatives in reverse mode only: use im
 def first_order(kernel: Callable[[Call], tuple[Array, Array]], call: Call) -> tuple[Array, Array]:
     """A vendor's forward and backward pass, with an error that says so for any other derivative."""
     leaves, treedef = jax.tree.flatten(call)
-    floats = [n for n, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
     reason = REASON.format(kernel.__name__)
 
     def run(*arrays):
-        full = list(leaves)
-        for n, x in zip(floats, arrays, strict=True):
-            full[n] = x
-        return kernel(jax.tree.unflatten(treedef, full))
+        return kernel(jax.tree.unflatten(treedef, arrays))
 
     @jax.custom_jvp
     def forward(*arrays):
@@ -271,18 +276,20 @@ def first_order(kernel: Callable[[Call], tuple[Array, Array]], call: Call) -> tu
 
     @forward.defjvp
     def _(arrays, tangents):
-        results = forward(*arrays)
-        return results, tuple(first_order_p.bind(*arrays, *tangents, run=run, reason=reason))
+        floats = tuple(n for n, x in enumerate(arrays) if jnp.issubdtype(jnp.result_type(x), jnp.inexact))
+        duals = (tangents[n] for n in floats)
+        return forward(*arrays), tuple(first_order_p.bind(*arrays, *duals, run=run, floats=floats, reason=reason))
 
-    return forward(*(leaves[n] for n in floats))
+    return forward(*leaves)
 
 
-def first_order_transpose(cotangents, *args, run, reason):
-    arrays = args[: len(args) // 2]
+def first_order_transpose(cotangents, *args, run, floats, reason):
+    arrays = args[: len(args) - len(floats)]
 
     @jax.custom_jvp
     def backward(arrays, cotangents):
-        return jax.vjp(run, *arrays)[1](cotangents)
+        gradients = jax.vjp(lambda *some: run(*replace(arrays, floats, some)), *(arrays[n] for n in floats))[1]
+        return gradients(cotangents)
 
     @backward.defjvp
     def _(primals, tangents):
@@ -295,16 +302,33 @@ def first_order_transpose(cotangents, *args, run, reason):
     return [None] * len(arrays) + list(backward(arrays, given))
 
 
-def not_first_order(*args, run, reason):
+def first_order_batch(args, axes, *, run, floats, reason):
+    count = len(args) - len(floats)
+    size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
+    batched = [axes[n] is not None for n in range(count)]
+    for n, axis in zip(floats, axes[count:], strict=True):
+        batched[n] |= axis is not None
+    wanted = [*batched, *(batched[n] for n in floats)]
+    moved = (
+        jnp.moveaxis(x, axis, 0) if axis is not None else jnp.broadcast_to(x, (size, *x.shape)) if want else x
+        for x, axis, want in zip(args, axes, wanted, strict=True)
+    )
+    mapped = jax.vmap(run, in_axes=[0 if b else None for b in batched])
+    return first_order_p.bind(*moved, run=mapped, floats=floats, reason=reason), [0, 0]
+
+
+def not_first_order(*args, reason, **params):
     raise NotImplementedError(reason)
 
 
-first_order_p.def_abstract_eval(
-    lambda *args, run, reason: [
-        jax.core.ShapedArray(x.shape, x.dtype) for x in jax.eval_shape(run, *args[: len(args) // 2])
-    ]
-)
+def first_order_avals(*args, run, floats, reason):
+    results = jax.eval_shape(run, *args[: len(args) - len(floats)])
+    return [jax.core.ShapedArray(x.shape, x.dtype) for x in results]
+
+
+first_order_p.def_abstract_eval(first_order_avals)
 first_order_p.def_impl(not_first_order)
 mlir.register_lowering(first_order_p, mlir.lower_fun(not_first_order, multiple_results=True))
 ad.primitive_transposes[first_order_p] = first_order_transpose
-ad.primitive_jvps[first_order_p] = lambda primals, tangents, *, run, reason: not_first_order(run=run, reason=reason)
+ad.primitive_jvps[first_order_p] = lambda primals, tangents, **params: not_first_order(**params)
+batching.primitive_batchers[first_order_p] = first_order_batch

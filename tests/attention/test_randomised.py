@@ -107,7 +107,7 @@ rules = st.recursive(
 @st.composite
 def calls(draw):
     """(case without options, options of a call, options of the oracle, the setting, the type)."""
-    B, T, S, K, G, H, V = sizes = draw(st.sampled_from(SIZES))
+    B, T, S, K, G, _, _ = sizes = draw(st.sampled_from(SIZES))
     N = K * G
     axes = [draw(st.sampled_from([1, size])) for size in (B, N, T, S)]
     shapes = {"bias": tuple(axes), "sinks": (N,), "slope": (N,), "scale": ()}
