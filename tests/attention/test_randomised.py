@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from jaxai.attention import (
@@ -150,7 +150,8 @@ def differentiated(name, f, arrays, tangents):
     return f(arrays), of[name](arrays)
 
 
-@settings(max_examples=25)
+# Each example compiles for seconds, so a failing one is not shrunk: that takes hypothesis its five minutes.
+@settings(max_examples=25, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(calls())
 def test_equals_the_oracle(call):
     """Output, log-sum-exp and a derivative; and no gradient for what is hidden, whatever stands there."""
