@@ -164,8 +164,8 @@ def jvp(attend: Attend, data: Data) -> Any:
 
 
 def hvp(attend: Attend, data: Data) -> Any:
-    """The gradient and its derivative along the direction."""
-    return jax.jvp(lambda *qkv: gradient(attend, data._replace(qkv=qkv)), data.qkv, data.direction)
+    """The derivative of the gradient along the direction, alone, as Hessian-free optimisers ask for it."""
+    return jax.jvp(lambda *qkv: gradient(attend, data._replace(qkv=qkv)), data.qkv, data.direction)[1]
 
 
 def penalty(attend: Attend, data: Data) -> Any:

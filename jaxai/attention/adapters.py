@@ -16,7 +16,6 @@ from jax import lax
 from jaxtyping import Bool, DTypeLike, Num
 
 from jaxai.attention.api import dot_product_attention
-from jaxai.attention.blockwise import KEY_BLOCK, QUERY_BLOCK
 from jaxai.attention.masks import FunctionMask, Mask
 from jaxai.attention.position import ScoreMod
 from jaxai.typing import Array, Float
@@ -61,7 +60,7 @@ def flex_attention(
     options = dict(kernel_options or {})
     if unknown := sorted(options.keys() - {"BLOCK_M", "BLOCK_N"}):
         raise ValueError(f"kernel_options has {unknown}: only BLOCK_M and BLOCK_N mean something here, drop the others")
-    blocks = (options.get("BLOCK_M", QUERY_BLOCK), options.get("BLOCK_N", KEY_BLOCK)) if options else None
+    blocks = (options.get("BLOCK_M", 512), options.get("BLOCK_N", 512)) if options else None
     out, lse = dot_product_attention(
         query.swapaxes(1, 2),
         key.swapaxes(1, 2),

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -561,7 +562,7 @@ def lowered(run: Callable[..., list[Array]]) -> Callable[..., Any]:
 
     def lower(context, *args, **params):
         avals_in, avals_out = (
-            [jax.core.ShapedArray(x.shape, x.dtype) for x in avals] for avals in (context.avals_in, context.avals_out)
+            [ShapedArray(x.shape, x.dtype) for x in avals] for avals in (context.avals_in, context.avals_out)
         )
         return rule(context.replace(avals_in=avals_in, avals_out=avals_out), *args, **params)
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # pyright: ignore[reportPrivateImportUsage]
 
 from jaxai.attention import blocks as engine
 from jaxai.attention.blocks import INDEX, Attend, Block, Grid, Part
@@ -17,7 +17,8 @@ from jaxai.attention.products import contract, finite
 from jaxai.attention.reference import Call, block_indices, kept, modified, poison, with_sinks
 from jaxai.typing import Array
 
-QUERY_BLOCK, KEY_BLOCK = 512, 512
+SIZES = {512: 1.0, 256: 1.2}
+"""Sizes of a block, for queries and keys, with what a score costs in it relatively (2 cores, AVX-512, float32)."""
 
 
 def block_length(length: int, limit: int) -> int:
@@ -28,12 +29,30 @@ def block_length(length: int, limit: int) -> int:
     return math.ceil(even / 8) * 8
 
 
+def block_sizes(call: Call) -> tuple[int, int]:
+    """The size with the least work: small blocks leave out more of a narrow mask, where it is known while tracing."""
+
+    def work(size: int) -> float:
+        possible, _ = schedule(call, grid(call, size, size))
+        return np.sum(possible) * size**2 * SIZES[size] if isinstance(possible, np.ndarray) else 1 / size
+
+    size = min(SIZES, key=work)
+    return size, size
+
+
+def grid(call: Call, query_block: int, key_block: int) -> Grid:
+    """Blocks of about these sizes."""
+    T, S = call.sizes[1:3]
+    bq, bk = block_length(T, query_block), block_length(S, key_block)
+    return Grid(math.ceil(T / bq) * bq, math.ceil(S / bk) * bk, bq, bk)
+
+
 def blockwise(call: Call, block_size: tuple[int, int] | None = None, kernel: Any = None) -> tuple[Array, Array]:
     """Attention and its log-sum-exp, [B, T, N, V] and [B, T, N], in O(T) memory.
 
     ``kernel(query, key, value) -> (out, lse)`` replaces the forward pass where a program is lowered for CUDA.
     """
-    problem = Problem(call, *(block_size or (QUERY_BLOCK, KEY_BLOCK)), kernel)
+    problem = Problem(call, *(block_size or block_sizes(call)), kernel)
     out, lse = problem.attend()
     out, lse = with_sinks(out, lse, call.sinks)
     return out.astype(call.query.dtype), lse
@@ -78,10 +97,9 @@ class Problem:
 
     def __init__(self, call: Call, query_block: int, key_block: int, kernel: Any = None):
         _, T, S, _, _ = self.sizes = call.sizes
-        bq, bk = block_length(T, query_block), block_length(S, key_block)
-        self.grid = grid = Grid(math.ceil(T / bq) * bq, math.ceil(S / bk) * bk, bq, bk)
+        self.grid = grid(call, query_block, key_block)
         self.inputs = call.query.dtype
-        self.possible, self.certain = schedule(call, grid)
+        self.possible, self.certain = schedule(call, self.grid)
         self.query_part, key_part = Part(1, None, (0, 2, 1, 3)), Part(None, 1, (0, 2, 3, 1))
         self.row_part = Part(1, None, (0, 2, 1))
         self.outs = self.query_part, self.row_part
@@ -103,19 +121,19 @@ class Problem:
         if call.mask is not None:
             leaves, treedef = jax.tree.flatten(call.mask)
             cuts = [
-                Part(*(None if axis is None else axis + leaf.ndim for axis in axes), tuple(range(leaf.ndim)))
-                for leaf, axes in zip(leaves, call.mask.leaf_axes(), strict=True)
+                Part(row and row + leaf.ndim, col and col + leaf.ndim, tuple(range(leaf.ndim)))  # axes from the end
+                for leaf, (row, col) in zip(leaves, call.mask.leaf_axes(), strict=True)
             ]
             parts = dataclasses.replace(parts, mask=jax.tree.unflatten(treedef, cuts))
         self.parts: list[Part] = jax.tree.leaves(parts)
         leaves, self.treedef = jax.tree.flatten(call)
-        self.operands = [padded(jnp.asarray(x), part, grid) for x, part in zip(leaves, self.parts, strict=True)]
+        self.operands = [padded(jnp.asarray(x), part, self.grid) for x, part in zip(leaves, self.parts, strict=True)]
         names = [path[0].name for path, _ in jax.tree.leaves_with_path(call)]
         value = names.index("value")
         count = len(leaves)
-        avals = engine.block_avals(self.operands, self.parts, grid)
+        avals = engine.block_avals(self.operands, self.parts, self.grid)
         score, captured = hoisted(
-            lambda *args: self.score(*args[:3], self.block(args[3:])),
+            lambda masked, q0, k0, *blocks: self.score(masked, q0, k0, self.block(blocks)),
             [False, True] if partial else [False],
             [INDEX, INDEX, *avals],
         )
@@ -141,7 +159,7 @@ class Problem:
         B, _, _, N, _ = self.sizes
         query_offset, key_offset = call.offsets or (0, 0)
         shape = B, N, self.grid.block_rows, self.grid.block_cols
-        return block_indices(*shape, q0 + query_offset, k0 + key_offset)
+        return block_indices(shape, q0 + query_offset, k0 + key_offset)
 
     def score(self, masked: bool, q0: Array, k0: Array, call: Call) -> Array:
         """Scores [B, N, t, s] of a block, -inf where nothing is to be seen."""

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxai.attention.api import checked
 from jaxai.attention.api import dot_product_attention as dot_product_attention  # for the examples
-from jaxai.attention.blockwise import KEY_BLOCK, QUERY_BLOCK, Problem
+from jaxai.attention.blockwise import Problem
 from jaxai.attention.masks import Mask
 from jaxai.attention.reference import Call, with_sinks
 from jaxai.typing import Array, Float
@@ -50,7 +50,7 @@ def ring_attention(
     *,
     axis_name: str,
     return_residual: bool = False,
-    block_size: tuple[int, int] = (QUERY_BLOCK, KEY_BLOCK),
+    block_size: tuple[int, int] = (512, 512),
     **options: Any,
 ) -> Any:
     """Attention inside ``jax.shard_map``, the sequence of queries and keys split over a mesh axis in equal parts.

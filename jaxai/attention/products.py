@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -69,7 +70,7 @@ def run_wide(*factors: Array, inputs: np.dtype, **params: Any) -> Array:
 
 def abstract(x: Any, y: Any, *others: Any, result: str, **params: Any) -> Any:
     sizes = dict(zip("".join(FACTORS[result]), (*x.shape[-2:], *y.shape[-2:]), strict=True))
-    return jax.core.ShapedArray((*x.shape[:-2], *(sizes[axis] for axis in result)), x.dtype)
+    return ShapedArray((*x.shape[:-2], *(sizes[axis] for axis in result)), x.dtype)
 
 
 def jvp(factors: Sequence[Array], tangents: Sequence[Any], guarded: bool, **params: Any) -> tuple[Array, Any]:

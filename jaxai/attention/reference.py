@@ -102,9 +102,9 @@ def with_sinks(out: Array, lse: Array, sinks: Array | None) -> tuple[Array, Arra
     return out * jax.nn.sigmoid(lse - logit)[..., None], jnp.logaddexp(lse, logit)
 
 
-def block_indices(B: int, N: int, t: int, s: int, q0: Any = 0, k0: Any = 0) -> tuple[Array, Array, Array, Array]:
-    """The int32 b [B, 1, 1, 1], n [1, N, 1, 1], q [1, 1, t, 1], k [1, 1, 1, s] of a block that starts at q0, k0."""
-    b, n, q, k = (jnp.arange(size, dtype=np.int32) for size in (B, N, t, s))
+def block_indices(shape: tuple[int, ...], q0: Any = 0, k0: Any = 0) -> tuple[Array, Array, Array, Array]:
+    """The int32 b [B, 1, 1, 1], n [1, N, 1, 1], q [1, 1, t, 1], k [1, 1, 1, s] of a block [B, N, t, s] at q0, k0."""
+    b, n, q, k = (jnp.arange(size, dtype=np.int32) for size in shape)
     return b[:, None, None, None], n[None, :, None, None], (q + q0)[None, None, :, None], (k + k0)[None, None, None]
 
 
@@ -112,7 +112,8 @@ def reference(call: Call) -> tuple[Array, Array]:
     """Attention and its log-sum-exp, [B, T, N, V] and [B, T, N], with the whole score matrix."""
     B, T, S, N, K = call.sizes
     query, key, value = call.query, call.key, call.value
-    indices = block_indices(B, N, T, S)
+    indices = block_indices((B, N, T, S))
+    nan = jnp.zeros((), call.dtype)
     if call.mask is not None:
         nan_query, nan_key = poison(query), poison(key) + poison(value)
         nan = nan_query.swapaxes(1, 2)[..., None] + jnp.repeat(nan_key.swapaxes(1, 2), N // K, 1)[:, :, None]

@@ -21,7 +21,7 @@ from jaxtyping import Bool
 from jaxai.attention import blocks as engine
 from jaxai.attention.api import checked, checked_pair
 from jaxai.attention.blocks import INDEX, Block, Grid, Part, Schedule
-from jaxai.attention.blockwise import KEY_BLOCK, QUERY_BLOCK, Problem
+from jaxai.attention.blockwise import Problem, block_sizes
 from jaxai.attention.masks import Mask
 from jaxai.attention.position import ScoreMod
 from jaxai.attention.products import finite
@@ -104,14 +104,14 @@ def attention_stats(
         precision=precision,
     )
     blocks = None if block_size is None else checked_pair("block_size", block_size, 1)
-    stats = run(call, None if rows is None else checked_rows(rows, call.sizes[1]), blocks or (QUERY_BLOCK, KEY_BLOCK))
+    stats = run(call, None if rows is None else checked_rows(rows, call.sizes[1]), blocks)
     return stats if batched else jax.tree.map(lambda x: x[0], stats)
 
 
 @functools.partial(jax.jit, static_argnames="block_size")
-def run(call: Call, rows: Array | None, block_size: tuple[int, int]) -> AttentionStats:
+def run(call: Call, rows: Array | None, block_size: tuple[int, int] | None) -> AttentionStats:
     """The statistics of a checked call, compiled once also where the caller does not jit."""
-    problem = Problem(call, *block_size)
+    problem = Problem(call, *(block_size or block_sizes(call)))
     _, T, S, _, _ = call.sizes
 
     def totals(masked, q0, k0, shift, *blocks):
@@ -228,7 +228,7 @@ def row_weights(call: Call, rows: Array) -> Array:
     einsum = functools.partial(jnp.einsum, precision=call.precision, preferred_element_type=call.dtype)
     scores = einsum("BRKGH,BSKH->BKGRS", query.reshape(B, -1, K, N // K, query.shape[-1]), key)
     scores = scores.reshape(B, N, -1, S) * call.dtype.type(call.scale)
-    b, n, _, k = block_indices(B, N, T, S)
+    b, n, _, k = block_indices((B, N, T, S))
     q = rows[None, None, :, None]
     full = (B, 1, rows.shape[0], S)  # score functions get positions that jump in full, see `position`
     indices = b, n, jnp.broadcast_to(q, full), jnp.broadcast_to(k, full)

@@ -3,11 +3,12 @@
 import functools
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import ShapedArray
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -32,7 +33,7 @@ def cudnn_forward(call: Call) -> Kernel | None:
     would not give 0. jax.nn offers the same kernel, but rounds the log-sum-exp to the inputs' dtype and asks for a GPU
     while a program is traced, so the call is made here: the same one, which a test holds.
     """
-    _, T, S, _, _ = call.sizes
+    T, S = call.sizes[1:3]
     sizes = call.query.shape[-1], call.value.shape[-1]
     plain = call.bias is None and call.score_mod is None and call.soft_cap is None and not call.dropout_rate
     half = jnp.result_type(call.query) in (jnp.float16, jnp.bfloat16)
@@ -45,8 +46,8 @@ def cudnn_forward(call: Call) -> Kernel | None:
 
     @jax.custom_batching.custom_vmap
     def kernel(query, key, value):
-        kernel = partitioned(call.scale, causal, window, query.shape[2] // key.shape[2])
-        return kernel(*(x.astype(call.query.dtype) for x in (query, key, value)))
+        part = partitioned(call.scale, causal, window, query.shape[2] // key.shape[2])
+        return part(*(x.astype(call.query.dtype) for x in (query, key, value)))
 
     @kernel.def_vmap
     def _(size, mapped, *arrays):
@@ -61,7 +62,7 @@ def cudnn_forward(call: Call) -> Kernel | None:
 
 
 def partitioned(scale: float, causal: bool, window: int, groups: int) -> Kernel:
-    """The kernel on each device's part of batch and heads: left alone, XLA would gather what goes into a custom call."""
+    """The kernel on each device's part of batch and heads: XLA would gather what goes into a custom call."""
 
     def part(query, key, value):
         return fused(query, key, value, scale, causal, window)
@@ -186,10 +187,10 @@ def cudnn(call: Call) -> tuple[Array, Array]:
     return by_jax_nn("cudnn", call)
 
 
-def by_jax_nn(name: str, call: Call) -> tuple[Array, Array]:
+def by_jax_nn(name: Literal["xla", "cudnn"], call: Call) -> tuple[Array, Array]:
     refuse(name, call, {"precision": call.precision, "logits_soft_cap": call.soft_cap})
     try:
-        out, lse = jax_nn_attention(
+        out, lse = jax_nn_attention(  # pyright: ignore[reportCallIssue]
             *(call.query, call.key, call.value, call.bias),
             scale=call.scale,
             implementation=name,
@@ -206,7 +207,7 @@ def by_jax_nn(name: str, call: Call) -> tuple[Array, Array]:
 def tokamax(call: Call) -> tuple[Array, Array]:
     """``tokamax.dot_product_attention``; it gives no log-sum-exp, so that is NaN."""
     try:
-        import tokamax  # optional and slow to import
+        import tokamax  # optional, slow to import  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise NotImplementedError("implementation='tokamax' needs the package: pip install 'jaxai[bench]'") from None
     refuse("tokamax", call, {})
@@ -323,7 +324,7 @@ def not_first_order(*args, reason, **params):
 
 def first_order_avals(*args, run, floats, reason):
     results = jax.eval_shape(run, *args[: len(args) - len(floats)])
-    return [jax.core.ShapedArray(x.shape, x.dtype) for x in results]
+    return [ShapedArray(x.shape, x.dtype) for x in results]
 
 
 first_order_p.def_abstract_eval(first_order_avals)

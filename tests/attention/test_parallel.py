@@ -1,0 +1,132 @@
+"""Sequences split between devices and keys split between calls, against the einsum reference."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from jaxai.attention import (
+    ArrayMask,
+    FunctionMask,
+    dot_product_attention,
+    merge_partials,
+    reference_attention,
+    ring_attention,
+)
+from tests.attention.oracle import assert_close
+
+B, T, N, K, H = 2, 32, 4, 2, 8
+ALONG = PartitionSpec(None, "time")
+MASKS = {
+    "full": lambda table, ids: {},
+    "causal": lambda table, ids: {"is_causal": True},
+    "window": lambda table, ids: {"local_window_size": (9, 1)},
+    "segments": lambda table, ids: {"segment_ids": ids, "is_causal": True},
+    "lengths": lambda table, ids: {"key_value_seq_lengths": jnp.array([5, 32])},
+    "score function": lambda table, ids: {
+        "score_mod": lambda score, b, n, q, k: score - table[n] * abs(q - k),
+        "sinks": table,
+        "is_causal": True,
+    },
+    "dropout": lambda table, ids: {"dropout_rate": 0.3, "dropout_key": jax.random.key(5)},
+}
+
+
+def arrays():
+    """Query, key, value, one number a head, and weights of the output, in float64."""
+    random = np.random.default_rng(0)
+    shapes = (B, T, N, H), (B, T, K, H), (B, T, K, H), (N,), (B, T, N, H)
+    return [jnp.asarray(random.normal(size=shape)) for shape in shapes]
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("name", MASKS)
+def test_a_ring_of_four_devices_is_attention(name, check_vma, float64):
+    """The result, the log-sum-exp, their gradients and a Hessian-vector product."""
+    *primals, weights = arrays()
+    ids = jnp.arange(T) // 5
+    mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))
+
+    def ring(query, key, value, table, ids):
+        options = {"axis_name": "time", "block_size": (4, 4), "return_residual": True}
+        return ring_attention(query, key, value, **options, **MASKS[name](table, ids))
+
+    specs = (ALONG, ALONG, ALONG, PartitionSpec(), PartitionSpec("time"))
+    ring = jax.shard_map(ring, mesh=mesh, in_specs=specs, out_specs=(ALONG, ALONG), check_vma=check_vma)
+
+    def reference(query, key, value, table, ids):
+        return reference_attention(query, key, value, return_residual=True, **MASKS[name](table, ids))
+
+    def everything(attend):
+        def energy(*primals):
+            out, lse = attend(*primals, ids)
+            return (jnp.sin(out) * weights).sum() + (lse**2).sum()
+
+        gradient = jax.grad(energy, (0, 1, 2, 3))
+        return attend(*primals, ids), *jax.jvp(gradient, primals, primals)
+
+    assert_close(jax.jit(functools.partial(everything, ring))(), everything(reference), 1e-9)
+
+
+def test_a_ring_keeps_a_share_of_the_keys():
+    """Of four devices none holds more than a few shares of the keys in the backward pass: they are fetched again."""
+    mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))
+    ring = functools.partial(ring_attention, axis_name="time", is_causal=True, block_size=(64, 64))
+    ring = jax.shard_map(ring, mesh=mesh, in_specs=ALONG, out_specs=ALONG)
+    whole = jax.ShapeDtypeStruct((1, 8192, 2, 64), np.float32)
+    gradient = jax.jit(jax.grad(lambda *qkv: ring(*qkv).sum(), (0, 1, 2))).lower(whole, whole, whole).compile()
+    share = 8192 // 4 * 2 * 64 * 4
+    assert gradient.memory_analysis().temp_size_in_bytes < 24 * share  # all keys of every step would be 32 and more
+
+
+def test_ring_refuses_arrays_over_queries_and_keys():
+    mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))
+    ring = functools.partial(ring_attention, axis_name="time", mask=ArrayMask(np.ones((8, 8), bool)))
+    query, key, value, _, _ = arrays()
+    with pytest.raises(ValueError, match="mask has an array over queries and keys"):
+        jax.shard_map(ring, mesh=mesh, in_specs=ALONG, out_specs=ALONG)(query, key, value)
+
+
+def test_a_ring_takes_positions_of_the_whole_sequence(float64):
+    query, key, value, _, _ = arrays()
+    mask = FunctionMask(lambda b, n, q, k: (q + k) % 3 > 0)
+    mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))
+    ring = functools.partial(ring_attention, axis_name="time", mask=mask)
+    out = jax.shard_map(ring, mesh=mesh, in_specs=ALONG, out_specs=ALONG)(query, key, value)
+    assert_close(out, reference_attention(query, key, value, mask=mask), 1e-10)
+
+
+@pytest.mark.parametrize("seen", [(0, 7), (3, 9)], ids=["one part hidden from some", "each part hidden from some"])
+def test_partial_results_merge(seen, float64):
+    """Keys split after the twelfth; derivatives up to the second, also of rows that see only one of the parts."""
+    query, key, value, _, weights = arrays()
+    mask = np.ones((T, T), bool)
+    mask[: seen[1], :12] = False
+    mask[seen[0] : 4, 12:] = False
+
+    def merged(query, key, value):
+        first = dot_product_attention(query, key[:, :12], value[:, :12], mask=mask[:, :12], return_residual=True)
+        second = dot_product_attention(query, key[:, 12:], value[:, 12:], mask=mask[:, 12:], return_residual=True)
+        return merge_partials(first, second)
+
+    def whole(query, key, value):
+        return reference_attention(query, key, value, mask=mask, return_residual=True)
+
+    def everything(attend):
+        def energy(*qkv):
+            out, lse = attend(*qkv)
+            return (jnp.sin(out) * weights).sum() + jnp.exp(0.3 * lse).sum()
+
+        qkv = query, key, value
+        return attend(*qkv), *jax.jvp(jax.grad(energy, (0, 1, 2)), qkv, qkv)
+
+    assert_close(jax.jit(functools.partial(everything, merged))(), everything(whole), 1e-10)
