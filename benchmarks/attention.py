@@ -405,7 +405,7 @@ def libraries() -> dict[str, Callable[..., jax.Array]]:
     """Ours, and what else runs in JAX."""
     programs = {"jaxai": dot_product_attention, "jax.nn": jax.nn.dot_product_attention}
     try:
-        import tokamax
+        import tokamax  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         print(f"tokamax is left out: {error} (pip install -e '.[bench]')", flush=True)
         return programs

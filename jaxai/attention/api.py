@@ -79,7 +79,9 @@ def dot_product_attention(
       query_seq_lengths, key_value_seq_lengths: integers [B]. local_window_size: keys to the left and right.
       segment_ids: integers [B, T] and [B, S] as a pair, or one array; a query sees its own segment.
       score_mod: ``score_mod(score, b, n, q, k)`` on blocks [B, N, t, s] and their int32 indices of rank 4; arrays that
-        it captures get gradients. sinks: floats [N], one more logit a head without a value (arXiv:2309.17453).
+        it captures get gradients. Outside of ``jit`` a plain function is compiled anew at each call, since it may have
+        changed; a ``jax.tree_util.Partial`` or a ready one is not.
+      sinks: floats [N], one more logit a head without a value (arXiv:2309.17453).
       dropout_rate: of the weights, by ``dropout_key`` and position: the same for every block size.
       implementation: ``blockwise``, ``reference`` (dense), or other people's first-order ``xla``, ``cudnn`` and
         ``tokamax``; None takes cuDNN's forward pass on CUDA where it can express the call, the dense form for few
