@@ -21,7 +21,7 @@ from jaxai.attention import (
     SlidingWindow,
     dot_product_attention,
 )
-from tests.attention.oracle import Case, assert_close, attention, compiled, scaled_distance
+from tests.attention.oracle import Case, assert_close, attention, compiled, scaled, scaled_distance
 
 SIZES = [  # B, T, S, K, N / K, H, V: few, as each is compiled
     (2, 9, 9, 1, 1, 2, 2),
@@ -31,7 +31,7 @@ SIZES = [  # B, T, S, K, N / K, H, V: few, as each is compiled
     (2, 12, 1, 1, 2, 1, 4),
     (3, 19, 18, 1, 1, 2, 1),
 ]
-TOLERANCE = {"float64": 1e-10, "float32": 2e-5}  # float32: derivatives are sums of some 400 terms of size 1
+TOLERANCE = {"float64": 1e-10, "float32": 2e-5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +150,15 @@ def differentiated(name, f, arrays, tangents):
     return f(arrays), of[name](arrays)
 
 
+def error(actual, desired):
+    """The greatest error of all arrays, each relative to its greatest magnitude; an infinity is none."""
+    pairs = zip(*(map(np.asarray, jax.tree.leaves(x)) for x in (actual, desired)), strict=True)
+    return max(
+        np.abs(np.subtract(x, y, where=np.isfinite(y), out=np.zeros(y.shape))).max(initial=0) / scaled(y)
+        for x, y in pairs
+    )
+
+
 # Each example compiles for seconds, so a failing one is not shrunk: that takes hypothesis its five minutes.
 @settings(max_examples=25, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(calls())
@@ -188,12 +197,16 @@ def test_equals_the_oracle(call):
         arrays, tangents = case.draw(seed), case.draw(seed + 1)
         if dtype == "float32":  # the same numbers for both
             arrays, tangents = jax.tree.map(lambda x: x.astype(dtype).astype("float64"), (arrays, tangents))
-        desired = compiled(functools.partial(differentiated, derivative, theirs))(arrays, tangents)
+        oracle = compiled(functools.partial(differentiated, derivative, theirs))
+        desired = oracle(arrays, tangents)
         arrays, tangents = jax.tree.map(lambda x: x.astype(dtype), (arrays, tangents))
         program = compiled(functools.partial(differentiated, derivative, ours))
         actual = program(arrays, tangents)
         assert {x.dtype for x in jax.tree.leaves(actual)} == {np.dtype(dtype)}
-        assert_close(actual, desired, TOLERANCE[dtype])
+        tolerance = TOLERANCE[dtype]
+        if dtype == "float32":  # in a third derivative terms cancel: as much more as the oracle errs in float32 itself
+            tolerance += 2 * error(oracle(arrays, tangents), desired)
+        assert_close(actual, desired, tolerance)
         hidden = ~visible.any((1, 2))[..., None, None]
         poisoned = {name: jnp.where(hidden, jnp.nan, arrays[name]) for name in ("key", "value")}
-        assert_close(program(arrays | poisoned, tangents), actual, TOLERANCE[dtype])
+        assert_close(program(arrays | poisoned, tangents), actual, tolerance)
