@@ -15,6 +15,7 @@ and Gimelshein 2018): it is the second primitive, ``attend``, whose derivative i
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -59,6 +60,10 @@ class Grid:
     cols: int
     block_rows: int
     block_cols: int
+
+    def taller(self, factor: int) -> "Grid":
+        """So many blocks of rows as one."""
+        return dataclasses.replace(self, block_rows=factor * self.block_rows)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -378,7 +383,7 @@ class Attend:
     """What one attention computes of a block.
 
     ``score(masked, q0, k0, *blocks)`` gives scores [..., t, s], invisible ones -inf; ``weigh(masked, q0, k0, weights,
-    *blocks)`` sums the values with those weights, [..., t, V]. ``scored`` are the operands that score reads,
+    *blocks, room=0)`` sums the values with those weights, [..., t, V], and adds ``room`` columns of zeros. ``scored`` are the operands that score reads,
     ``weighed`` those that weigh reads. ``vendor(*operands) -> (out, lse)`` is the same by the vendor's kernel on CUDA.
     """
 
@@ -386,44 +391,81 @@ class Attend:
     weigh: Block
     scored: tuple[int, ...]
     weighed: tuple[int, ...]
+    any_size: bool = True
     vendor: Callable[..., tuple[Array, Array]] | None = None
 
 
 def run_attend(
-    *args: Array, f: Attend, ins: tuple[Part, ...], outs: tuple[Part, Part], grid: Grid, schedule: Schedule | None
+    *args: Array,
+    f: Attend,
+    ins: tuple[Part, ...],
+    outs: tuple[Part, Part],
+    grid: Grid,
+    schedule: Schedule | None,
+    forward: tuple[Grid, Schedule] | None,
 ) -> list[Array]:
-    """Online softmax: over query blocks, inside over the key blocks that they see."""
+    """Online softmax: over groups of query blocks, inside over the key blocks that they see."""
     (possible, certain), operands = (schedule.tables, args) if schedule else (args[:2], args[2:])
-    avals = block_avals(operands, ins, grid)
+    if forward:
+        grid, (possible, certain) = forward[0], forward[1].tables
+    group, classes = tall_visits(possible, certain, GROUP if f.any_size else 1)
+    whole = grid.taller(group)
+    avals = block_avals(operands, ins, whole)
     scores = jax.eval_shape(functools.partial(f.score, False), INDEX, INDEX, *avals)
     values = jax.eval_shape(functools.partial(f.weigh, False), INDEX, INDEX, scores, *avals)
+    lowest = np.finfo(scores.dtype).min
+    width = values.shape[-1]
+    places = np.eye(2, width + 2, width, dtype=scores.dtype).reshape(2, *[1] * (values.ndim - 1), width + 2)
+
+    def softmax(masked: bool, q0: Array, k0: Array, *blocks: Array) -> list[Array]:
+        """Maximum and sum of one block's weights [..., t], and the values weighed with them [..., t, V].
+
+        They leave as the columns of one array, since XLA's CPU backend makes one kernel of two products and all that
+        lies between them only where one array comes out.
+        """
+        s = f.score(masked, q0, k0, *blocks)
+        maximum = jnp.maximum(s.max(-1), lowest)  # not -inf where nothing is visible
+        weights = jnp.exp(s - maximum[..., None])
+        weighed = f.weigh(masked, q0, k0, weights, *blocks, room=2)
+        packed = weighed + maximum[..., None] * places[0] + weights.sum(-1)[..., None] * places[1]
+        packed = lax.optimization_barrier(packed)
+        return [packed[..., width], packed[..., width + 1], packed[..., :width]]
+
+    def merged(old: Sequence[Array], new: Sequence[Array]) -> list[Array]:
+        maximum = jnp.maximum(old[0], new[0])
+        x, y = jnp.exp(old[0] - maximum), jnp.exp(new[0] - maximum)
+        return [maximum, old[1] * x + new[1] * y, old[2] * x[..., None] + new[2] * y[..., None]]
 
     def outer(i, results):
-        fixed = [cut(x, p, grid, i, 0) if p.col is None else None for x, p in zip(operands, ins, strict=True)]
         carry = spread(
             [
-                jnp.full(scores.shape[:-1], -jnp.inf, scores.dtype),
+                jnp.full(scores.shape[:-1], lowest, scores.dtype),
                 jnp.zeros(scores.shape[:-1], scores.dtype),
                 jnp.zeros(values.shape, values.dtype),
             ]
         )
-        for masked, count, order in visits(possible, certain):
+        for masked, size, count, rows, cols in classes:
+            tall = grid.taller(size)
+            fixed = [
+                cut(x, p, tall, i, 0) if p.col is None and size == group else None
+                for x, p in zip(operands, ins, strict=True)
+            ]
 
-            def inner(step, carry, masked=masked, order=order):
-                maximum, total, weighed = carry
-                j = order[i, step]
+            def inner(step, carry, masked=masked, size=size, rows=rows, cols=cols, tall=tall, fixed=fixed):
+                row, j = (0 if size == group else rows[i, step]), cols[i, step]
                 blocks = [
-                    cut(x, part, grid, i, j) if block is None else block
+                    cut(x, part, tall, i * (group // size) + row, j) if block is None else block
                     for x, part, block in zip(operands, ins, fixed, strict=True)
                 ]
-                q0, k0 = hidden(grid.origin(i, j))
-                s = f.score(masked, q0, k0, *blocks)
-                new_maximum = jnp.maximum(maximum, s.max(-1))
-                shift = jnp.where(new_maximum == -jnp.inf, 0, new_maximum)  # nothing visible so far
-                weights = jnp.exp(s - shift[..., None])
-                decay = jnp.exp(maximum - shift)
-                weighed = weighed * decay[..., None] + f.weigh(masked, q0, k0, weights, *blocks)
-                return spread([new_maximum, total * decay + weights.sum(-1), weighed])
+                new = softmax(masked, *hidden(tall.origin(i * (group // size) + row, j)), *blocks)
+                if size == group:
+                    return spread(merged(carry, new))
+                axis, start = values.ndim - 2, row * tall.block_rows
+                old = [lax.dynamic_slice_in_dim(x, start, tall.block_rows, axis) for x in carry]
+                new = merged(old, new)
+                return spread(
+                    lax.dynamic_update_slice_in_dim(x, y, start, axis) for x, y in zip(carry, new, strict=True)
+                )
 
             carry = lax.fori_loop(np.int32(0), count[i], inner, carry)
         maximum, total, weighed = carry
@@ -431,13 +473,48 @@ def run_attend(
         out = weighed / safe[..., None]
         lse = jnp.where(total == 0, -jnp.inf, maximum + jnp.log(safe))
         blocks = out, lse
-        return [put(x, block, part, grid, i, 0) for x, block, part in zip(results, blocks, outs, strict=True)]
+        return [put(x, block, part, whole, i, 0) for x, block, part in zip(results, blocks, outs, strict=True)]
 
     shapes = [(values.shape, values.dtype), (values.shape[:-1], scores.dtype)]
     results = spread(
-        jnp.zeros(whole_shape(shape, p, grid), dtype) for (shape, dtype), p in zip(shapes, outs, strict=True)
+        jnp.zeros(whole_shape(shape, p, whole), dtype) for (shape, dtype), p in zip(shapes, outs, strict=True)
     )
-    return lax.fori_loop(np.int32(0), np.int32(grid.shape[0]), outer, results)
+    return lax.fori_loop(np.int32(0), np.int32(whole.shape[0]), outer, results)
+
+
+GROUP = 4
+"""Query blocks of the forward pass that are taken at once where their keys are visible to all: a power of two."""
+
+
+def tall_visits(
+    possible: Any, certain: Any, limit: int
+) -> tuple[int, list[tuple[bool, int, Any, Any, Any]]]:
+    """How many query blocks make a group, and (masked, blocks at once, count [n], rows [n, .], columns [n, .]).
+
+    Each of the n groups has count visits of blocks that are so many query blocks tall; the row counts them in a group.
+    """
+    if not (isinstance(possible, np.ndarray) and isinstance(certain, np.ndarray)):
+        possible, certain = jnp.asarray(possible), jnp.asarray(certain)
+        return 1, [(masked, 1, count, None, cols) for masked, count, cols in visits(possible, certain)]
+    full, group = possible & certain, math.gcd(limit, possible.shape[0])
+    while group > 1 and not full.reshape(-1, group, full.shape[1]).all(1).any():
+        group //= 2
+    left, tables, size = full.copy(), [], group
+    while size:
+        together = left.reshape(-1, size, left.shape[1]).all(1)
+        left &= ~np.repeat(together, size, 0)
+        tables.append((False, size, together))
+        size //= 2
+    tables.append((True, 1, possible & ~certain))
+    classes = []
+    for masked, size, table in tables:
+        visited = [np.argwhere(x) for x in table.reshape(-1, group // size, table.shape[1])]
+        longest = max(map(len, visited))
+        if longest:
+            order = np.stack([np.pad(x, [(0, longest - len(x)), (0, 0)]) for x in visited]).astype(np.int32)
+            count = jnp.asarray([len(x) for x in visited], np.int32)
+            classes.append((masked, size, count, *map(jnp.asarray, np.moveaxis(order, 2, 0))))
+    return group, classes
 
 
 attend_p = Primitive("attend")
@@ -452,17 +529,20 @@ def attend(
     grid: Grid,
     possible: Any,
     certain: Any,
+    forward: tuple[Grid, Schedule] | None = None,
 ) -> list[Array]:
     """``[softmax(scores) values, log-sum-exp]`` of the scores that ``f`` gives block by block.
 
     ``outs`` say how the two results are gathered: [..., t, V] blocks and [..., t] blocks with the same leading axes.
+    ``forward`` are other blocks for the forward pass; derivatives have those of ``grid``.
     """
     tables, schedule = split_schedule(possible, certain)
-    return attend_p.bind(*tables, *aligned(operands), f=f, ins=tuple(ins), outs=outs, grid=grid, schedule=schedule)
+    params = {"f": f, "ins": tuple(ins), "outs": outs, "grid": grid, "schedule": schedule, "forward": forward}
+    return attend_p.bind(*tables, *aligned(operands), **params)
 
 
 @attend_p.def_abstract_eval
-def _(*args, f, ins, outs, grid, schedule):
+def _(*args, f, ins, outs, grid, schedule, forward):
     avals = block_avals(args[0 if schedule else 2 :], ins, grid)
     scores = jax.eval_shape(functools.partial(f.score, False), INDEX, INDEX, *avals)
     values = jax.eval_shape(functools.partial(f.weigh, False), INDEX, INDEX, scores, *avals)
@@ -471,9 +551,9 @@ def _(*args, f, ins, outs, grid, schedule):
     return typed_like(args, [out, lse])
 
 
-def attend_jvp(args, tangents, *, f, ins, outs, grid, schedule):
+def attend_jvp(args, tangents, *, f, ins, outs, grid, schedule, forward):
     """With weights p = exp(s - lse): d lse = sum_k p ds, and d out = sum_k p (ds v + dv) - (d lse) out."""
-    out, lse = attend_p.bind(*args, f=f, ins=ins, outs=outs, grid=grid, schedule=schedule)
+    out, lse = attend_p.bind(*args, f=f, ins=ins, outs=outs, grid=grid, schedule=schedule, forward=forward)
     lead = 0 if schedule else 2
     active = differentiated(args[lead:], tangents[lead:])
     scored = [n for n in active if n in f.scored]
@@ -519,9 +599,9 @@ def attend_jvp(args, tangents, *, f, ins, outs, grid, schedule):
     return [out, lse], [dual_out - dual_lse[..., None] * out, dual_lse]
 
 
-def attend_batch(args, axes, *, f, ins, outs, grid, schedule):
+def attend_batch(args, axes, *, f, ins, outs, grid, schedule, forward):
     args, in_axes, ins = batch(args, axes, 0 if schedule else 2, ins)
-    bind = functools.partial(attend_p.bind, grid=grid, schedule=schedule)
+    bind = functools.partial(attend_p.bind, grid=grid, schedule=schedule, forward=forward)
     if all(axis is None for axis in in_axes):
         results = bind(*args, f=f, ins=ins, outs=outs)
         return results, [None] * len(results)
@@ -535,10 +615,9 @@ def attend_batch(args, axes, *, f, ins, outs, grid, schedule):
 
     score = everywhere(f.score, in_axes)
 
-    def weigh(masked, q0, k0, weights, *blocks):
-        return jax.vmap(functools.partial(f.weigh, masked, q0, k0), in_axes=(0, *in_axes), axis_size=size)(
-            weights, *blocks
-        )
+    def weigh(masked, q0, k0, weights, *blocks, room=0):
+        call = functools.partial(f.weigh, masked, q0, k0, room=room)
+        return jax.vmap(call, in_axes=(0, *in_axes), axis_size=size)(weights, *blocks)
 
     vendor = None if f.vendor is None else jax.vmap(f.vendor, in_axes=in_axes)
     batched = dataclasses.replace(f, score=score, weigh=weigh, vendor=vendor)
@@ -546,10 +625,10 @@ def attend_batch(args, axes, *, f, ins, outs, grid, schedule):
     return results, [0, 0]
 
 
-def run_vendor(*args, f, ins, outs, grid, schedule):
+def run_vendor(*args, f, schedule, **params):
     """The vendor's kernel where it can express the call."""
     if f.vendor is None:
-        return run_attend(*args, f=f, ins=ins, outs=outs, grid=grid, schedule=schedule)
+        return run_attend(*args, f=f, schedule=schedule, **params)
     return f.vendor(*args[0 if schedule else 2 :])
 
 

@@ -12,13 +12,17 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # pyright: ignore[reportPrivateImportUsage]
 
 from jaxai.attention import blocks as engine
-from jaxai.attention.blocks import INDEX, Attend, Block, Grid, Part
+from jaxai.attention.blocks import INDEX, Attend, Block, Grid, Part, Schedule
 from jaxai.attention.products import contract, finite
 from jaxai.attention.reference import Call, block_indices, kept, modified, poison, with_sinks
 from jaxai.typing import Array
 
 SIZES = {512: 1.0, 256: 1.2}
 """Sizes of a block, for queries and keys, with what a score costs in it relatively (2 cores, AVX-512, float32)."""
+
+
+MIN_KEYS = 192
+"""Keys that a block of the forward pass has at least."""
 
 
 def block_length(length: int, limit: int) -> int:
@@ -53,7 +57,7 @@ def blockwise(call: Call, block_size: tuple[int, int] | None = None, kernel: Any
     ``kernel(query, key, value) -> (out, lse)`` replaces the forward pass where a program is lowered for CUDA.
     """
     problem = Problem(call, *(block_size or block_sizes(call)), kernel)
-    out, lse = problem.attend()
+    out, lse = problem.attend(halved=block_size is None)
     out, lse = with_sinks(out, lse, call.sinks)
     return out.astype(call.query.dtype), lse
 
@@ -97,6 +101,7 @@ class Problem:
 
     def __init__(self, call: Call, query_block: int, key_block: int, kernel: Any = None):
         _, T, S, _, _ = self.sizes = call.sizes
+        self.call = call
         self.grid = grid(call, query_block, key_block)
         self.inputs = call.query.dtype
         self.possible, self.certain = schedule(call, self.grid)
@@ -141,14 +146,14 @@ class Problem:
         self.parts += [Part(None, None, tuple(range(jnp.ndim(x)))) for x in captured]
         scored = tuple(n for n in range(len(self.operands)) if n != value)
 
-        def weigh(masked, q0, k0, weights, *blocks):
-            return self.weigh(masked, q0, k0, weights, self.block(blocks[:count]))
+        def weigh(masked, q0, k0, weights, *blocks, room=0):
+            return self.weigh(masked, q0, k0, weights, self.block(blocks[:count]), room)
 
         def vendor(*operands):
             by_name = dict(zip(names, operands, strict=False))
             return kernel(by_name["query"][:, :T], by_name["key"][:, :S], by_name["value"][:, :S])
 
-        self.f = Attend(score, weigh, scored, (value,), kernel and vendor)
+        self.f = Attend(score, weigh, scored, (value,), not captured, kernel and vendor)
 
     def block(self, blocks: Any) -> Call:
         """The call of one block."""
@@ -158,7 +163,7 @@ class Problem:
         """b, n, q and k of a block, each of rank 4."""
         B, _, _, N, _ = self.sizes
         query_offset, key_offset = call.offsets or (0, 0)
-        shape = B, N, self.grid.block_rows, self.grid.block_cols
+        shape = B, N, call.query.shape[2], call.key.shape[3]
         return block_indices(shape, q0 + query_offset, k0 + key_offset)
 
     def score(self, masked: bool, q0: Array, k0: Array, call: Call) -> Array:
@@ -169,7 +174,7 @@ class Problem:
         if not masked:
             return modified(scores, call, call.bias, indices)
         # The last blocks are filled up with zeros: rows too are hidden, lest they see a NaN that no real row sees.
-        rows, cols = (jnp.arange(size, dtype=np.int32) for size in (self.grid.block_rows, self.grid.block_cols))
+        rows, cols = (jnp.arange(size, dtype=np.int32) for size in (call.query.shape[2], call.key.shape[3]))
         visible = (rows + q0 < T)[None, None, :, None] & (cols + k0 < S)[None, None, None]
         if call.mask is not None:
             visible = visible & call.mask.block(*indices)
@@ -178,9 +183,10 @@ class Problem:
         nan = jnp.repeat(call.poison, N // K, 1)[:, :, None]
         return jnp.where(visible, modified(scores, call, call.bias, indices) + nan, -jnp.inf)
 
-    def weigh(self, masked: bool, q0: Array, k0: Array, weights: Array, call: Call) -> Array:
-        """Values [B, N, t, V] summed with weights [B, N, t, s]."""
+    def weigh(self, masked: bool, q0: Array, k0: Array, weights: Array, call: Call, room: int = 0) -> Array:
+        """Values [B, N, t, V] summed with weights [B, N, t, s], and ``room`` columns of zeros."""
         value = finite(call.value) if masked else call.value
+        value = jnp.pad(value, [(0, 0), (0, 0), (0, room), (0, 0)]) if room else value
         if call.dropout_rate:
             weights = weights * kept(call, *self.indices(call, q0, k0))
         return self.product("th", weights, value, call, guarded=False)
@@ -192,10 +198,21 @@ class Problem:
         x = x.reshape(B, K, N // K * t, -1)
         return contract(result, x, y, call.precision, self.inputs, guarded).reshape(B, N, t, -1)
 
-    def attend(self) -> tuple[Array, Array]:
-        """Attention [B, T, N, V] and its log-sum-exp [B, T, N]."""
-        out, lse = engine.attend(self.f, self.operands, self.parts, self.outs, self.grid, self.possible, self.certain)
+    def attend(self, halved: bool = False) -> tuple[Array, Array]:
+        """Attention [B, T, N, V] and its log-sum-exp [B, T, N]; ``halved``: see ``halves``."""
+        blocks = self.grid, self.possible, self.certain, self.halves() if halved else None
+        out, lse = engine.attend(self.f, self.operands, self.parts, self.outs, *blocks)
         return out[:, : self.sizes[1]], lse[:, : self.sizes[1]]
+
+    def halves(self) -> tuple[Grid, Schedule] | None:
+        """The grid with half of the keys in a block, which the forward pass prefers to long ones, if decided now."""
+        keys = self.grid.block_cols // 2
+        if keys < MIN_KEYS or keys % 8 or not self.f.any_size:
+            return None
+        grid = dataclasses.replace(self.grid, block_cols=keys)
+        possible, certain = schedule(self.call, grid)
+        known = isinstance(possible, np.ndarray) and isinstance(certain, np.ndarray)
+        return (grid, Schedule(possible, certain)) if known else None
 
     def sums(self, constant: Array) -> tuple[Array, Array]:
         """sum_k exp(s - constant) v [B, T, N, V] and sum_k exp(s - constant) [B, T, N], for constants [B, T, N]."""
@@ -237,9 +254,14 @@ def padded(x: Array, part: Part, grid: Grid) -> Array:
 
 
 def hoisted(f: Callable[..., Array], variants: list[bool], avals: list[Any]) -> tuple[Block, list[Array]]:
-    """f(masked, *args) as a function of the arrays that it captures too: f(masked, *args, *captured)."""
+    """f(masked, *args) as a function of the arrays that it captures too: f(masked, *args, *captured).
+
+    It is f itself where it captures none; otherwise blocks must have the shapes of ``avals``.
+    """
     closed = {masked: jax.make_jaxpr(functools.partial(f, masked))(*avals) for masked in variants}
     captured = [jnp.asarray(x) for masked in variants for x in closed[masked].consts]
+    if not captured:
+        return f, []
     first = len(closed[variants[0]].consts)
 
     def run(masked, *args):
