@@ -482,7 +482,7 @@ def run_attend(
     return lax.fori_loop(np.int32(0), np.int32(whole.shape[0]), outer, results)
 
 
-GROUP = 4
+GROUP = 8
 """Query blocks of the forward pass that are taken at once where their keys are visible to all: a power of two."""
 
 

@@ -209,7 +209,7 @@ class Problem:
         keys = self.grid.block_cols // 2
         if keys < MIN_KEYS or keys % 8 or not self.f.any_size:
             return None
-        grid = dataclasses.replace(self.grid, block_cols=keys)
+        grid = dataclasses.replace(self.grid, block_cols=keys, block_rows=self.grid.block_rows // 2)
         possible, certain = schedule(self.call, grid)
         known = isinstance(possible, np.ndarray) and isinstance(certain, np.ndarray)
         return (grid, Schedule(possible, certain)) if known else None
