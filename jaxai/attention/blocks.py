@@ -383,8 +383,9 @@ class Attend:
     """What one attention computes of a block.
 
     ``score(masked, q0, k0, *blocks)`` gives scores [..., t, s], invisible ones -inf; ``weigh(masked, q0, k0, weights,
-    *blocks, room=0)`` sums the values with those weights, [..., t, V], and adds ``room`` columns of zeros. ``scored`` are the operands that score reads,
-    ``weighed`` those that weigh reads. ``vendor(*operands) -> (out, lse)`` is the same by the vendor's kernel on CUDA.
+    *blocks, room=0)`` sums the values with those weights, [..., t, V + room], the last ``room`` columns zeros.
+    ``scored`` are the operands that score reads, ``weighed`` those that weigh reads; with ``any_size`` both take blocks
+    of other sizes than the grid's too. ``vendor(*operands) -> (out, lse)`` is the same by the vendor's kernel on CUDA.
     """
 
     score: Block
@@ -452,12 +453,13 @@ def run_attend(
             ]
 
             def inner(step, carry, masked=masked, size=size, rows=rows, cols=cols, tall=tall, fixed=fixed):
-                row, j = (0 if size == group else rows[i, step]), cols[i, step]
+                row = 0 if size == group else rows[i, step]
+                at = i * (group // size) + row, cols[i, step]
                 blocks = [
-                    cut(x, part, tall, i * (group // size) + row, j) if block is None else block
+                    cut(x, part, tall, *at) if block is None else block
                     for x, part, block in zip(operands, ins, fixed, strict=True)
                 ]
-                new = softmax(masked, *hidden(tall.origin(i * (group // size) + row, j)), *blocks)
+                new = softmax(masked, *hidden(tall.origin(*at)), *blocks)
                 if size == group:
                     return spread(merged(carry, new))
                 axis, start = values.ndim - 2, row * tall.block_rows
@@ -486,9 +488,7 @@ GROUP = 8
 """Query blocks of the forward pass that are taken at once where their keys are visible to all: a power of two."""
 
 
-def tall_visits(
-    possible: Any, certain: Any, limit: int
-) -> tuple[int, list[tuple[bool, int, Any, Any, Any]]]:
+def tall_visits(possible: Any, certain: Any, limit: int) -> tuple[int, list[tuple[bool, int, Any, Any, Any]]]:
     """How many query blocks make a group, and (masked, blocks at once, count [n], rows [n, .], columns [n, .]).
 
     Each of the n groups has count visits of blocks that are so many query blocks tall; the row counts them in a group.

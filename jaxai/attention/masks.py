@@ -4,6 +4,8 @@ A mask is a frozen dataclass and a pytree. Python ints in it are static, so a sc
 at trace time; arrays in it are leaves. `&`, `|` and `~` combine masks, and masks with bool arrays on either side.
 """
 
+import functools
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
@@ -192,9 +194,9 @@ class SlidingWindow(Mask):
         return self._within(most, least), self._within(least, most)
 
     def _within(self, left: Anywhere, right: Anywhere) -> Anywhere:
-        visible = np.ones((1, 1, 1, 1), bool)
-        visible = visible if self.left is None else visible & (left >= -self.left)
-        return visible if self.right is None else visible & (right <= self.right)
+        near = [] if self.left is None else [left >= -self.left]
+        near += [] if self.right is None else [right <= self.right]
+        return functools.reduce(operator.and_, near) if near else np.ones((1, 1, 1, 1), bool)
 
 
 @dataclass(frozen=True)

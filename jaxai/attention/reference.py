@@ -72,7 +72,7 @@ def poison(x: Array) -> Array:
     0 * NaN is NaN, so values that a mask hides would leak through their weights of 0. The product gets 0 in their place
     and the NaN travels in the scores, where the mask can remove it.
     """
-    return jnp.where(jnp.isfinite(x).all(-1), x.dtype.type(0), x.dtype.type(np.nan))
+    return (lax.stop_gradient(x) * 0).sum(-1)
 
 
 def kept(call: Call, b: Array, n: Array, q: Array, k: Array) -> Array:

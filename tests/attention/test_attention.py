@@ -11,6 +11,8 @@ import jaxtyping
 import numpy as np
 import pytest
 from flax import linen as nn
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxai.attention import (
     Causal,
@@ -22,6 +24,7 @@ from jaxai.attention import (
     dot_product_attention,
     reference_attention,
 )
+from jaxai.attention.blocks import tall_visits
 from jaxai.attention.blockwise import Problem
 from jaxai.attention.reference import Call
 from tests.attention.oracle import CASES, SETTINGS, Case, assert_close, attention, compiled
@@ -549,13 +552,34 @@ def test_only_blocks_with_something_to_see_are_computed(name):
     starts = []
 
     def score_mod(score, b, n, q, k):
-        jax.debug.callback(lambda q, k: starts.append((int(q), int(k))), q[0, 0, 0, 0], k[0, 0, 0, 0])
+        def visit(q0, k0):  # several blocks of queries may be visited at once
+            starts.extend((int(q0) + row, int(k0)) for row in range(0, q.shape[2], rows))
+
+        jax.debug.callback(visit, q[0, 0, 0, 0], k[0, 0, 0, 0])
         return score
 
     run = functools.partial(dot_product_attention, query, key, value, implementation="blockwise", block_size=8)
     jax.block_until_ready(run(mask=mask, score_mod=score_mod))
     jax.effects_barrier()
     assert sorted(starts) == [(i * rows, j * cols) for i, j in np.argwhere(possible)]
+
+
+@given(st.integers(1, 17), st.integers(1, 6), st.integers(0, 3), st.integers(0, 99))
+def test_every_block_is_visited_once_by_itself_or_among_others(rows, cols, power, seed):
+    rng = np.random.default_rng(seed)
+    possible = rng.random((rows, cols)) < 0.9
+    certain = possible & (rng.random((rows, cols)) < 0.8)
+    group, classes = tall_visits(possible, certain, 2**power)
+    assert group <= 2**power
+    assert rows % group == 0
+    visits = np.zeros((rows, cols), int)
+    for masked, size, count, inner_rows, columns in classes:
+        for i, n in enumerate(count):
+            for row, col in zip(inner_rows[i, :n], columns[i, :n], strict=True):
+                blocks = slice(i * group + row * size, i * group + (row + 1) * size), col
+                visits[blocks] += 1
+                assert (possible & ~certain if masked else certain)[blocks].all()
+    np.testing.assert_array_equal(visits, possible)
 
 
 def test_a_mask_is_evaluated_only_in_blocks_with_something_to_hide():
