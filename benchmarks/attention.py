@@ -18,20 +18,13 @@ with a matrix product; a ratio is one of two turns of the same round. Operations
 that with the gradient, half of it if causal. The gradient is that of q, k and v of sum(out * w).
 """
 
-import contextlib
 import dataclasses
 import itertools
 import json
-import math
-import os
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import date
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +35,22 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
+from timing import (
+    Ask,
+    NotAvailable,
+    Turn,
+    available,
+    build,
+    figure,
+    matrix_product,
+    peer_process,
+    race,
+    ratio,
+    relative,
+    spread,
+    turns,
+    write,
+)
 
 from jaxai import cli, command
 from jaxai.attention import KVCache, SlidingWindow, dot_product_attention
@@ -58,10 +67,6 @@ MOST_GIB = {"cpu": 6, "gpu": 40}
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 """``f(q, k, v, segments)``; segments are an input, lest a compiler learn from them."""
-Turn = Callable[[int], list[float]]
-"""The seconds of so many calls."""
-Ask = Callable[..., dict[str, Any]]
-"""A question to PyTorch's process, and its answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +92,6 @@ class Config:
             raise ValueError("--platform gpu compares our implementations in speed: leave out --peers, choose speed")
 
 
-class NotAvailable(Exception):
-    """A program can't do this; the message says why."""
-
-
 class Data(NamedTuple):
     """q, k and v, weights of the sum, a direction for q, k and v, all random, and segments of 512 tokens [B, T]."""
 
@@ -110,26 +111,9 @@ def main(config: Config) -> None:
     names = [name for name in SECTIONS if chosen in (name, "all")]
     if config.peers is None and config.platform == "cpu" and {"speed", "decode"} & set(names):
         print("PyTorch is left out: give --peers PYTHON (see the head of benchmarks/attention.py)", flush=True)
-    with torch_process(config.peers) as torch:
+    with peer_process(config.peers, PEER) as torch:
         for name in names:
             write(config.out / f"{name}.json", SECTIONS[name](config, torch))
-
-
-def write(path: Path, result: dict[str, Any]) -> None:
-    """A section's result with where and when it was measured; its figures are printed."""
-    device = jax.devices()[0].device_kind if jax.default_backend() == "gpu" else machine()
-    context = {"date": str(date.today()), "machine": device, "jax": version("jax"), "python": platform.python_version()}
-    path.write_text(json.dumps(result | context, indent=2) + "\n")
-    for row in result["figures"]:
-        print(f"{'met   ' if row['met'] else 'MISSED'} {row['what']}: {row['value']} (wanted {row['wanted']})")
-    print(path, flush=True)
-
-
-def machine() -> str:
-    """Processor and number of cores."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
 # What is timed.
@@ -191,17 +175,7 @@ def word(causal: bool) -> str:
     return "causal" if causal else "full"
 
 
-# How it is timed.
-
-
-def build(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """The compiled program, and the seconds that took. NotAvailable where a library refuses."""
-    before = time.perf_counter()
-    try:
-        program = jax.jit(function).lower(*arguments).compile()
-    except (ValueError, NotImplementedError, RuntimeError) as error:
-        raise NotAvailable(f"{type(error).__name__}: {command.one_line(error)[:200]}") from error
-    return program, time.perf_counter() - before
+# How it is timed and whether it is right.
 
 
 def contender(attend: Attend, kind: str, data: Data) -> tuple[Turn, float]:
@@ -211,79 +185,6 @@ def contender(attend: Attend, kind: str, data: Data) -> tuple[Turn, float]:
     if needed > (most := MOST_GIB[jax.default_backend()]):
         raise NotAvailable(f"needs {needed:.1f} GiB of temporaries, more than {most}")
     return turns(program, data), seconds
-
-
-def turns(program: Callable[..., Any], *arguments: Any) -> Turn:
-    """Turns of a compiled program. A GPU's calls are queued and timed as one, else Python's share would show."""
-    queued = jax.default_backend() == "gpu"
-
-    def seconds(calls: int) -> float:
-        before = time.perf_counter()
-        results = None
-        for _ in range(calls):
-            results = program(*arguments)
-        jax.block_until_ready(results)
-        return (time.perf_counter() - before) / calls
-
-    def turn(repeats: int) -> list[float]:
-        if repeats > 1:
-            seconds(1)  # the caches held another program's data
-        return [seconds(repeats)] if queued else [seconds(1) for _ in range(repeats)]
-
-    return turn
-
-
-def matrix_product(size: int, dtype: Any) -> Turn:
-    """Turns of a product of two square matrices."""
-    a, b = (jax.random.normal(key, (size, size), dtype) for key in jax.random.split(jax.random.key(1)))
-    return turns(build(jnp.matmul, a, b)[0], a, b)
-
-
-def race(contenders: Mapping[str, Turn], rounds: int) -> dict[str, list[float]]:
-    """The median seconds of a call in each round, turn and turn about; a turn takes a fifth of a second or one call."""
-    repeats = {}
-    for name, turn in contenders.items():
-        turn(1)
-        repeats[name] = max(1, min(1000, math.ceil(0.2 / turn(1)[0])))
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, turn in contenders.items():
-            time.sleep(0.01)  # threads that wait for more work keep the cores busy for some milliseconds
-            seconds[name].append(statistics.median(turn(repeats[name])))
-    return seconds
-
-
-def available[T](makers: Mapping[str, Callable[[], T]]) -> tuple[dict[str, T], dict[str, str]]:
-    """What each makes, and why others don't; the first is ours and must."""
-    made, reasons = {}, {}
-    for name, make in makers.items():
-        try:
-            made[name] = make()
-        except NotAvailable as reason:
-            if not made:
-                raise
-            reasons[name] = f"not available: {reason}"
-    return made, reasons
-
-
-def ratio(above: Sequence[float], below: Sequence[float], scale: float = 1.0) -> dict[str, float]:
-    """The spread of one program's seconds over another's in the same round."""
-    return spread([scale * a / b for a, b in zip(above, below, strict=True)])
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and largest, to four digits."""
-    numbers = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return {name: float(f"{value:.4g}") for name, value in numbers.items()}
-
-
-def figure(what: str, value: float, wanted: Literal[">=", "<="], bound: float) -> dict[str, Any]:
-    """A figure and the bound that is wanted of it."""
-    met = value >= bound if wanted == ">=" else value <= bound
-    return {"what": what, "value": float(f"{value:.4g}"), "wanted": f"{wanted} {bound}", "met": met}
-
-
-# Whether it is right.
 
 
 def difference(attend: Attend, reference: Attend, kinds: Sequence[str], dtype: Any = jnp.float32) -> float:
@@ -310,49 +211,7 @@ def torch_difference(torch: Ask, op: str, causal: bool) -> float:
             return relative([saved[name] for name in saved.files], [wanted[name] for name in saved.files], 1e-4)
 
 
-def relative(got: Sequence[Any], wanted: Sequence[Any], bound: float) -> float:
-    """The largest difference, relative to the largest entry of its array. ValueError if it exceeds the bound.
-
-    float32 sums in another order give some 1e-6, in derivatives of a gradient 1e-5; bfloat16 has eight bits.
-    """
-    pairs = [(np.asarray(a, np.float32), np.asarray(b, np.float32)) for a, b in zip(got, wanted, strict=True)]
-    # A sum of everything may cancel to near 0 and is left out.
-    value = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs if a.ndim)
-    if not value <= bound:
-        raise ValueError(f"results differ from jax.nn's by {value:.1e} of the largest entry, more than {bound}")
-    return value
-
-
 # PyTorch.
-
-
-@contextlib.contextmanager
-def torch_process(python: Path | None) -> Iterator[Ask | None]:
-    """Its process, ready to be asked; None without an interpreter. It keeps freed memory, as `cli` makes us do."""
-    if python is None:
-        yield None
-        return
-    line = [str(python), str(PEER), "--threads", str(os.cpu_count())]
-    memory = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_ARENA_MAX": "1"}
-    environment = {**os.environ, **memory}
-    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as job:
-        assert job.stdin
-        assert job.stdout
-        requests, answers = job.stdin, job.stdout
-
-        def answer() -> dict[str, Any]:
-            if not (said := answers.readline()):
-                raise ValueError(f"--peers {python}: its process ended, see above; it needs PyTorch")
-            if "error" in (values := json.loads(said)):
-                raise NotAvailable(values["error"])
-            return values
-
-        def ask(**request: Any) -> dict[str, Any]:
-            print(json.dumps(request), file=requests, flush=True)
-            return answer()
-
-        print(json.dumps(answer()), flush=True)
-        yield ask
 
 
 def torch_contender(torch: Ask, op: str, kind: str, tokens: int, causal: bool) -> tuple[Turn, float]:

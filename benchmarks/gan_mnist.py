@@ -17,9 +17,6 @@ finished runs under --out are taken as they are.
 
 import dataclasses
 import json
-import os
-import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -34,6 +31,7 @@ import jax
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
+from timing import machine, spread
 
 from jaxai import cli, command
 from jaxai.adversarial.losses import LOSSES
@@ -80,13 +78,6 @@ def main(config: Config) -> None:
     path = config.out / f"{config.what}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(f"{json.dumps(result, indent=2)}\n{path}")
-
-
-def machine() -> str:
-    """Processor and number of cores."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
 def speed(config: Config) -> dict[str, Any]:
@@ -227,11 +218,6 @@ def scores(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The figures to compare."""
     names = ["mnist_fd", "mnist_fd_floor", "precision", "recall", "density", "coverage", "histogram_kl", "digits"]
     return {name: summary[name] for name in names}
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and largest."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def plot(path: Path, series: Mapping[str, Sequence[float]], label: str, *, logarithmic: bool = False) -> None:
