@@ -124,12 +124,12 @@ def relative(got: Sequence[Any], wanted: Sequence[Any], bound: float) -> float:
 
 
 @contextlib.contextmanager
-def peer_process(python: Path | None, script: Path) -> Iterator[Ask | None]:
+def peer_process(python: Path | None, script: Path, *options: str) -> Iterator[Ask | None]:
     """A script run by another interpreter, to be asked; None without one. It keeps freed memory, as `cli` does."""
     if python is None:
         yield None
         return
-    line = [str(python), str(script), "--threads", str(os.cpu_count())]
+    line = [str(python), str(script), *(options or ("--threads", str(os.cpu_count())))]
     memory = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_ARENA_MAX": "1"}
     environment = {**os.environ, **memory}
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as job:

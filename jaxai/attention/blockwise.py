@@ -1,4 +1,4 @@
-"""Attention block by block: what the scores and the values of a block are; ``blocks`` does the rest."""
+"""Attention block by block: what the scores and the values of a block are; ``attend`` and ``blocks`` do the rest."""
 
 import dataclasses
 import functools
@@ -12,7 +12,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # pyright: ignore[reportPrivateImportUsage]
 
 from jaxai.attention import blocks as engine
-from jaxai.attention.blocks import INDEX, Attend, Block, Grid, Part, Schedule
+from jaxai.attention.attend import Attend, attend
+from jaxai.attention.blocks import INDEX, Block, Grid, Part, Schedule
 from jaxai.attention.products import contract, finite
 from jaxai.attention.reference import Call, block_indices, kept, modified, poison, with_sinks
 from jaxai.typing import Array
@@ -201,7 +202,7 @@ class Problem:
     def attend(self, halved: bool = False) -> tuple[Array, Array]:
         """Attention [B, T, N, V] and its log-sum-exp [B, T, N]; ``halved``: see ``halves``."""
         blocks = self.grid, self.possible, self.certain, self.halves() if halved else None
-        out, lse = engine.attend(self.f, self.operands, self.parts, self.outs, *blocks)
+        out, lse = attend(self.f, self.operands, self.parts, self.outs, *blocks)
         return out[:, : self.sizes[1]], lse[:, : self.sizes[1]]
 
     def halves(self) -> tuple[Grid, Schedule] | None:
@@ -230,17 +231,19 @@ class Problem:
 def schedule(call: Call, grid: Grid) -> tuple[Any, Any]:
     """Which blocks may have visible entries, and which have nothing else, [nq, nk]: NumPy where known while tracing."""
     B, T, S, N, _ = call.sizes
-    possible = certain = np.ones(grid.shape, bool)
-    if call.mask is not None:
-        query_offset, key_offset = call.offsets or (0, 0)
-        b, n, q, k = (np.arange(size, dtype=np.int32) for size in (B, N, T, S))
-        b, n, q, k = b[:, None, None, None], n[None, :, None, None], q + query_offset, k + key_offset
-        possible, certain = call.mask.blocks(b, n, q, k, grid.block_rows, grid.block_cols)
-    if grid.cols > S:
-        certain = certain & (np.arange(grid.shape[1]) < grid.shape[1] - 1)[None]
-    if grid.rows > T:
-        certain = certain & (np.arange(grid.shape[0]) < grid.shape[0] - 1)[:, None]
-    return possible, certain
+    # Blocks that are filled up show some of their entries, those behind the end none.
+    rows, cols = (np.arange(n) * size for n, size in zip(grid.shape, (grid.block_rows, grid.block_cols), strict=True))
+    possible = (rows < T)[:, None] & (cols < S)[None]
+    certain = (rows + grid.block_rows <= T)[:, None] & (cols + grid.block_cols <= S)[None]
+    if call.mask is None:
+        return possible, certain
+    query_offset, key_offset = call.offsets or (0, 0)
+    b, n, q, k = (np.arange(size, dtype=np.int32) for size in (B, N, T, S))
+    b, n, q, k = b[:, None, None, None], n[None, :, None, None], q + query_offset, k + key_offset
+    tables = call.mask.blocks(b, n, q, k, grid.block_rows, grid.block_cols)
+    behind = [(0, n - m) for n, m in zip(grid.shape, tables[0].shape, strict=True)]
+    seen, whole = ((np if isinstance(x, np.ndarray) else jnp).pad(x, behind) for x in tables)
+    return possible & seen, certain & whole
 
 
 def padded(x: Array, part: Part, grid: Grid) -> Array:

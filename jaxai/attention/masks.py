@@ -195,8 +195,7 @@ class SlidingWindow(Mask):
 
     def _within(self, left: Anywhere, right: Anywhere) -> Anywhere:
         near = [] if self.left is None else [left >= -self.left]
-        near += [] if self.right is None else [right <= self.right]
-        return functools.reduce(operator.and_, near) if near else np.ones((1, 1, 1, 1), bool)
+        return _all(near + ([] if self.right is None else [right <= self.right]))
 
 
 @dataclass(frozen=True)
@@ -289,9 +288,8 @@ class Lengths(Mask):
                 _check(name, value, np.integer, (0, 1), "an int, an integer array, scalar or [B], or None")
 
     def _block(self, b, n, q, k):
-        visible = np.ones((1, 1, 1, 1), bool)
-        visible = visible if self.query is None else visible & (q < _per_batch(self.query))
-        return visible if self.key is None else visible & (k < _per_batch(self.key))
+        real = [] if self.query is None else [q < _per_batch(self.query)]
+        return _all(real + ([] if self.key is None else [k < _per_batch(self.key)]))
 
     def _blocks(self, b, n, q, k):
         (q_first, q_last), (k_first, k_last) = _ends(q, k)
@@ -409,6 +407,11 @@ def _ends(q: Anywhere, k: Anywhere) -> tuple[Pair, Pair]:
 def _compare_ranges(q: Pair, k: Pair) -> Pair:
     """Whether the ranges (least, greatest) overlap, and whether both are one and the same value."""
     return (q[0] <= k[1]) & (k[0] <= q[1]), (q[0] == k[1]) & (k[0] == q[1])
+
+
+def _all(conditions: list[Anywhere]) -> Anywhere:
+    """All of them; only without any a constant array, which every block has to carry."""
+    return functools.reduce(operator.and_, conditions) if conditions else np.ones((1, 1, 1, 1), bool)
 
 
 def _per_batch(x: Number) -> Number:

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir
 from jaxtyping import Bool
 
 from jaxai.attention import blocks as engine
@@ -165,7 +164,7 @@ def row_maxima(problem: Problem) -> Array:
 def run_row_maxima(
     *args: Array, score: Block, ins: tuple[Part, ...], out: Part, grid: Grid, schedule: Schedule | None
 ) -> list[Array]:
-    """Over query blocks, inside over the key blocks that they see, as `blocks.run_attend`."""
+    """Over query blocks, inside over the key blocks that they see, as `attend.run_attend`."""
     (possible, certain), operands = (schedule.tables, args) if schedule else (args[:2], args[2:])
     scores = jax.eval_shape(functools.partial(score, False), INDEX, INDEX, *engine.block_avals(operands, ins, grid))
 
@@ -209,9 +208,7 @@ def batch_row_maxima(args, axes, *, score, ins, out, grid, schedule):
     return bind(score=engine.batched_block(score, in_axes), out=out.batched()), [0]
 
 
-row_maxima_p.def_impl(lambda *args, **params: jax.jit(functools.partial(run_row_maxima, **params))(*args))
-mlir.register_lowering(row_maxima_p, engine.lowered(run_row_maxima))
-batching.primitive_batchers[row_maxima_p] = batch_row_maxima
+engine.register(row_maxima_p, run_row_maxima, batch_row_maxima)
 
 
 def row_weights(call: Call, rows: Array) -> Array:

@@ -21,12 +21,13 @@ from jaxai.attention import (
     Segments,
     SlidingWindow,
     alibi,
+    blockwise,
     dot_product_attention,
     reference_attention,
 )
-from jaxai.attention.blocks import tall_visits
+from jaxai.attention.attend import tall_visits
 from jaxai.attention.blockwise import Problem
-from jaxai.attention.reference import Call
+from jaxai.attention.reference import Call, reference
 from tests.attention.oracle import CASES, SETTINGS, Case, assert_close, attention, compiled
 
 IMPLEMENTATIONS = ["reference", "blockwise"]
@@ -562,6 +563,26 @@ def test_only_blocks_with_something_to_see_are_computed(name):
     jax.block_until_ready(run(mask=mask, score_mod=score_mod))
     jax.effects_barrier()
     assert sorted(starts) == [(i * rows, j * cols) for i, j in np.argwhere(possible)]
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("T", [17, 24, 33, 50])
+def test_the_forward_pass_takes_smaller_blocks_than_the_derivatives(mask, T, monkeypatch):
+    """With blocks of 16 the forward pass has blocks of 8 keys, some of them behind the end; as if T were 10,000."""
+    monkeypatch.setattr(blockwise, "SIZES", {16: 1.0})
+    monkeypatch.setattr(blockwise, "MIN_KEYS", 8)
+    arrays = draw(1, T, 38, 1, 2, 4, 4)
+    if isinstance(mask, Segments):
+        mask = Segments(np.arange(T)[None] // 9, np.arange(38)[None] // 9)
+    problem = Problem(Call(*arrays, mask=mask), 16, 16)
+    grid, forward = problem.halves()
+    assert (grid.block_rows, grid.block_cols, grid.rows, grid.cols) == (8, 8, problem.grid.rows, problem.grid.cols)
+    assert forward.tables[0].shape == grid.shape
+    results = []
+    for implementation in (blockwise.blockwise, reference):
+        value = energy(lambda *arrays, run=implementation: run(Call(*arrays, mask=mask)))
+        results.append(compiled(jax.value_and_grad(value, (0, 1, 2)))(*arrays))
+    assert_close(*results, 1e-5)
 
 
 @given(st.integers(1, 17), st.integers(1, 6), st.integers(0, 3), st.integers(0, 99))

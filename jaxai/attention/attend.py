@@ -1,0 +1,298 @@
+"""The forward pass block by block: softmax of scores that never exist as a whole, times values.
+
+The softmax needs a running maximum (Milakov and Gimelshein 2018, arXiv:1805.02867), so it is no sum over blocks and has
+a primitive of its own, ``attend``. Its derivative is a ``block_sum`` of ``blocks``, and so are all further ones.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, mlir
+
+from jaxai.attention.blocks import (
+    INDEX,
+    Block,
+    Grid,
+    Part,
+    Schedule,
+    aligned,
+    batch,
+    block_avals,
+    block_sum_p,
+    cut,
+    differentiated,
+    hidden,
+    lowered,
+    put,
+    register,
+    replace,
+    split_schedule,
+    spread,
+    typed_like,
+    visits,
+    whole_shape,
+)
+from jaxai.typing import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Attend:
+    """What one attention computes of a block.
+
+    ``score(masked, q0, k0, *blocks)`` gives scores [..., t, s], invisible ones -inf; ``weigh(masked, q0, k0, weights,
+    *blocks, room=0)`` sums the values with those weights, [..., t, V + room], the last ``room`` columns zeros.
+    ``scored`` are the operands that score reads, ``weighed`` those that weigh reads; with ``any_size`` both take blocks
+    of other sizes than the grid's too. ``vendor(*operands) -> (out, lse)`` is the same by the vendor's kernel on CUDA.
+    """
+
+    score: Block
+    weigh: Block
+    scored: tuple[int, ...]
+    weighed: tuple[int, ...]
+    any_size: bool = True
+    vendor: Callable[..., tuple[Array, Array]] | None = None
+
+
+def run_attend(
+    *args: Array,
+    f: Attend,
+    ins: tuple[Part, ...],
+    outs: tuple[Part, Part],
+    grid: Grid,
+    schedule: Schedule | None,
+    forward: tuple[Grid, Schedule] | None,
+) -> list[Array]:
+    """Online softmax: over groups of query blocks, inside over the blocks of keys that they see."""
+    (possible, certain), operands = (schedule.tables, args) if schedule else (args[:2], args[2:])
+    if forward:
+        grid, (possible, certain) = forward[0], forward[1].tables
+    group, classes = tall_visits(possible, certain, GROUP if f.any_size else 1)
+    whole = grid.taller(group)
+    avals = block_avals(operands, ins, whole)
+    scores = jax.eval_shape(functools.partial(f.score, False), INDEX, INDEX, *avals)
+    values = jax.eval_shape(functools.partial(f.weigh, False), INDEX, INDEX, scores, *avals)
+    rows = values.ndim - 2
+
+    def outer(i, results):
+        maximum = jnp.full(scores.shape[:-1], np.finfo(scores.dtype).min, scores.dtype)
+        carry = spread([maximum, jnp.zeros_like(maximum), jnp.zeros(values.shape, values.dtype)])
+        for masked, size, count, starts, cols in classes:
+            tall, alone = grid.taller(size), size == group
+            fixed = [
+                cut(x, part, tall, i, 0) if part.col is None and alone else None
+                for x, part in zip(operands, ins, strict=True)
+            ]
+
+            def inner(step, carry, masked=masked, size=size, starts=starts, cols=cols, tall=tall, fixed=fixed):
+                start = 0 if size == group else starts[i, step]
+                at = i * (group // size) + start, cols[i, step]
+                blocks = [
+                    cut(x, part, tall, *at) if block is None else block
+                    for x, part, block in zip(operands, ins, fixed, strict=True)
+                ]
+                new = softmax(f, masked, *hidden(tall.origin(*at)), blocks)
+                if size == group:
+                    return spread(merged(carry, new))
+                first = start * tall.block_rows
+                old = [lax.dynamic_slice_in_dim(x, first, tall.block_rows, rows) for x in carry]
+                new = merged(old, new)
+                return spread(
+                    lax.dynamic_update_slice_in_dim(x, y, first, rows) for x, y in zip(carry, new, strict=True)
+                )
+
+            carry = lax.fori_loop(np.int32(0), count[i], inner, carry)
+        maximum, total, weighed = carry
+        safe = jnp.where(total == 0, 1, total)
+        blocks = weighed / safe[..., None], jnp.where(total == 0, -jnp.inf, maximum + jnp.log(safe))
+        return [put(x, block, part, whole, i, 0) for x, block, part in zip(results, blocks, outs, strict=True)]
+
+    shapes = [(values.shape, values.dtype), (values.shape[:-1], scores.dtype)]
+    results = spread(
+        jnp.zeros(whole_shape(shape, p, whole), dtype) for (shape, dtype), p in zip(shapes, outs, strict=True)
+    )
+    return lax.fori_loop(np.int32(0), np.int32(whole.shape[0]), outer, results)
+
+
+def softmax(f: Attend, masked: bool, q0: Array, k0: Array, blocks: Sequence[Array]) -> list[Array]:
+    """Maximum and sum of one block's weights [..., t], and the values weighed with them [..., t, V].
+
+    They are computed as the columns of one array, since XLA's CPU backend makes one kernel of two products and all that
+    lies between them only where one array comes out (8 % faster at T = 4096, and 30 % together with tall blocks).
+    """
+    s = f.score(masked, q0, k0, *blocks)
+    maximum = jnp.maximum(s.max(-1), np.finfo(s.dtype).min)  # not -inf where nothing is visible
+    weights = jnp.exp(s - maximum[..., None])
+    packed = f.weigh(masked, q0, k0, weights, *blocks, room=2)
+    width = packed.shape[-1] - 2
+    places = np.eye(2, width + 2, width, dtype=s.dtype).reshape(2, *[1] * (s.ndim - 1), width + 2)
+    packed = packed + maximum[..., None] * places[0] + weights.sum(-1)[..., None] * places[1]
+    packed = lax.optimization_barrier(packed)  # or else the columns are computed apart from each other
+    return [packed[..., width], packed[..., width + 1], packed[..., :width]]
+
+
+def merged(old: Sequence[Array], new: Sequence[Array]) -> list[Array]:
+    """Maximum, sum and weighed values of two sets of keys together."""
+    maximum = jnp.maximum(old[0], new[0])
+    x, y = jnp.exp(old[0] - maximum), jnp.exp(new[0] - maximum)
+    return [maximum, old[1] * x + new[1] * y, old[2] * x[..., None] + new[2] * y[..., None]]
+
+
+GROUP = 8
+"""Query blocks of the forward pass that are taken at once where their keys are visible to all: a power of two."""
+
+
+def tall_visits(possible: Any, certain: Any, limit: int) -> tuple[int, list[tuple[bool, int, Any, Any, Any]]]:
+    """How many query blocks make a group, and (masked, blocks at once, count [n], rows [n, .], columns [n, .]).
+
+    Each of the n groups has count visits of blocks that are so many query blocks tall; the row counts them in a group.
+    """
+    if not (isinstance(possible, np.ndarray) and isinstance(certain, np.ndarray)):
+        possible, certain = jnp.asarray(possible), jnp.asarray(certain)
+        return 1, [(masked, 1, count, None, cols) for masked, count, cols in visits(possible, certain)]
+    full, group = possible & certain, math.gcd(limit, possible.shape[0])
+    while group > 1 and not full.reshape(-1, group, full.shape[1]).all(1).any():
+        group //= 2
+    left, tables, size = full.copy(), [], group
+    while size:
+        together = left.reshape(-1, size, left.shape[1]).all(1)
+        left &= ~np.repeat(together, size, 0)
+        tables.append((False, size, together))
+        size //= 2
+    tables.append((True, 1, possible & ~certain))
+    classes = []
+    for masked, size, table in tables:
+        visited = [np.argwhere(x) for x in table.reshape(-1, group // size, table.shape[1])]
+        longest = max(map(len, visited))
+        if longest:
+            order = np.stack([np.pad(x, [(0, longest - len(x)), (0, 0)]) for x in visited]).astype(np.int32)
+            count = jnp.asarray([len(x) for x in visited], np.int32)
+            classes.append((masked, size, count, *map(jnp.asarray, np.moveaxis(order, 2, 0))))
+    return group, classes
+
+
+attend_p = Primitive("attend")
+attend_p.multiple_results = True
+
+
+def attend(
+    f: Attend,
+    operands: Sequence[Array],
+    ins: Sequence[Part],
+    outs: tuple[Part, Part],
+    grid: Grid,
+    possible: Any,
+    certain: Any,
+    forward: tuple[Grid, Schedule] | None = None,
+) -> list[Array]:
+    """``[softmax(scores) values, log-sum-exp]`` of the scores that ``f`` gives block by block.
+
+    ``outs`` say how the two results are gathered: [..., t, V] blocks and [..., t] blocks with the same leading axes.
+    ``forward`` are other blocks for the forward pass; derivatives have those of ``grid``.
+    """
+    tables, schedule = split_schedule(possible, certain)
+    params = {"f": f, "ins": tuple(ins), "outs": outs, "grid": grid, "schedule": schedule, "forward": forward}
+    return attend_p.bind(*tables, *aligned(operands), **params)
+
+
+@attend_p.def_abstract_eval
+def _(*args, f, ins, outs, grid, schedule, forward):
+    avals = block_avals(args[0 if schedule else 2 :], ins, grid)
+    scores = jax.eval_shape(functools.partial(f.score, False), INDEX, INDEX, *avals)
+    values = jax.eval_shape(functools.partial(f.weigh, False), INDEX, INDEX, scores, *avals)
+    out = jax.ShapeDtypeStruct(whole_shape(values.shape, outs[0], grid), values.dtype)
+    lse = jax.ShapeDtypeStruct(whole_shape(values.shape[:-1], outs[1], grid), scores.dtype)
+    return typed_like(args, [out, lse])
+
+
+def attend_jvp(args, tangents, *, f, ins, outs, grid, schedule, forward):
+    """With weights p = exp(s - lse): d lse = sum_k p ds, and d out = sum_k p (ds v + dv) - (d lse) out."""
+    out, lse = attend_p.bind(*args, f=f, ins=ins, outs=outs, grid=grid, schedule=schedule, forward=forward)
+    lead = 0 if schedule else 2
+    active = differentiated(args[lead:], tangents[lead:])
+    scored = [n for n in active if n in f.scored]
+    weighed = [n for n in active if n in f.weighed]
+    if not active:
+        return [out, lse], [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in (out, lse)]
+
+    def tangent(masked, q0, k0, *blocks):
+        primals, lse, duals = (
+            blocks[: len(ins)],
+            blocks[len(ins)],
+            dict(zip(active, blocks[len(ins) + 1 :], strict=True)),
+        )
+
+        def score(*active_blocks):
+            return f.score(masked, q0, k0, *replace(primals, scored, active_blocks))
+
+        def weigh(weights, *active_blocks):
+            return f.weigh(masked, q0, k0, weights, *replace(primals, weighed, active_blocks))
+
+        s, ds = jax.jvp(score, [primals[n] for n in scored], [duals[n] for n in scored]) if scored else (score(), None)
+        weights = jnp.exp(s - jnp.where(lse == -jnp.inf, 0, lse)[..., None])
+        values = [primals[n] for n in weighed], [duals[n] for n in weighed]
+        if ds is None:
+            return [jax.jvp(functools.partial(weigh, weights), *values)[1]]
+        dual_weights = weights * ds
+        dual_out = jax.jvp(weigh, (weights, *values[0]), (dual_weights, *values[1]))[1]
+        return [dual_out, dual_weights.sum(-1)]
+
+    results = block_sum_p.bind(
+        *args,
+        lse,
+        *(tangents[lead + n] for n in active),
+        f=tangent,
+        ins=(*ins, outs[1], *(ins[n] for n in active)),
+        outs=outs if scored else outs[:1],
+        grid=grid,
+        schedule=schedule,
+    )
+    if not scored:
+        return [out, lse], [*results, ad.Zero(jax.typeof(lse).to_tangent_aval())]
+    dual_out, dual_lse = results
+    return [out, lse], [dual_out - dual_lse[..., None] * out, dual_lse]
+
+
+def attend_batch(args, axes, *, f, ins, outs, grid, schedule, forward):
+    args, in_axes, ins = batch(args, axes, 0 if schedule else 2, ins)
+    bind = functools.partial(attend_p.bind, grid=grid, schedule=schedule, forward=forward)
+    if all(axis is None for axis in in_axes):
+        results = bind(*args, f=f, ins=ins, outs=outs)
+        return results, [None] * len(results)
+    size = next(x.shape[0] for x, axis in zip(args[-len(in_axes) :], in_axes, strict=True) if axis == 0)
+
+    def everywhere(mapped, axes):  # scores and values always get the axis, so that their leading axes agree
+        def call(masked, q0, k0, *blocks):
+            return jax.vmap(functools.partial(mapped, masked, q0, k0), in_axes=axes, axis_size=size)(*blocks)
+
+        return call
+
+    score = everywhere(f.score, in_axes)
+
+    def weigh(masked, q0, k0, weights, *blocks, room=0):
+        call = functools.partial(f.weigh, masked, q0, k0, room=room)
+        return jax.vmap(call, in_axes=(0, *in_axes), axis_size=size)(weights, *blocks)
+
+    vendor = None if f.vendor is None else jax.vmap(f.vendor, in_axes=in_axes)
+    batched = dataclasses.replace(f, score=score, weigh=weigh, vendor=vendor)
+    results = bind(*args, f=batched, ins=ins, outs=tuple(part.batched() for part in outs))
+    return results, [0, 0]
+
+
+def run_vendor(*args, f, schedule, **params):
+    """The vendor's kernel where it can express the call."""
+    if f.vendor is None:
+        return run_attend(*args, f=f, schedule=schedule, **params)
+    return f.vendor(*args[0 if schedule else 2 :])
+
+
+register(attend_p, run_attend, attend_batch)
+ad.primitive_jvps[attend_p] = attend_jvp
+mlir.register_lowering(attend_p, lowered(run_vendor), platform="cuda")
