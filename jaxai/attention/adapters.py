@@ -1,8 +1,9 @@
 """This attention under other libraries' names: PyTorch's `flex_attention` and Flax's `attention_fn`.
 
-`flex_attention` and `create_block_mask` take what `torch.nn.attention.flex_attention` (2.5 and later) takes, in its
-layout [B, heads, time, size], so that a port keeps its calls, score functions and mask functions. `attention_fn` goes
-into the attention layers of Flax, Linen's and NNX's, neither of which is imported here.
+`flex_attention` and `create_block_mask` take the arguments of PyTorch 2.5's `torch.nn.attention.flex_attention`, in its
+layout [B, heads, time, size], so that a port keeps its calls, score functions and mask functions; not the arguments
+that later versions added, such as `return_aux`. `attention_fn` goes into the attention layers of Flax, Linen's and
+NNX's, neither of which is imported here.
 """
 
 import math

@@ -19,7 +19,7 @@ from jaxai.typing import Array
 Implementation = Literal["reference", "xla", "blockwise", "cudnn", "tokamax"]
 
 DENSE_SCORES = 512 * 512
-"""Up to this many scores a head the dense form is as fast as blocks on a CPU (benchmarks/attention.py)."""
+"""Up to this many scores a head the dense form is as fast as blocks on a CPU (by hand: 2 cores, AVX-512)."""
 
 
 def automatic(call: Call, block_size: tuple[int, int] | None) -> tuple[Array, Array]:
@@ -68,7 +68,7 @@ def dot_product_attention(
 
     scores = scale * query key^T, then, in this order: ``logits_soft_cap`` c as c tanh(scores / c) (Gemma 2,
     arXiv:2408.00118), ``score_mod``, ``bias``, masks. Softmax in at least float32; a query that sees nothing gives 0;
-    NaN or infinity in a masked key or value stays there.
+    NaN or infinity in a masked key or value stays there (``xla`` and ``tokamax`` promise neither).
 
     Args:
       query, key, value: floats [B, T, N, H], [B, S, K, H], [B, S, K, V], or without B; N a multiple of K (grouped
@@ -77,17 +77,18 @@ def dot_product_attention(
       scale: a number or an array scalar; 1 / sqrt(H) by default.
       is_causal: query i sees keys up to i, counted from the first key; ``Causal(S - T)`` counts from the last.
       query_seq_lengths, key_value_seq_lengths: integers [B]. local_window_size: keys to the left and right.
-      segment_ids: integers [B, T] and [B, S] as a pair, or one array; a query sees its own segment.
+      segment_ids: integers [B, T] and [B, S] as a tuple, or one array; a query sees its own segment.
       score_mod: ``score_mod(score, b, n, q, k)`` on blocks [B, N, t, s] and their int32 indices of rank 4; arrays that
         it captures get gradients. Outside of ``jit`` a plain function is compiled anew at each call, since it may have
         changed; a ``jax.tree_util.Partial`` or a ready one is not.
       sinks: floats [N], one more logit a head without a value (arXiv:2309.17453).
       dropout_rate: of the weights, by ``dropout_key`` and position: the same for every block size.
       implementation: ``blockwise``, ``reference`` (dense), or other people's first-order ``xla``, ``cudnn`` and
-        ``tokamax``; None takes cuDNN's forward pass on CUDA where it can express the call, the dense form for few
-        scores, blocks for many, each with all derivatives.
-      return_residual: also the log-sum-exp of the scores [B, T, N], at least float32, -inf where nothing is visible.
-      block_size: queries and keys of a block, one int or two.
+        ``tokamax``; None takes cuDNN's forward pass on CUDA where it can express the call, and blocks for it
+        elsewhere; for other calls the dense form for few scores, blocks for many; each with all derivatives.
+      return_residual: also the log-sum-exp of the scores [B, T, N], at least float32, -inf where nothing is visible
+        (``tokamax`` gives none).
+      block_size: queries and keys of a block, one int or two; the forward pass takes up to 8 blocks of queries at once.
 
     Returns [B, T, N, V] in the query's dtype. Raises ValueError for arguments that don't fit together and
     NotImplementedError where a named implementation can't do what is asked.
@@ -140,6 +141,8 @@ def dot_product_attention(
     )
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is not known: use one of {list(IMPLEMENTATIONS)}")
+    if return_residual and implementation == "tokamax":
+        raise NotImplementedError("implementation='tokamax' gives no log-sum-exp: use implementation=None")
     blocks = None if block_size is None else checked_pair("block_size", block_size, 1)
     out, lse = run(call, implementation, blocks)
     if not batched:
@@ -199,11 +202,11 @@ def checked(
         bias = checked_scores("bias", bias, scores, jnp.floating)
     if scale is None:
         scale = 1 / math.sqrt(H)
-    if not isinstance(scale, int | float | np.number):  # an array: a factor of the queries, which may be differentiated
-        scale = jnp.asarray(scale)
-        if scale.shape:
-            raise ValueError(f"scale has shape {scale.shape}: give one number; scale features in the query")
-        query, scale = query * scale.astype(query.dtype), 1.0
+    factor = None
+    if not isinstance(scale, int | float | np.number):  # an array, which may be differentiated
+        factor, scale = jnp.asarray(scale), 1.0
+        if factor.shape:
+            raise ValueError(f"scale has shape {factor.shape}: give one number; scale features in the query")
     masks: list[Mask] = [] if mask is None else [checked_mask(mask, scores)]
     if is_causal:
         masks.append(Causal())
@@ -226,6 +229,8 @@ def checked(
             )
         if plain:  # a function; ready ones are pytrees with arrays inside
             score_mod = jax.tree_util.Partial(score_mod)
+    if logits_soft_cap is not None:
+        logits_soft_cap = checked_number("logits_soft_cap", logits_soft_cap)
     if logits_soft_cap is not None and not logits_soft_cap > 0:
         raise ValueError(f"logits_soft_cap={logits_soft_cap} must be positive, or None for no cap")
     if sinks is not None:
@@ -234,11 +239,12 @@ def checked(
             raise ValueError(
                 f"sinks has shape {sinks.shape} and dtype {sinks.dtype}: give one float logit a head, [{N}]"
             )
+    dropout_rate = checked_number("dropout_rate", dropout_rate)
     if not 0 <= dropout_rate < 1:
         raise ValueError(f"dropout_rate={dropout_rate} must be at least 0 and less than 1")
     if dropout_rate and dropout_key is None:
         raise ValueError(f"dropout_rate={dropout_rate} needs dropout_key, for instance jax.random.key(0)")
-    bits = jax.random.bits(dropout_key, (2,), np.uint32) if dropout_rate else None
+    bits = checked_bits(dropout_key) if dropout_rate else None
     return Call(
         query,
         key,
@@ -248,6 +254,7 @@ def checked(
         score_mod,
         sinks,
         bits,
+        factor=factor,
         scale=float(scale),
         soft_cap=logits_soft_cap,
         dropout_rate=dropout_rate,
@@ -297,6 +304,23 @@ def checked_arrays(query: Any, key: Any, value: Any) -> tuple[Array, Array, Arra
             f"the former must be a multiple of the latter{transposed}"
         )
     return query, key, value, batched
+
+
+def checked_number(name: str, value: Any) -> float:
+    """A number that is known while tracing."""
+    try:
+        return float(value)
+    except (TypeError, jax.errors.ConcretizationTypeError):
+        raise ValueError(f"{name}={value} must be a number that is known while tracing, no traced array") from None
+
+
+def checked_bits(dropout_key: Any) -> Array:
+    """Two uint32 from a key of jax.random."""
+    try:
+        return jax.random.bits(dropout_key, (2,), np.uint32)
+    except (TypeError, ValueError):
+        message = f"dropout_key={dropout_key!r} is no key: give one of jax.random, for instance jax.random.key(0)"
+        raise ValueError(message) from None
 
 
 KINDS = {0: "a non-negative", 1: "a positive"}
@@ -365,7 +389,7 @@ def checked_lengths(name: str, lengths: Any, batch: int) -> Array | None:
 
 def checked_segments(segment_ids: Any, B: int, T: int, S: int) -> Segments:
     """Segment ids of queries and keys, one array for both where they are the same."""
-    pair = segment_ids if isinstance(segment_ids, tuple | list) else (segment_ids, segment_ids)
+    pair = segment_ids if isinstance(segment_ids, tuple) else (segment_ids, segment_ids)
     if len(pair) != 2:
         raise ValueError(f"segment_ids has {len(pair)} parts: give (query_ids, key_ids), or one array for both")
     ids = [jnp.asarray(x) for x in pair]

@@ -94,6 +94,24 @@ def cut(x: Array, part: Part, grid: Grid, i: Any, j: Any) -> Array:
     return lax.transpose(x, part.order)
 
 
+def fixed_cuts(operands: Sequence[Array], parts: Sequence[Part], axis: str, grid: Grid, i: Any, j: Any) -> list[Any]:
+    """Block (i, j) of the operands that are not cut along ``axis``, "row" or "col"; None for the others."""
+    return [
+        cut(x, part, grid, i, j) if getattr(part, axis) is None else None
+        for x, part in zip(operands, parts, strict=True)
+    ]
+
+
+def cuts(
+    operands: Sequence[Array], parts: Sequence[Part], fixed: Sequence[Any], grid: Grid, i: Any, j: Any
+) -> list[Array]:
+    """Block (i, j) of every operand; ``fixed`` holds some of them."""
+    return [
+        cut(x, part, grid, i, j) if block is None else block
+        for x, part, block in zip(operands, parts, fixed, strict=True)
+    ]
+
+
 def hidden(origin: tuple[Array, Array]) -> tuple[Array, Array]:
     """The origin as something that changes with every block, so that XLA keeps positions inside the loop.
 
@@ -174,10 +192,7 @@ def run_block_sum(
         def indices(inner):
             return (inner, o) if by_key else (o, inner)
 
-        fixed = [
-            cut(x, part, grid, *indices(0)) if getattr(part, inner_axis) is None else None
-            for x, part in zip(operands, ins, strict=True)
-        ]
+        fixed = fixed_cuts(operands, ins, inner_axis, grid, *indices(0))
         carry = spread(
             jnp.zeros(shape.shape, shape.dtype) if is_local else result
             for shape, result, is_local in zip(shapes, results, local, strict=True)
@@ -186,10 +201,7 @@ def run_block_sum(
 
             def inner(step, carry, masked=masked, order=order):
                 i, j = indices(order[o, step])
-                blocks = [
-                    cut(x, part, grid, i, j) if block is None else block
-                    for x, part, block in zip(operands, ins, fixed, strict=True)
-                ]
+                blocks = cuts(operands, ins, fixed, grid, i, j)
                 new = f(masked, *hidden(grid.origin(i, j)), *blocks)
                 return spread(
                     old + block if is_local else accumulate(old, block, part, i, j)

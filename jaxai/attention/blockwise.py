@@ -9,21 +9,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # pyright: ignore[reportPrivateImportUsage]
 
 from jaxai.attention import blocks as engine
 from jaxai.attention.attend import Attend, attend
 from jaxai.attention.blocks import INDEX, Block, Grid, Part, Schedule
 from jaxai.attention.products import contract, finite
-from jaxai.attention.reference import Call, block_indices, kept, modified, poison, with_sinks
+from jaxai.attention.reference import Call, block_indices, kept, modified, poison, scaled, with_sinks
 from jaxai.typing import Array
 
 SIZES = {512: 1.0, 256: 1.2}
-"""Sizes of a block, for queries and keys, with what a score costs in it relatively (2 cores, AVX-512, float32)."""
+"""Sizes of a block, for queries and keys, with what a score costs in it relatively (by hand: 2 cores, AVX-512)."""
 
 
 MIN_KEYS = 192
-"""Keys that a block of the forward pass has at least."""
+"""Keys that a quartered block has at least."""
 
 
 def block_length(length: int, limit: int) -> int:
@@ -38,8 +39,10 @@ def block_sizes(call: Call) -> tuple[int, int]:
     """The size with the least work: small blocks leave out more of a narrow mask, where it is known while tracing."""
 
     def work(size: int) -> float:
-        possible, _ = schedule(call, grid(call, size, size))
-        return np.sum(possible) * size**2 * SIZES[size] if isinstance(possible, np.ndarray) else 1 / size
+        blocks = grid(call, size, size)
+        possible, _ = schedule(call, blocks)
+        area = blocks.block_rows * blocks.block_cols
+        return np.sum(possible) * area * SIZES[size] if isinstance(possible, np.ndarray) else 1 / size
 
     size = min(SIZES, key=work)
     return size, size
@@ -58,7 +61,7 @@ def blockwise(call: Call, block_size: tuple[int, int] | None = None, kernel: Any
     ``kernel(query, key, value) -> (out, lse)`` replaces the forward pass where a program is lowered for CUDA.
     """
     problem = Problem(call, *(block_size or block_sizes(call)), kernel)
-    out, lse = problem.attend(halved=block_size is None)
+    out, lse = problem.attend(quartered=block_size is None)
     out, lse = with_sinks(out, lse, call.sinks)
     return out.astype(call.query.dtype), lse
 
@@ -152,7 +155,8 @@ class Problem:
 
         def vendor(*operands):
             by_name = dict(zip(names, operands, strict=False))
-            return kernel(by_name["query"][:, :T], by_name["key"][:, :S], by_name["value"][:, :S])
+            out, lse = kernel(by_name["query"][:, :T], by_name["key"][:, :S], by_name["value"][:, :S])
+            return padded(out, Part(1, None, ()), self.grid), padded(lse, Part(1, None, ()), self.grid)
 
         self.f = Attend(score, weigh, scored, (value,), not captured, kernel and vendor)
 
@@ -171,7 +175,7 @@ class Problem:
         """Scores [B, N, t, s] of a block, -inf where nothing is to be seen."""
         indices = self.indices(call, q0, k0)
         _, T, S, N, K = self.sizes
-        scores = self.product("ts", call.query * call.dtype.type(call.scale), call.key, call, guarded=masked)
+        scores = self.product("ts", scaled(call.query, call), call.key, call, guarded=masked)
         if not masked:
             return modified(scores, call, call.bias, indices)
         # The last blocks are filled up with zeros: rows too are hidden, lest they see a NaN that no real row sees.
@@ -199,18 +203,22 @@ class Problem:
         x = x.reshape(B, K, N // K * t, -1)
         return contract(result, x, y, call.precision, self.inputs, guarded).reshape(B, N, t, -1)
 
-    def attend(self, halved: bool = False) -> tuple[Array, Array]:
-        """Attention [B, T, N, V] and its log-sum-exp [B, T, N]; ``halved``: see ``halves``."""
-        blocks = self.grid, self.possible, self.certain, self.halves() if halved else None
+    def attend(self, quartered: bool = False) -> tuple[Array, Array]:
+        """Attention [B, T, N, V] and its log-sum-exp [B, T, N]; ``quartered``: see ``quarters``."""
+        blocks = self.grid, self.possible, self.certain, self.quarters() if quartered else None
         out, lse = attend(self.f, self.operands, self.parts, self.outs, *blocks)
         return out[:, : self.sizes[1]], lse[:, : self.sizes[1]]
 
-    def halves(self) -> tuple[Grid, Schedule] | None:
-        """The grid with half of the keys in a block, which the forward pass prefers to long ones, if decided now."""
-        keys = self.grid.block_cols // 2
-        if keys < MIN_KEYS or keys % 8 or not self.f.any_size:
+    def quarters(self) -> tuple[Grid, Schedule] | None:
+        """The grid with half the keys and half the queries in a block, for the forward pass; None if not decided now.
+
+        Fewer keys are faster, and fewer queries leave less of a mask to compute; where nothing is masked the forward
+        pass takes up to 8 such blocks of queries together.
+        """
+        rows, keys = self.grid.block_rows, self.grid.block_cols // 2
+        if self.grid.block_cols % 16 or keys < MIN_KEYS or not self.f.any_size:
             return None
-        grid = dataclasses.replace(self.grid, block_cols=keys, block_rows=self.grid.block_rows // 2)
+        grid = dataclasses.replace(self.grid, block_rows=rows if rows % 2 else rows // 2, block_cols=keys)
         possible, certain = schedule(self.call, grid)
         known = isinstance(possible, np.ndarray) and isinstance(certain, np.ndarray)
         return (grid, Schedule(possible, certain)) if known else None
@@ -257,13 +265,13 @@ def padded(x: Array, part: Part, grid: Grid) -> Array:
 
 
 def hoisted(f: Callable[..., Array], variants: list[bool], avals: list[Any]) -> tuple[Block, list[Array]]:
-    """f(masked, *args) as a function of the arrays that it captures too: f(masked, *args, *captured).
+    """f(masked, *args) as a function of the traced arrays that it captures too: f(masked, *args, *captured).
 
     It is f itself where it captures none; otherwise blocks must have the shapes of ``avals``.
     """
     closed = {masked: jax.make_jaxpr(functools.partial(f, masked))(*avals) for masked in variants}
-    captured = [jnp.asarray(x) for masked in variants for x in closed[masked].consts]
-    if not captured:
+    captured = [x for masked in variants for x in closed[masked].consts]
+    if not any(isinstance(x, Tracer) for x in captured):
         return f, []
     first = len(closed[variants[0]].consts)
 
@@ -272,4 +280,4 @@ def hoisted(f: Callable[..., Array], variants: list[bool], avals: list[Any]) -> 
         consts = consts[:first] if masked == variants[0] else consts[first:]
         return jaxpr_as_fun(ClosedJaxpr(closed[masked].jaxpr, consts))(*args)[0]
 
-    return run, captured
+    return run, [jnp.asarray(x) for x in captured]

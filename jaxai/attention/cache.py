@@ -9,6 +9,8 @@ from jax import lax
 from jaxtyping import Bool, DTypeLike
 
 from jaxai.attention.position import ScoreMod
+from jaxai.attention.products import finite
+from jaxai.attention.reference import Call, modified
 from jaxai.typing import Array, Float, Int
 
 
@@ -20,6 +22,7 @@ class KVCache:
     `lengths` [B] int32 counts the tokens of each row; the next one has that position, so rotate new queries and keys by
     `cache.lengths[:, None] + jnp.arange(T)[None]` before `update`. Buffers are keys [B, K, H, S] and values
     [B, K, S, V]: one query reads each in its own order of memory. Donate the cache to `jit` and it is updated in place.
+    NaN and infinities are stored as 0 and remembered in `nonfinite` [B, K, S] bool, one for each key and value.
 
     >>> cache, step = KVCache.init(1, 4, 1, 2), jnp.ones((1, 1, 1, 2))
     >>> cache = cache.update(step, step).update(step, 3 * step)
@@ -29,6 +32,7 @@ class KVCache:
 
     keys: Any
     values: Any
+    nonfinite: Any
     lengths: Any
     window: int | None = field(metadata={"static": True})
 
@@ -61,7 +65,8 @@ class KVCache:
             raise ValueError(f"capacity={capacity} cannot hold window={window}: raise it to window + chunk - 1")
         keys = jnp.zeros((batch, kv_heads, head_size, capacity), dtype)
         values = jnp.zeros((batch, kv_heads, capacity, value_head_size), dtype)
-        return cls(keys, values, jnp.zeros(batch, jnp.int32), window)
+        nonfinite = jnp.zeros((batch, kv_heads, capacity), bool)
+        return cls(keys, values, nonfinite, jnp.zeros(batch, jnp.int32), window)
 
     @property
     def overflowed(self) -> Bool[Array, " B"]:
@@ -94,10 +99,15 @@ class KVCache:
             slots = jnp.where(steps < lengths[:, None], slots, positions + capacity)
         rows = lax.broadcasted_iota(jnp.int32, (batch, t), 0)
         how = {"mode": "drop", "unique_indices": True}
+        key, value = key.astype(self.keys.dtype), value.astype(self.values.dtype)
+        # 0 * NaN is NaN: hidden ones would leak through their weights of 0. To look for them here and not in `attend`
+        # spares it a copy of the values for each token.
+        nonfinite = ~(jnp.isfinite(key).all(-1) & jnp.isfinite(value).all(-1))
         return replace(
             self,
-            keys=self.keys.at[rows, :, :, slots].set(key.astype(self.keys.dtype), **how),
-            values=self.values.at[rows, :, slots].set(value.astype(self.values.dtype), **how),
+            keys=self.keys.at[rows, :, :, slots].set(finite(key), **how),
+            values=self.values.at[rows, :, slots].set(finite(value), **how),
+            nonfinite=self.nonfinite.at[rows, :, slots].set(nonfinite, **how),
             lengths=self.lengths + (t if lengths is None else lengths.astype(jnp.int32)),
         )
 
@@ -120,13 +130,16 @@ class KVCache:
         ragged update pass its `lengths` [B] too: then it is `cache.lengths - lengths + i`, for i < lengths. Scale is
         H**-0.5 by default. Scores go through `logits_soft_cap`, then `score_mod` (see `jaxai.attention.position`) with
         q and k in full, [B, 1, T, S]. Softmax is in float32 or wider, the result [B, T, N, V] in query's dtype, 0 where
-        a query sees nothing; `return_residual` adds the scores' log-sum-exp [B, T, N]. Without `is_causal` every query
-        sees all tokens of its row (from its window on). Raises ValueError for other shapes, or T too long for the ring.
+        a query sees nothing and NaN where it sees NaN or infinity; `return_residual` adds the scores' log-sum-exp
+        [B, T, N]. Without `is_causal` every query sees all tokens of its row (from its window on). Raises ValueError
+        for other shapes, integers, a score_mod that changes the shape, or T too long for the ring.
         """
         batch, heads, head_size, capacity = self.keys.shape
         if query.ndim != 4 or query.shape[0] != batch or query.shape[3] != head_size or query.shape[2] % heads:
             fit = f"[{batch}, T, a multiple of {heads}, {head_size}]"
             raise ValueError(f"query of shape {query.shape} doesn't fit the cache: give {fit}")
+        if not jnp.issubdtype(query.dtype, jnp.floating):
+            raise ValueError(f"query has dtype {query.dtype}: give floats, for instance query.astype(jnp.float32)")
         _, t, n, _ = query.shape
         self._check_chunk("query", t)
         _check_lengths(lengths, batch)
@@ -134,15 +147,16 @@ class KVCache:
             raise ValueError(f"logits_soft_cap={logits_soft_cap}: give a positive number or None")
 
         dtype = jnp.promote_types(jnp.promote_types(query.dtype, self.keys.dtype), jnp.float32)
-        rows = jnp.swapaxes(query, 1, 2).reshape(batch, heads, -1, head_size)
+        rows = jnp.swapaxes(finite(query), 1, 2).reshape(batch, heads, -1, head_size)
         factor = head_size**-0.5 if scale is None else scale
         score = _rows_times(rows, self.keys, dtype).reshape(batch, n, t, capacity) * factor
-        if logits_soft_cap is not None:
-            score = logits_soft_cap * jnp.tanh(score / logits_soft_cap)
         q, k, visible = self._positions(t, lengths, is_causal)
-        if score_mod is not None:
-            b, head = lax.iota(jnp.int32, batch), lax.iota(jnp.int32, n)
-            score = score_mod(score, b.reshape(-1, 1, 1, 1), head.reshape(1, -1, 1, 1), q, k)
+        b, head = lax.iota(jnp.int32, batch).reshape(-1, 1, 1, 1), lax.iota(jnp.int32, n).reshape(1, -1, 1, 1)
+        call = Call(query, self.keys, self.values, score_mod=score_mod, soft_cap=logits_soft_cap)
+        score = modified(score, call, None, (b, head, q, k))
+        nonfinite = jnp.repeat(self.nonfinite, n // heads, axis=1)[:, :, None]
+        nonfinite |= jnp.swapaxes(~jnp.isfinite(query).all(-1), 1, 2)[..., None]
+        score = jnp.where(nonfinite, jnp.nan, score)
         out, residual = _weigh(jnp.where(visible, score, -jnp.inf), self.values, query.dtype)
         return (out, residual) if return_residual else out
 

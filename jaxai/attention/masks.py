@@ -182,7 +182,7 @@ class SlidingWindow(Mask):
 
     def __post_init__(self) -> None:
         for name, value in (("left", self.left), ("right", self.right)):
-            if value is not None and not (isinstance(value, int) and value >= 0):
+            if value is not None and not (isinstance(value, int | np.integer) and value >= 0):
                 raise ValueError(f"{name}={value!r} is no window size; give an int >= 0, or None for no bound")
 
     def _block(self, b, n, q, k):

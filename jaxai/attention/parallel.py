@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxai.attention.api import checked
+from jaxai.attention.api import checked, checked_pair
 from jaxai.attention.api import dot_product_attention as dot_product_attention  # for the examples
 from jaxai.attention.blockwise import Problem
 from jaxai.attention.masks import Mask
@@ -50,7 +51,7 @@ def ring_attention(
     *,
     axis_name: str,
     return_residual: bool = False,
-    block_size: tuple[int, int] = (512, 512),
+    block_size: int | tuple[int, int] = 512,
     **options: Any,
 ) -> Any:
     """Attention inside ``jax.shard_map``, the sequence of queries and keys split over a mesh axis in equal parts.
@@ -62,7 +63,7 @@ def ring_attention(
     per query, here the log-sum-exp, out = sum exp(s - c) v / sum exp(s - c), so results of the parts only add up.
 
     ``options`` are those of ``dot_product_attention`` but ``bias`` and ``implementation``. Raises ValueError for
-    arguments that don't fit, and for mask arrays that have both query and key axes.
+    arguments that don't fit, mask arrays over both queries and keys, and those where each device holds but one key.
 
     >>> mesh = jax.make_mesh((jax.device_count(),), ("time",), axis_types=(jax.sharding.AxisType.Auto,))
     >>> ring = functools.partial(ring_attention, axis_name="time", is_causal=True)
@@ -72,14 +73,16 @@ def ring_attention(
     >>> bool(jnp.allclose(out, dot_product_attention(query, key, value, is_causal=True), atol=1e-6))
     True
     """
+    if options.pop("bias", None) is not None:
+        raise ValueError(
+            "bias is over queries and keys, which ring_attention can't split: use a score_mod of positions"
+        )
+    blocks = checked_pair("block_size", block_size, 1)
     size = lax.axis_size(axis_name)
     index = lax.axis_index(axis_name)
     call, batched = checked(query, key, value, None, mask, **options)
     treedef = jax.tree.structure(call.mask)
-    axes = [] if call.mask is None else call.mask.leaf_axes()
-    if any(None not in pair for pair in axes):
-        raise ValueError("mask has an array over queries and keys, which ring_attention can't split: use a function")
-    travels = [pair[1] is not None for pair in axes]
+    travels = [] if call.mask is None else along_keys(call.mask, call.sizes[2])
 
     def part(call: Call, shift: int) -> Problem:
         """This device's queries against the keys of the device ``shift`` places on."""
@@ -95,7 +98,7 @@ def ring_attention(
                 mask=jax.tree.unflatten(treedef, moved),
                 offsets=(index * T, (index + shift) % size * S),
             ),
-            *block_size,
+            *blocks,
         )
 
     lse = functools.reduce(jnp.logaddexp, (part(lax.stop_gradient(call), shift).attend()[1] for shift in range(size)))
@@ -113,3 +116,20 @@ def ring_attention(
     if not batched:
         out, lse = out[0], lse[0]
     return (out, lse) if return_residual else out
+
+
+def along_keys(mask: Mask, keys: int) -> list[bool]:
+    """Which array leaves are parts along the keys, of which a device holds ``keys``: they travel with them."""
+    # Where a device holds one token, a part has size 1 as well; a copy without such sizes tells what each axis means.
+    stretched = jax.tree.map(lambda x: np.broadcast_to(False, [max(size, 2) for size in x.shape]), mask)
+    travels = []
+    for x, have, could in zip(jax.tree.leaves(mask), mask.leaf_axes(), stretched.leaf_axes(), strict=True):
+        if None not in have:
+            raise ValueError(
+                "mask has an array over queries and keys, which ring_attention can't split: use a function"
+            )
+        if None not in could and keys == 1:
+            which = f"mask has an array of shape {x.shape} where each device holds one key"
+            raise ValueError(f"{which}: its last axis may be a part of the keys or broadcast to them, use a function")
+        travels.append(could[1] is not None and (could[0] is None or have[1] is not None))
+    return travels

@@ -38,12 +38,14 @@ def rotary(
     GPT-NeoX's and LLaMA's convention in JAX; the paper pairs neighbours, the same up to a permutation of features.
 
     x [..., T, N, H]; positions, integer or float, [T] or [B, T], None is 0 ... T - 1. Angles and products are in
-    float32 or wider, the result in x's dtype. Raises ValueError for odd H or positions of another shape.
+    float32 or wider, the result in x's dtype. Raises ValueError for integer x, odd H or positions of another shape.
 
     >>> rotary(jnp.ones((1, 2, 1, 2)), jnp.array([0, np.pi / 2]))[0, :, 0].round(3).tolist()  # a quarter turn
     [[1.0, 1.0], [-1.0, 1.0]]
     """
     *_, t, _, h = x.shape
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x has dtype {x.dtype}: give floats, for instance x.astype(jnp.float32)")
     if h % 2:
         raise ValueError(f"x of shape {x.shape} has {h} features a head: rotary turns pairs, make it even")
     positions = jnp.arange(t) if positions is None else positions
@@ -71,7 +73,7 @@ class Alibi:
         return score - slopes * jnp.abs(q - k).astype(score.dtype)
 
 
-def alibi(slopes: Float[Array, " N"] | int) -> Alibi:
+def alibi(slopes: Float[Array, " N"] | int | np.integer) -> Alibi:
     """Attention with linear biases, `score - slopes[n] |q - k|` (Press et al. 2022, arXiv:2108.12409).
 
     Under a causal mask it is the paper's `score - m (q - k)`. Give slopes [N], to learn them say, or the number of
@@ -81,8 +83,9 @@ def alibi(slopes: Float[Array, " N"] | int) -> Alibi:
     >>> alibi(2).slopes.tolist(), alibi(3).slopes.tolist()
     ([0.0625, 0.00390625], [0.0625, 0.00390625, 0.25])
     """
-    if not isinstance(slopes, int):
+    if not isinstance(slopes, int | np.integer):
         return Alibi(slopes)
+    slopes = int(slopes)
     if slopes < 1:
         raise ValueError(f"slopes={slopes}: give a positive number of heads or an array [N]")
     power = 1 << (slopes.bit_length() - 1)

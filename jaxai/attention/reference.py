@@ -19,9 +19,10 @@ from jaxai.typing import Array
 class Call:
     """One attention call with its arguments checked: arrays of rank 4, one mask, scale written out.
 
-    Scores are [B, N, T, S]. ``score_mod`` is a pytree with ``__call__``. ``dropout_key`` holds two uint32. ``offsets``
-    are the positions of the first query and key, None for 0 and 0; ``poison`` [B, S, K] is set where blocks are made.
-    ``unlike`` is a new object where a function is called, since functions may change and a trace would not.
+    Scores are [B, N, T, S]; the array ``factor`` multiplies them as ``scale`` does. ``score_mod`` is a pytree with
+    ``__call__``. ``dropout_key`` holds two uint32. ``offsets`` are the positions of the first query and key, None for 0
+    and 0; ``poison`` [B, S, K] is set where blocks are made. ``unlike`` is a new object where a function is called,
+    since functions may change and a trace would not.
     """
 
     query: Any
@@ -34,6 +35,7 @@ class Call:
     dropout_key: Any = None
     offsets: Any = None
     poison: Any = None
+    factor: Any = None
     scale: float = dataclasses.field(default=1.0, metadata={"static": True})
     soft_cap: float | None = dataclasses.field(default=None, metadata={"static": True})
     dropout_rate: float = dataclasses.field(default=0.0, metadata={"static": True})
@@ -49,6 +51,12 @@ class Call:
     def dtype(self) -> Any:
         """What scores and softmax are computed in: at least float32."""
         return jnp.promote_types(jnp.result_type(self.query, self.key, self.value), jnp.float32)
+
+
+def scaled(x: Array, call: Call) -> Array:
+    """Queries or scores, in ``call.dtype``, times the call's scale."""
+    x = x * call.dtype.type(call.scale)
+    return x if call.factor is None else x * call.factor.astype(call.dtype)
 
 
 def modified(scores: Array, call: Call, bias: Any, indices: tuple[Array, Array, Array, Array]) -> Array:
@@ -120,7 +128,7 @@ def reference(call: Call) -> tuple[Array, Array]:
         query, key, value = finite(query), finite(key), finite(value)
     query = query.reshape(B, T, K, N // K, -1)
     einsum = functools.partial(jnp.einsum, precision=call.precision, preferred_element_type=call.dtype)
-    scores = einsum("BTKGH,BSKH->BKGTS", query, key).reshape(B, N, T, S) * call.dtype.type(call.scale)
+    scores = scaled(einsum("BTKGH,BSKH->BKGTS", query, key).reshape(B, N, T, S), call)
     scores = modified(scores, call, call.bias, indices)
     if call.mask is not None:
         scores = jnp.where(call.mask.block(*indices), scores + nan, -jnp.inf)

@@ -24,7 +24,7 @@ from jaxai.attention.blockwise import Problem, block_sizes
 from jaxai.attention.masks import Mask
 from jaxai.attention.position import ScoreMod
 from jaxai.attention.products import finite
-from jaxai.attention.reference import Call, block_indices, modified, poison
+from jaxai.attention.reference import Call, block_indices, modified, poison, scaled
 from jaxai.typing import Array, Float, Int
 
 KEY_PART = Part(None, 1, (0, 2, 1))
@@ -119,8 +119,7 @@ def run(call: Call, rows: Array | None, block_size: tuple[int, int] | None) -> A
 
     def masses(masked, q0, k0, lse, *blocks):
         s = problem.f.score(masked, q0, k0, *blocks)
-        exists = q0 + lax.broadcasted_iota(np.int32, s.shape, 2) < T  # the last block of rows is filled up
-        return [weigh(jnp.where(exists, s, -jnp.inf), lse[..., None])[0].sum(-2)]
+        return [weigh(s, lse[..., None])[0].sum(-2)]
 
     def block_sum(block, constant, outs):
         operands, parts = [constant, *problem.operands], [problem.row_part, *problem.parts]
@@ -169,16 +168,13 @@ def run_row_maxima(
     scores = jax.eval_shape(functools.partial(score, False), INDEX, INDEX, *engine.block_avals(operands, ins, grid))
 
     def outer(i, result):
-        fixed = [engine.cut(x, p, grid, i, 0) if p.col is None else None for x, p in zip(operands, ins, strict=True)]
+        fixed = engine.fixed_cuts(operands, ins, "col", grid, i, 0)
         maximum = jnp.full(scores.shape[:-1], -jnp.inf, scores.dtype)
         for masked, count, order in engine.visits(possible, certain):
 
             def inner(step, maximum, masked=masked, order=order):
                 j = order[i, step]
-                blocks = [
-                    engine.cut(x, part, grid, i, j) if block is None else block
-                    for x, part, block in zip(operands, ins, fixed, strict=True)
-                ]
+                blocks = engine.cuts(operands, ins, fixed, grid, i, j)
                 return jnp.maximum(maximum, score(masked, *engine.hidden(grid.origin(i, j)), *blocks).max(-1))
 
             maximum = lax.fori_loop(np.int32(0), count[i], inner, maximum)
@@ -224,7 +220,7 @@ def row_weights(call: Call, rows: Array) -> Array:
     query, key = finite(query), finite(key)
     einsum = functools.partial(jnp.einsum, precision=call.precision, preferred_element_type=call.dtype)
     scores = einsum("BRKGH,BSKH->BKGRS", query.reshape(B, -1, K, N // K, query.shape[-1]), key)
-    scores = scores.reshape(B, N, -1, S) * call.dtype.type(call.scale)
+    scores = scaled(scores.reshape(B, N, -1, S), call)
     b, n, _, k = block_indices((B, N, T, S))
     q = rows[None, None, :, None]
     full = (B, 1, rows.shape[0], S)  # score functions get positions that jump in full, see `position`

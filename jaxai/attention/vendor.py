@@ -1,5 +1,6 @@
 """Other people's attention: cuDNN's kernel under our derivatives, and jax.nn, cuDNN and tokamax as they are."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -35,7 +36,8 @@ def cudnn_forward(call: Call) -> Kernel | None:
     """
     T, S = call.sizes[1:3]
     sizes = call.query.shape[-1], call.value.shape[-1]
-    plain = call.bias is None and call.score_mod is None and call.soft_cap is None and not call.dropout_rate
+    extras = call.bias, call.score_mod, call.soft_cap, call.factor
+    plain = all(x is None for x in extras) and not call.dropout_rate
     half = jnp.result_type(call.query) in (jnp.float16, jnp.bfloat16)
     window = causal_window(call.mask)
     if not (plain and half and call.offsets is None and sizes[0] == sizes[1] and sizes[0] % 8 == 0 and sizes[0] <= 128):
@@ -265,6 +267,8 @@ REASON = "implementation={!r} has first derivatives in reverse mode only: use im
 
 def first_order(kernel: Callable[[Call], tuple[Array, Array]], call: Call) -> tuple[Array, Array]:
     """A vendor's forward and backward pass, with an error that says so for any other derivative."""
+    if call.factor is not None:  # they take numbers alone
+        call = dataclasses.replace(call, query=call.query * call.factor.astype(call.query.dtype), factor=None)
     leaves, treedef = jax.tree.flatten(call)
     reason = REASON.format(kernel.__name__)
 

@@ -351,12 +351,18 @@ def energy(run):
     ("name", "implementation"),
     [
         *((name, "blockwise") for name in HIDDEN),
-        *((name, "reference") for name in ("lengths", "segments", "everything")),
+        *(
+            (name, implementation)
+            for name in ("lengths", "segments", "everything")
+            for implementation in ("reference", None)
+        ),
     ],
 )
 def test_hidden_numbers_change_nothing(name, implementation):
     options, queries, keys = HIDDEN[name]
-    how = {"implementation": implementation, "block_size": 4, "return_residual": True, "sinks": jnp.array([0.3, -1])}
+    how = {"implementation": implementation, "return_residual": True, "sinks": jnp.array([0.3, -1])}
+    if implementation == "blockwise":
+        how["block_size"] = 4
     if name in ("lengths", "the future"):  # what is not linear multiplies a cotangent of 0 with a derivative of its own
         how["logits_soft_cap"] = 2.0
     if name in ("segments", "array mask"):
@@ -565,24 +571,80 @@ def test_only_blocks_with_something_to_see_are_computed(name):
     assert sorted(starts) == [(i * rows, j * cols) for i, j in np.argwhere(possible)]
 
 
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-@pytest.mark.parametrize("T", [17, 24, 33, 50])
-def test_the_forward_pass_takes_smaller_blocks_than_the_derivatives(mask, T, monkeypatch):
-    """With blocks of 16 the forward pass has blocks of 8 keys, some of them behind the end; as if T were 10,000."""
+def loss_and_gradient(run, **options):
+    """Of three arrays; ``options`` are those of a Call."""
+    value = energy(lambda *arrays: run(Call(*arrays, **options)))
+    return compiled(jax.value_and_grad(value, (0, 1, 2)))
+
+
+@pytest.fixture
+def blocks_of_16(monkeypatch):
+    """Blocks of 16 by default, of 8 in the forward pass: T = 50 is then like T = 1,600."""
     monkeypatch.setattr(blockwise, "SIZES", {16: 1.0})
     monkeypatch.setattr(blockwise, "MIN_KEYS", 8)
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("T", [1, 7, 17, 24, 33, 50, 100])
+def test_the_forward_pass_takes_smaller_blocks_than_the_derivatives(mask, T, blocks_of_16):
+    """Some of them lie behind the end; a single block of few queries may have an odd number of them."""
     arrays = draw(1, T, 38, 1, 2, 4, 4)
     if isinstance(mask, Segments):
         mask = Segments(np.arange(T)[None] // 9, np.arange(38)[None] // 9)
     problem = Problem(Call(*arrays, mask=mask), 16, 16)
-    grid, forward = problem.halves()
-    assert (grid.block_rows, grid.block_cols, grid.rows, grid.cols) == (8, 8, problem.grid.rows, problem.grid.cols)
+    grid, forward = problem.quarters()
+    assert (grid.rows, grid.cols, grid.block_cols) == (problem.grid.rows, problem.grid.cols, 8)
+    assert grid.rows % grid.block_rows == 0
     assert forward.tables[0].shape == grid.shape
-    results = []
-    for implementation in (blockwise.blockwise, reference):
-        value = energy(lambda *arrays, run=implementation: run(Call(*arrays, mask=mask)))
-        results.append(compiled(jax.value_and_grad(value, (0, 1, 2)))(*arrays))
+    results = [loss_and_gradient(run, mask=mask)(*arrays) for run in (blockwise.blockwise, reference)]
     assert_close(*results, 1e-5)
+
+
+def test_smaller_blocks_with_everything_else(blocks_of_16):
+    """Sinks, hidden rows, dropout, bias, small floats, a batch by vmap, devices by shard_map."""
+    arrays = draw(3, 50, 38, 1, 2, 4, 4)
+    options = {"sinks": jnp.array([0.3, -1]), "mask": Lengths(40, 30), "dropout_rate": 0.3}
+    options |= {"dropout_key": jnp.array([1, 2], np.uint32), "bias": jnp.linspace(-1, 1, 38).reshape(1, 1, 1, 38)}
+    run = {
+        name: loss_and_gradient(f, **options) for name, f in {"ours": blockwise.blockwise, "dense": reference}.items()
+    }
+    assert_close(run["ours"](*arrays), run["dense"](*arrays), 1e-5)
+    rows = [x[:, None] for x in arrays]
+    assert_close(jax.vmap(run["ours"])(*rows), jax.vmap(run["dense"])(*rows), 1e-5)
+    halves = [x[:2] for x in arrays]
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    spec = jax.sharding.PartitionSpec("x")
+    forward = {
+        name: lambda *x, f=f: f(Call(*x, mask=Causal(3)))
+        for name, f in zip(run, (blockwise.blockwise, reference), strict=True)
+    }
+    split = jax.shard_map(forward["ours"], mesh=mesh, in_specs=spec, out_specs=spec)
+    assert_close(jax.jit(split)(*halves), forward["dense"](*halves), TOLERANCE)
+    small = [x.astype("bfloat16") for x in arrays]
+    wide = forward["dense"](*(x.astype("float32") for x in small))[0]
+    errors = {name: np.linalg.norm(np.asarray(f(*small)[0], "float32") - wide) for name, f in forward.items()}
+    assert errors["ours"] <= 2 * errors["dense"]
+
+
+def test_a_ready_score_function_leaves_the_forward_pass_its_blocks():
+    """Arrays that are known while tracing are no reason to keep to one size of block."""
+    table = np.linspace(0, 1, 64, dtype=np.float32)
+    arrays = draw(1, 64, 64, 1, 1, 4, 4)
+    known = Call(*arrays, score_mod=jax.tree_util.Partial(lambda score, b, n, q, k: score + jnp.asarray(table)[k]))
+    assert Problem(known, 16, 16).f.any_size
+
+    def traced(table):
+        call = Call(*arrays, score_mod=jax.tree_util.Partial(lambda score, b, n, q, k: score + table[k]))
+        assert not Problem(call, 16, 16).f.any_size
+        return blockwise.blockwise(call, (16, 16))[0]
+
+    assert_close(jax.jit(traced)(jnp.asarray(table)), blockwise.blockwise(known, (16, 16))[0], TOLERANCE)
+
+
+def test_block_size_by_the_size_that_blocks_really_have():
+    """T = 640 makes blocks of 320 or, at a higher cost, of 216."""
+    arrays = draw(1, 640, 640, 1, 1, 4, 4)
+    assert blockwise.block_sizes(Call(*arrays)) == (512, 512)
 
 
 @given(st.integers(1, 17), st.integers(1, 6), st.integers(0, 3), st.integers(0, 99))
@@ -693,6 +755,8 @@ WRONG = {  # name: (options, what the message says)
         r"score_mod changed the shape.*\(2, 4, 9, 12\) to \(4, 9, 12\)",
     ),
     "cap": ({"logits_soft_cap": 0.0}, "logits_soft_cap=0.0 must be positive"),
+    "no key": ({"dropout_rate": 0.5, "dropout_key": 0}, "dropout_key=0 is no key"),
+    "dropout of many": ({"dropout_rate": np.ones(2)}, "dropout_rate=.* must be a number that is known"),
     "scale of features": ({"scale": np.ones(8, "float32")}, r"scale has shape \(8,\)"),
     "scale of the query": ({"scale": np.ones((2, 9, 4, 8), "float32")}, r"scale has shape \(2, 9, 4, 8\)"),
     "dropout without key": ({"dropout_rate": 0.1}, "dropout_rate=0.1 needs dropout_key"),
@@ -707,6 +771,32 @@ WRONG = {  # name: (options, what the message says)
     "negative window": ({"local_window_size": -1}, "local_window_size=-1"),
     "window of a float": ({"local_window_size": 4.0}, "local_window_size=4.0"),
 }
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_must_be_known_while_tracing():
+    arrays = draw(1, 3, 3, 1, 1, 2, 2)
+    for name in ("logits_soft_cap", "dropout_rate"):
+        with pytest.raises(ValueError, match=f"{name}=.*known while tracing"):
+            jax.jit(lambda x, name=name: dot_product_attention(*arrays, **{name: x}))(0.5)
+    known = dot_product_attention(*arrays, logits_soft_cap=jnp.float32(0.5))
+    assert_close(known, dot_product_attention(*arrays, logits_soft_cap=0.5), 0)
+
+
+def test_a_list_of_ids_is_an_array_and_a_tuple_a_pair():
+    arrays = draw(2, 3, 3, 1, 1, 2, 2)
+    ids = [[0, 0, 1], [0, 1, 1]]
+    wanted = dot_product_attention(*arrays, segment_ids=jnp.array(ids))
+    assert_close(dot_product_attention(*arrays, segment_ids=ids), wanted, 0)
+    assert_close(dot_product_attention(*arrays, segment_ids=(jnp.array(ids), jnp.array(ids))), wanted, 0)
+
+
+def test_an_array_scale_is_as_exact_as_a_number():
+    query, key, value = (x.astype("bfloat16") for x in draw(1, 20, 20, 1, 1, 96, 4))
+    for implementation in IMPLEMENTATIONS:
+        run = functools.partial(dot_product_attention, query, key, value, implementation=implementation)
+        results = [run(scale=scale, return_residual=True) for scale in (96**-0.5, jnp.float32(96**-0.5))]
+        assert_close(*(jax.tree.map(lambda x: x.astype("float32"), x) for x in results), 0)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -126,6 +126,39 @@ def test_score_modifications_see_true_positions_in_a_ring():
     np.testing.assert_allclose(actual, oracle(q, k, v, window=5, bias=bias)[0], atol=TOLERANCE["float32"])
 
 
+@pytest.mark.parametrize(("name", "bad"), [("query", np.nan), ("key", np.nan), ("key", -np.inf), ("value", np.nan)])
+@pytest.mark.parametrize(("window", "at", "shows"), [(2, 0, [True, True, False]), (None, 1, [False, True, True])])
+@pytest.mark.parametrize("chunks", [[1, 1, 1], [2, 1]])
+def test_nan_shows_where_it_is_seen_and_nowhere_else(name, bad, window, at, shows, chunks):
+    """Not by heads with another key head, nor where the token left the window or comes later; gradients the same."""
+    arrays = dict(zip(("query", "key", "value"), draw(t=3), strict=True))
+    spoilt = arrays | {name: arrays[name].at[0, at, 0, 1].set(bad)}
+    shows = np.arange(3) == at if name == "query" else np.array(shows)
+    hit = np.zeros((2, 3, 4), bool)
+    hit[0, shows, : 1 if name == "query" else 2] = True
+
+    def attend(query, key, value):
+        out = decode(empty(key, value, 4, window=window), query, key, value, chunks, logits_soft_cap=5.0)
+        return jnp.where(hit[..., None], 0, out).sum(), out
+
+    (_, actual), gradient = jax.value_and_grad(attend, (0, 1, 2), has_aux=True)(*spoilt.values())
+    wanted = attend(*arrays.values())[1]
+    assert np.isnan(actual[hit]).all()
+    np.testing.assert_allclose(actual[~hit], wanted[~hit], atol=TOLERANCE["float32"])
+    assert np.isfinite(gradient[0][0, ~shows]).all()
+    assert all(np.isfinite(x[1]).all() for x in gradient)
+
+
+def test_a_slot_is_sound_again_once_overwritten():
+    q, k, v = draw(t=5)
+    spoilt = v.at[:, 0].set(jnp.nan)
+    cache = empty(k, v, 2, window=2)
+    for t in range(5):
+        cache = cache.update(k[:, t : t + 1], spoilt[:, t : t + 1])
+        assert cache.nonfinite.any() == (t < 2)
+        assert np.isnan(cache.attend(q[:, t : t + 1])).any() == (t < 2)
+
+
 def test_tokens_past_the_capacity_are_dropped_and_reported():
     q, k, v = draw()
     cache = empty(k, v, 6).update(k[:, :5], v[:, :5])
@@ -226,6 +259,11 @@ X = jnp.ones
         (lambda c, r: c.update(X(2), X(2)), r"key of shape \(2,\) doesn't fit"),
         (lambda c, r: c.update(*[X((2, 1, 2, 6))] * 2, X(3, int)), r"lengths of shape \(3,\): give one for each"),
         (lambda c, r: c.attend(X((2, 1, 3, 6))), r"query of shape \(2, 1, 3, 6\).*a multiple of 2, 6\]"),
+        (lambda c, r: c.attend(X((2, 1, 2, 6), int)), "query has dtype int32: give floats, for instance query.astype"),
+        (
+            lambda c, r: c.attend(X((2, 1, 2, 6)), score_mod=lambda s, *i: s[0]),
+            r"score_mod changed the shape .*keep it",
+        ),
         (lambda c, r: c.attend(X((2, 1, 2, 6)), X(1, int)), r"lengths of shape \(1,\)"),
         (lambda c, r: c.attend(X((2, 1, 2, 6)), logits_soft_cap=0.0), "logits_soft_cap=0.0: give a positive"),
         (lambda c, r: r.update(*[X((2, 3, 2, 6))] * 2), "key of 3 tokens overruns window=3.*give 2 .*of 5"),

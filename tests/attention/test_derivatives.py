@@ -67,7 +67,7 @@ def test_derivatives_equal_those_of_the_oracle(name):
     battery = derivatives if name in ALL else few_derivatives
     arrays, directions = case.draw(), [case.directions(seed) for seed in (1, 2)]
     desired = compiled(functools.partial(battery, case.expected))(arrays, directions)
-    for setting in ("reference", "small blocks"):
+    for setting in ("reference", "small blocks", *(["default"] if name in ALL else [])):
         call = functools.partial(case.call, **SETTINGS[setting])
         actual = compiled(functools.partial(battery, call))(arrays, directions)
         assert_close(actual, desired)

@@ -77,6 +77,59 @@ def test_a_ring_of_four_devices_is_attention(name, check_vma, float64):
     assert_close(jax.jit(functools.partial(everything, ring))(), everything(reference), 1e-9)
 
 
+@pytest.mark.parametrize("name", MASKS)
+def test_one_token_on_each_device(name, float64):
+    """A part along the keys has size 1 then and still goes round with them."""
+    *primals, _ = arrays()
+    primals = *(x[:, :4] for x in primals[:3]), primals[3], jnp.array([[0, 0, 1, 1], [0, 1, 1, 1]])
+    mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))
+
+    def attend(function, query, key, value, table, ids):
+        return function(query, key, value, return_residual=True, **MASKS[name](table, ids))
+
+    ring = functools.partial(attend, functools.partial(ring_attention, axis_name="time"))
+    specs = (ALONG, ALONG, ALONG, PartitionSpec(), ALONG)
+    ring = jax.jit(jax.shard_map(ring, mesh=mesh, in_specs=specs, out_specs=(ALONG, ALONG)))
+    assert_close(ring(*primals), attend(reference_attention, *primals), 1e-10)
+
+
+@pytest.mark.parametrize("tokens", [4, 8])
+@pytest.mark.parametrize("of", ["queries", "keys", "neither"])
+def test_arrays_along_one_axis_go_round_or_are_refused(of, tokens, float64):
+    """With one token on each device a part along the keys looks like an array that broadcasts."""
+    query, key, value = (x[:, :tokens] for x in arrays()[:3])
+    shape = {"queries": (B, 1, tokens, 1), "keys": (B, 1, 1, tokens), "neither": (B, 1, 1, 1)}[of]
+    seen = np.random.default_rng(1).random(shape) < 0.6
+    spec = {
+        "queries": PartitionSpec(None, None, "time"),
+        "keys": PartitionSpec(None, None, None, "time"),
+        "neither": PartitionSpec(),
+    }[of]
+    mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))
+    ring = lambda *arrays: ring_attention(*arrays[:3], ArrayMask(arrays[3]), axis_name="time")  # noqa: E731
+    ring = jax.jit(jax.shard_map(ring, mesh=mesh, in_specs=(ALONG, ALONG, ALONG, spec), out_specs=ALONG))
+    if tokens == 4:
+        with pytest.raises(ValueError, match=r"array of shape \(2, 1, 1, 1\) where each device holds one key"):
+            ring(query, key, value, seen)
+    else:
+        assert_close(ring(query, key, value, seen), reference_attention(query, key, value, mask=seen), 1e-10)
+
+
+def test_ring_takes_one_block_size_or_two_and_no_bias():
+    query, key, value, _, _ = (x.astype(jnp.float32) for x in arrays())
+    mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))
+
+    def ring(**options):
+        attend = functools.partial(ring_attention, axis_name="time", is_causal=True, **options)
+        return jax.jit(jax.shard_map(attend, mesh=mesh, in_specs=ALONG, out_specs=ALONG))(query, key, value)
+
+    np.testing.assert_array_equal(ring(block_size=4), ring(block_size=(4, 4)))
+    with pytest.raises(ValueError, match="block_size=0 must be a positive int, or two"):
+        ring(block_size=0)
+    with pytest.raises(ValueError, match=r"bias is over queries and keys.* use a score_mod of positions"):
+        ring(bias=jnp.zeros((T, T)))
+
+
 def test_a_ring_keeps_a_share_of_the_keys():
     """Of four devices none holds more than a few shares of the keys in the backward pass: they are fetched again."""
     mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import config
 
 from jaxai.attention.position import alibi, relative_bias, rotary, soft_cap
 
@@ -91,7 +92,8 @@ def test_alibi_slopes_are_the_papers():
     np.testing.assert_allclose(alibi(16).slopes, 2.0 ** (-np.arange(1, 17) / 2), rtol=1e-6)
     twelve = [*2.0 ** -np.arange(1, 9), *2.0 ** -(np.arange(1, 8, 2) / 2)]  # 8, then every other one of 16
     np.testing.assert_allclose(alibi(12).slopes, twelve, rtol=1e-6)
-    np.testing.assert_allclose(alibi(1).slopes, [2.0**-8])
+    for one in (1, np.int64(1)):
+        np.testing.assert_allclose(alibi(one).slopes, [2.0**-8])
 
 
 def test_alibi_lowers_scores_by_the_distance():
@@ -210,6 +212,7 @@ def test_scores_keep_their_dtype(dtype):
         (lambda: rotary(jnp.ones((1, 2, 1, 3))), r"x of shape \(1, 2, 1, 3\) has 3 features.*even"),
         (lambda: rotary(jnp.ones((1, 2, 1, 4)), jnp.arange(3)), r"positions of shape \(3,\) for x \(1, 2, 1, 4\)"),
         (lambda: rotary(jnp.ones((1, 2, 1, 4)), jnp.array(3)), r"positions of shape \(\) for x"),
+        (lambda: rotary(jnp.ones((1, 2, 1, 4), int)), r"x has dtype int32: give floats, for instance x.astype"),
         (lambda: alibi(0), "slopes=0: give a positive number of heads"),
         (lambda: apply(alibi(4), jnp.ones((1, 2, 3, 3))), r"slopes for 4 heads on scores \(1, 2, 3, 3\)"),
         (lambda: apply(relative_bias(jnp.ones((4, 3))), jnp.ones((1, 2, 3, 3))), "table for 3 heads on scores"),
@@ -219,6 +222,7 @@ def test_scores_keep_their_dtype(dtype):
         (lambda: soft_cap(float("nan")), "cap=nan"),
     ],
 )
-def test_errors_name_the_argument_and_the_fix(call, message):
+def test_errors_name_the_argument_and_the_fix(call, message, monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)  # users have no such checks before ours
     with pytest.raises(ValueError, match=message):
         call()

@@ -28,12 +28,13 @@ NOT_EXPRESSIBLE = {
     "bias": {"bias": jnp.zeros((1, 1, 1, 1024), jnp.bfloat16)},
     "later causal": {"mask": Causal(5)},
     "dropout": {"dropout_rate": 0.1, "dropout_key": jax.random.key(0)},
+    "array scale": {"scale": jnp.float32(0.1)},
 }
 
 
-def shapes(dtype, *lead):
+def shapes(dtype, *lead, tokens=1024):
     """Query, key and value with grouped heads."""
-    query, key = ((*lead, 2, 1024, heads, 64) for heads in (8, 2))
+    query, key = ((*lead, 2, tokens, heads, 64) for heads in (8, 2))
     return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape in (query, key, key))
 
 
@@ -61,6 +62,12 @@ def test_cudnn_runs_forward_where_it_can_express_the_call(name, dtype):
     for f in derivatives(attend):
         assert cuda_text(f, *shapes(dtype)).count(f"@{TARGET}") == 1
     assert TARGET in cuda_text(jax.vmap(attend), *shapes(dtype, 3))
+
+
+@pytest.mark.parametrize("tokens", [600, 777, 1000])
+def test_cudnn_runs_forward_where_blocks_do_not_divide_the_sequence(tokens):
+    for f in derivatives(functools.partial(dot_product_attention, is_causal=True))[:2]:
+        assert cuda_text(f, *shapes("bfloat16", tokens=tokens)).count(f"@{TARGET}") == 1
 
 
 @pytest.mark.parametrize("name", NOT_EXPRESSIBLE)
