@@ -69,11 +69,11 @@ class Common:
 def parse[ConfigT: Common](
     presets: Mapping[str, ConfigT], description: str | None, arguments: Sequence[str]
 ) -> ConfigT:
-    """The config that the arguments ask for: ``--preset`` first, the other options on top of it.
+    """The config that the arguments ask for: ``--preset``, else the first one, and the other options on top of it.
 
     Raises ValueError for an unknown preset (naming the nearest one), an unknown option, or a bad value.
     """
-    name = preset_name(arguments)
+    name = preset_name(arguments, next(iter(presets)))
     if name not in presets:
         near = difflib.get_close_matches(name, presets, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -82,9 +82,9 @@ def parse[ConfigT: Common](
     return command.read(type(default), arguments, default=default, description=description)
 
 
-def preset_name(arguments: Sequence[str]) -> str:
-    """The value of the last ``--preset``, or "default"."""
-    name = "default"
+def preset_name(arguments: Sequence[str], first: str) -> str:
+    """The value of the last ``--preset``, or the first preset there is."""
+    name = first
     for argument, following in itertools.pairwise([*arguments, ""]):
         if argument == "--preset":
             name = following

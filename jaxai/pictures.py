@@ -102,6 +102,11 @@ def plot_curves(path: str | os.PathLike[str], metrics: str | os.PathLike[str], g
         ax.legend(fontsize="small")
         ax.grid(alpha=0.3)
     axes[-1].set_xlabel("step")
+    save_figure(path, figure)
+
+
+def save_figure(path: str | os.PathLike[str], figure: Figure) -> None:
+    """Write a matplotlib figure as PNG."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     _write(path, buffer.getvalue())

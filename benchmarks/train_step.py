@@ -1,0 +1,179 @@
+"""A training step of the article's classifier against Keras and PyTorch, optimiser and input included.
+
+    python benchmarks/train_step.py --peers PYTHON                   # batch 64 and 256, 5 minutes
+
+PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``). Run it on
+an otherwise idle machine. It first gives every library the same weights and one batch: loss and weights after a step of
+Adam must agree. Then the libraries train in turns, each in its own way over images in memory: Keras by ``fit``, PyTorch
+by a loop with fused Adam and channels last, plain and compiled, we by ``jaxai.train``. It writes JSON to --out.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from timing import Ask, Turn, figure, peer_process, race, ratio, spread, write
+
+from jaxai import cli, command
+from jaxai.data import Dataset
+from jaxai.data.pipeline import batches
+from jaxai.nn.cnn import ArticleCNN
+from jaxai.train.loop import compile_step
+from jaxai.train.optim import Adam, optimizer
+from jaxai.train.sharding import batch_sharding, make_mesh, put_batch, state_sharding
+from jaxai.train.supervised import init_state, train_step
+
+PEER = Path(__file__).parent / "peers" / "cnn.py"
+LIBRARIES = ("keras", "torch", "torch_compiled")
+ADAM = Adam()
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to measure, and against what."""
+
+    peers: Path | None = None
+    """The interpreter that has Keras and PyTorch; without it there is nobody to compare with."""
+    out: Path = Path("runs/benchmarks/train_step")
+    batch_sizes: tuple[int, ...] = (64, 256)
+    images: int = 6400
+    """Images of one turn."""
+    rounds: int = 7
+    """Turns of each library."""
+    threads: int = os.cpu_count() or 1
+    """Threads that the peers may use."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.threads < 1:
+            raise ValueError(f"--rounds and --threads must be at least 1, got {self.rounds} and {self.threads}")
+        if not self.batch_sizes or min(self.batch_sizes) < 1 or max(self.batch_sizes) > self.images:
+            raise ValueError(f"--batch-sizes must be 1 to {self.images} (--images), got {self.batch_sizes}")
+
+
+def main(config: Config) -> None:
+    """Check, measure, print, write JSON."""
+    if config.peers and not config.peers.is_file():
+        raise FileNotFoundError(f"--peers {config.peers} is not a file: see the head of benchmarks/train_step.py")
+    cli.start_platform("cpu", 0)
+    config.out.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        asks: dict[str, Ask] = {}
+        for library in LIBRARIES if config.peers else ():
+            options = ["--library", library, "--threads", str(config.threads)]
+            ask = stack.enter_context(peer_process(config.peers, PEER, *options))
+            assert ask
+            asks[library] = ask
+        differences = {library: difference(ask) for library, ask in asks.items()}
+        print(json.dumps(differences), flush=True)
+        rows = [speed(config, batch_size, asks) for batch_size in config.batch_sizes]
+    figures = [
+        figure(f"batch {row['batch_size']}, times {name}", row["times_faster"][name]["median"], ">=", 1.4)
+        for row in rows
+        for name in row["times_faster"]
+    ]
+    write(config.out / "train_step.json", {"largest_difference": differences, "rows": rows, "figures": figures})
+
+
+def random_data(count: int) -> Dataset:
+    """Pixels and labels of the size of CIFAR-10's."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
+    return Dataset("random", "train", images, rng.integers(0, 10, count).astype(np.int32), 10, "random", False, "")
+
+
+def loss_fn(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+    """That of experiments/cnn_cifar10.py."""
+    logits: Any = ArticleCNN().apply({"params": params}, batch["image"].astype(jnp.float32) / 255)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    return losses.mean(), {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
+
+
+def first_state() -> Any:
+    """Parameters and optimiser before the first step."""
+    params = ArticleCNN().init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    return init_state(params, optimizer(ADAM, 10**6), jax.random.key(1))
+
+
+STEP = partial(train_step, loss_fn=loss_fn, tx=optimizer(ADAM, 10**6))
+
+
+def difference(ask: Ask) -> float:
+    """The largest between a peer's loss and weights after one step and ours, relative to the largest of each array."""
+    data, state = random_data(64), first_state()
+    names = {f"{layer}.{part}": x for layer, parts in state.params.items() for part, x in parts.items()}
+    batch = {"image": data.images, "label": data.labels}
+    after, metrics = jax.jit(STEP)(state, batch)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: str(Path(folder) / f"{name}.npz") for name in ("inputs", "outputs")}
+        images = data.images.astype(np.float32) / 255
+        np.savez(paths["inputs"], images=images, labels=data.labels.astype(np.int64), **names)
+        ask(ask="check", **paths)
+        with np.load(paths["outputs"]) as saved:
+            loss = abs(float(saved["loss"]) / float(metrics["loss"]) - 1)
+            # a first step of Adam is 1e-3 or -1e-3 for every weight whose gradient is not 0: compare the steps
+            theirs = [saved[name] - names[name] for name in names]
+    ours = [after.params[name.split(".")[0]][name.split(".")[1]] - x for name, x in names.items()]
+    disagree = [float(np.mean(np.abs(a - b) > 1e-4)) for a, b in zip(theirs, ours, strict=True)]
+    if loss > 1e-5 or max(disagree) > 1e-3:
+        raise ValueError(f"a peer's step differs from ours: loss by {loss:.1e}, {max(disagree):.2%} of the weights")
+    return loss
+
+
+def speed(config: Config, batch_size: int, asks: dict[str, Ask]) -> dict[str, Any]:
+    """Examples/s of everyone."""
+    steps = config.images // batch_size
+    contenders = {"jaxai": ours(batch_size, steps)}
+    for library, ask in asks.items():
+        request = partial(ask, ask="time", batch=batch_size, steps=steps)
+        contenders[library] = lambda repeats, request=request: [request()["seconds"] for _ in range(repeats)]
+    seconds = race(contenders, config.rounds)
+    count = steps * batch_size
+    row = {
+        "batch_size": batch_size,
+        "steps": steps,
+        "examples_per_second": {name: spread([count / x for x in values]) for name, values in seconds.items()},
+        "times_faster": {name: ratio(seconds[name], seconds["jaxai"]) for name in asks},
+    }
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def ours(batch_size: int, steps: int) -> Turn:
+    """Turns of so many steps with their input, as `jaxai.train.loop` runs them."""
+    mesh = make_mesh(1)
+    put = partial(put_batch, sharding=batch_sharding(mesh))
+    with jax.set_mesh(mesh):
+        state = jax.jit(first_state, out_shardings=state_sharding(jax.eval_shape(first_state), mesh))()
+        stream = batches(random_data(steps * batch_size), batch_size, seed=0)
+        shardings = state_sharding(jax.eval_shape(first_state), mesh)
+        compiled = compile_step(STEP, state, shardings, stream, put)
+
+    def turn(repeats: int) -> list[float]:
+        nonlocal state
+        seconds = []
+        for _ in range(repeats):
+            before = time.perf_counter()
+            metrics = None
+            for _ in range(steps):
+                late, (state, metrics) = metrics, compiled(state, put(next(stream)))
+                jax.device_get(late)
+            jax.block_until_ready(metrics)
+            seconds.append(time.perf_counter() - before)
+        return seconds
+
+    return turn
+
+
+if __name__ == "__main__":
+    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))

@@ -1,0 +1,148 @@
+"""Gradients by hand against jax.grad, least squares against NumPy, and the command as a person runs it."""
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from jaxai import cli
+from tests.experiments.commands import SCRIPTS, run
+
+SCRIPT = SCRIPTS / "linear_regression.py"
+
+
+def load_script():
+    """The script as a module, without running it."""
+    spec = importlib.util.spec_from_file_location("linear_regression", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+experiment = load_script()
+
+
+def draw_points(seed: int, count: int) -> tuple[dict, np.ndarray, np.ndarray]:
+    """Any line and any points, float64."""
+    rng = np.random.default_rng(seed)
+    return {"w": rng.normal(), "b": rng.normal()}, rng.normal(size=count), rng.normal(size=count)
+
+
+@given(seed=st.integers(0, 2**32 - 1), count=st.sampled_from([1, 2, 7]))
+def test_gradients_by_hand_are_those_of_jax(seed, count):
+    line, x, y = draw_points(seed, count)
+    with jax.enable_x64(True):
+        line = {name: jnp.asarray(value) for name, value in line.items()}
+        by_hand = experiment.gradient_by_hand(line, jnp.asarray(x), jnp.asarray(y))
+        by_jax = jax.grad(experiment.mean_squared_error)(line, jnp.asarray(x), jnp.asarray(y))
+    for name, gradient in by_hand.items():
+        assert gradient.dtype == jnp.float64
+        np.testing.assert_allclose(gradient, by_jax[name], rtol=1e-12, atol=1e-12)  # terms of order 1 may cancel
+
+
+@given(seed=st.integers(0, 2**32 - 1), count=st.sampled_from([5, 30]))
+def test_least_squares_is_numpys_and_has_no_gradient(seed, count):
+    _, x, y = draw_points(seed, count)
+    with jax.enable_x64(True):
+        line = experiment.least_squares(jnp.asarray(x), jnp.asarray(y))
+        gradient = jax.grad(experiment.mean_squared_error)(line, jnp.asarray(x), jnp.asarray(y))
+    desired, *_ = np.linalg.lstsq(np.stack([x, np.ones(count)], 1), y)
+    np.testing.assert_allclose([line["w"], line["b"]], desired, rtol=1e-9, atol=1e-9)  # x may lie close together
+    np.testing.assert_allclose([gradient["w"], gradient["b"]], 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["default", "article"])
+def test_claim(name):
+    config = experiment.PRESETS[name]
+    x, y = experiment.make_points(config)
+    end = experiment.least_squares(x, y)
+    for gradient in (experiment.gradient_by_hand, jax.grad(experiment.mean_squared_error)):
+        path = experiment.descend(gradient, x, y, config.learning_rate, config.steps)
+        assert path["w"].shape == (config.steps + 1,)
+        assert abs(path["w"][-1] - end["w"]) < experiment.TOLERANCE
+        assert abs(path["b"][-1] - end["b"]) < experiment.TOLERANCE
+        # float32 keeps 6e-8 of each of the 100 terms; the sums are in other orders
+        assert experiment.measure(path, x, y)["gradient_difference"].max() < 1e-6
+
+
+def test_measure_sees_a_wrong_gradient(monkeypatch):
+    right = experiment.gradient_by_hand
+    monkeypatch.setattr(experiment, "gradient_by_hand", lambda *args: {**right(*args), "b": 1.01 * right(*args)["b"]})
+    x, y = experiment.make_points(experiment.PRESETS["debug"])
+    path = {"w": jnp.zeros(3), "b": jnp.zeros(3)}
+    measured = experiment.measure(path, x, y)
+    assert measured["gradient_difference"].min() > 1e-3
+
+
+def test_descend_takes_the_steps_of_a_plain_loop():
+    with jax.enable_x64(True):
+        x, y = jnp.array([0.0, 1.0, 2.0]), jnp.array([1.0, 3.0, 2.0])
+        path = experiment.descend(experiment.gradient_by_hand, x, y, 0.1, 4)
+    w = b = 0.0
+    for step in range(5):
+        np.testing.assert_allclose([path["w"][step], path["b"][step]], [w, b], rtol=1e-12)
+        error = np.asarray(y) - (w * np.asarray(x) + b)
+        w, b = w + 0.1 * 2 * np.mean(error * np.asarray(x)), b + 0.1 * 2 * np.mean(error)
+
+
+def test_debug_run_says_when_it_is_finished_and_goes_on(tmp_path, caplog, capsys):
+    workdir = tmp_path / "run"
+    first = run(SCRIPT, workdir)
+    assert first.returncode == 0, first.stderr
+    for word in ("true line", "by hand", "jax.grad", "least squares", "descent.png", "not yet within"):
+        assert word in first.stdout
+    with Image.open(workdir / "descent.png") as picture:
+        assert picture.size[0] > 1000
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(21))
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    config = dataclasses.replace(experiment.PRESETS["debug"], preset="debug", workdir=workdir)
+    with caplog.at_level("INFO"):
+        experiment.main(config)
+    assert "this run is finished" in caplog.text
+    assert capsys.readouterr().out == first.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    experiment.main(dataclasses.replace(config, steps=300))
+    assert (workdir / "metrics.jsonl").read_text().splitlines()[:21] == lines
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["steps"] == 300
+    assert summary["distance_to_closed_form"] < experiment.TOLERANCE
+    assert "not yet within" not in capsys.readouterr().out
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
+    for arguments, word in [(["--learning-rate", "0"], "--learning-rate"), (["--slope", "3"], "--slope")]:
+        result = run(SCRIPT, tmp_path / "run", *arguments)
+        assert result.returncode == 2
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("error: ")
+        assert word in line
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--points", "1"], "--points must be at least 2, got 1"),
+        (["--noise", "-1"], "--noise must be at least 0"),
+        (["--learning-rate", "nan"], "--learning-rate must be positive, got nan"),
+        (["--preset", "articel"], "did you mean article"),
+    ],
+)
+def test_bad_values_are_named_with_the_fix(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cli.parse(experiment.PRESETS, None, arguments)
+
+
+def test_rate_that_is_too_large_stops_at_its_step(tmp_path):
+    config = cli.parse(experiment.PRESETS, None, ["--learning-rate", "9", "--workdir", str(tmp_path / "run")])
+    with pytest.raises(FloatingPointError, match=r"is (inf|nan) at step \d+: lower --learning-rate"):
+        experiment.main(config)
+    assert not (tmp_path / "run" / "summary.json").exists()
