@@ -35,7 +35,7 @@ def build(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     before = time.perf_counter()
     try:
         program = jax.jit(function).lower(*arguments).compile()
-    except (ValueError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, RuntimeError) as error:
         raise NotAvailable(f"{type(error).__name__}: {command.one_line(error)[:200]}") from error
     return program, time.perf_counter() - before
 

@@ -231,8 +231,8 @@ def checked(
             score_mod = jax.tree_util.Partial(score_mod)
     if logits_soft_cap is not None:
         logits_soft_cap = checked_number("logits_soft_cap", logits_soft_cap)
-    if logits_soft_cap is not None and not logits_soft_cap > 0:
-        raise ValueError(f"logits_soft_cap={logits_soft_cap} must be positive, or None for no cap")
+        if not logits_soft_cap > 0:
+            raise ValueError(f"logits_soft_cap={logits_soft_cap} must be positive, or None for no cap")
     if sinks is not None:
         sinks = jnp.asarray(sinks)
         if sinks.shape != (N,) or not jnp.issubdtype(sinks.dtype, jnp.floating):

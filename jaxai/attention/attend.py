@@ -31,6 +31,7 @@ from jaxai.attention.blocks import (
     differentiated,
     fixed_cuts,
     hidden,
+    known,
     lowered,
     put,
     register,
@@ -151,8 +152,7 @@ def tall_visits(possible: Any, certain: Any, limit: int) -> tuple[int, list[tupl
 
     Each of the n groups has count visits of blocks that are so many query blocks tall; the row counts them in a group.
     """
-    if not (isinstance(possible, np.ndarray) and isinstance(certain, np.ndarray)):
-        possible, certain = jnp.asarray(possible), jnp.asarray(certain)
+    if not known(possible, certain):
         return 1, [(masked, 1, count, None, cols) for masked, count, cols in visits(possible, certain)]
     full, group = possible & certain, math.gcd(limit, possible.shape[0])
     while group > 1 and not full.reshape(-1, group, full.shape[1]).all(1).any():

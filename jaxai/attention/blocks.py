@@ -160,7 +160,7 @@ INDEX = jax.ShapeDtypeStruct((), np.int32)
 
 def visits(possible: Any, certain: Any) -> list[tuple[bool, Any, Any]]:
     """For the full and then the partial blocks: (masked, how many each row has, which columns those are)."""
-    xp = np if isinstance(possible, np.ndarray) and isinstance(certain, np.ndarray) else jnp
+    xp = np if known(possible, certain) else jnp
     result = []
     for masked, table in ((False, possible & certain), (True, possible & ~certain)):
         if xp is np and not table.any():
@@ -261,9 +261,14 @@ def spread(blocks: Iterable[Array]) -> list[Array]:
     return list(blocks) if never is False else [lax.select(jnp.broadcast_to(never, x.shape), x, x) for x in blocks]
 
 
+def known(*tables: Any) -> bool:
+    """Whether tables are known while tracing."""
+    return all(isinstance(x, np.ndarray) for x in tables)
+
+
 def split_schedule(possible: Any, certain: Any) -> tuple[list[Array], Schedule | None]:
     """The tables as leading operands, or as a parameter where they are known at trace time."""
-    if isinstance(possible, np.ndarray) and isinstance(certain, np.ndarray):
+    if known(possible, certain):
         return [], Schedule(possible, certain)
     return [jnp.asarray(possible), jnp.asarray(certain)], None
 

@@ -104,10 +104,9 @@ class Problem:
     """
 
     def __init__(self, call: Call, query_block: int, key_block: int, kernel: Any = None):
-        _, T, S, _, _ = self.sizes = call.sizes
+        _, T, S, _, _ = call.sizes
         self.call = call
         self.grid = grid(call, query_block, key_block)
-        self.inputs = call.query.dtype
         self.possible, self.certain = schedule(call, self.grid)
         self.query_part, key_part = Part(1, None, (0, 2, 1, 3)), Part(None, 1, (0, 2, 3, 1))
         self.row_part = Part(1, None, (0, 2, 1))
@@ -166,7 +165,7 @@ class Problem:
 
     def indices(self, call: Call, q0: Array, k0: Array) -> tuple[Array, Array, Array, Array]:
         """b, n, q and k of a block, each of rank 4."""
-        B, _, _, N, _ = self.sizes
+        B, _, _, N, _ = self.call.sizes
         query_offset, key_offset = call.offsets or (0, 0)
         shape = B, N, call.query.shape[2], call.key.shape[3]
         return block_indices(shape, q0 + query_offset, k0 + key_offset)
@@ -174,7 +173,7 @@ class Problem:
     def score(self, masked: bool, q0: Array, k0: Array, call: Call) -> Array:
         """Scores [B, N, t, s] of a block, -inf where nothing is to be seen."""
         indices = self.indices(call, q0, k0)
-        _, T, S, N, K = self.sizes
+        _, T, S, N, K = self.call.sizes
         scores = self.product("ts", scaled(call.query, call), call.key, call, guarded=masked)
         if not masked:
             return modified(scores, call, call.bias, indices)
@@ -201,13 +200,14 @@ class Problem:
         B, N, t = x.shape[:3]
         K = y.shape[1]
         x = x.reshape(B, K, N // K * t, -1)
-        return contract(result, x, y, call.precision, self.inputs, guarded).reshape(B, N, t, -1)
+        return contract(result, x, y, call.precision, self.call.query.dtype, guarded).reshape(B, N, t, -1)
 
     def attend(self, quartered: bool = False) -> tuple[Array, Array]:
         """Attention [B, T, N, V] and its log-sum-exp [B, T, N]; ``quartered``: see ``quarters``."""
         blocks = self.grid, self.possible, self.certain, self.quarters() if quartered else None
         out, lse = attend(self.f, self.operands, self.parts, self.outs, *blocks)
-        return out[:, : self.sizes[1]], lse[:, : self.sizes[1]]
+        T = self.call.sizes[1]
+        return out[:, :T], lse[:, :T]
 
     def quarters(self) -> tuple[Grid, Schedule] | None:
         """The grid with half the keys and half the queries in a block, for the forward pass; None if not decided now.
@@ -218,10 +218,10 @@ class Problem:
         rows, keys = self.grid.block_rows, self.grid.block_cols // 2
         if self.grid.block_cols % 16 or keys < MIN_KEYS or not self.f.any_size:
             return None
+        if not engine.known(self.possible, self.certain):  # then those of smaller blocks are not known either
+            return None
         grid = dataclasses.replace(self.grid, block_rows=rows if rows % 2 else rows // 2, block_cols=keys)
-        possible, certain = schedule(self.call, grid)
-        known = isinstance(possible, np.ndarray) and isinstance(certain, np.ndarray)
-        return (grid, Schedule(possible, certain)) if known else None
+        return grid, Schedule(*schedule(self.call, grid))
 
     def sums(self, constant: Array) -> tuple[Array, Array]:
         """sum_k exp(s - constant) v [B, T, N, V] and sum_k exp(s - constant) [B, T, N], for constants [B, T, N]."""
@@ -233,7 +233,8 @@ class Problem:
         constant = padded(jnp.where(constant == -jnp.inf, 0, constant), self.row_part, self.grid)
         operands, parts = [constant, *self.operands], [self.row_part, *self.parts]
         weighed, total = engine.block_sum(block, operands, parts, self.outs, self.grid, self.possible, self.certain)
-        return weighed[:, : self.sizes[1]], total[:, : self.sizes[1]]
+        T = self.call.sizes[1]
+        return weighed[:, :T], total[:, :T]
 
 
 def schedule(call: Call, grid: Grid) -> tuple[Any, Any]:

@@ -106,8 +106,11 @@ def test_arrays_along_one_axis_go_round_or_are_refused(of, tokens, float64):
         "neither": PartitionSpec(),
     }[of]
     mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))
-    ring = lambda *arrays: ring_attention(*arrays[:3], ArrayMask(arrays[3]), axis_name="time")  # noqa: E731
-    ring = jax.jit(jax.shard_map(ring, mesh=mesh, in_specs=(ALONG, ALONG, ALONG, spec), out_specs=ALONG))
+
+    def masked(query, key, value, seen):
+        return ring_attention(query, key, value, ArrayMask(seen), axis_name="time")
+
+    ring = jax.jit(jax.shard_map(masked, mesh=mesh, in_specs=(ALONG, ALONG, ALONG, spec), out_specs=ALONG))
     if tokens == 4:
         with pytest.raises(ValueError, match=r"array of shape \(2, 1, 1, 1\) where each device holds one key"):
             ring(query, key, value, seen)

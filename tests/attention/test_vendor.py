@@ -126,6 +126,7 @@ def test_every_device_calls_the_kernel_for_its_part(heads, spec, monkeypatch):
     parts = [2 if name else 1 for name in (*spec, *(None,) * (4 - len(spec)))]
     assert seen[-1][0] == tuple(size // part for size, part in zip((4, 16, heads[0], 8), parts, strict=True))
     out, _ = program(*(jax.device_put(x, sharding) for x in qkv))
+    # both round to bfloat16, 8 bits of numbers of order 1
     np.testing.assert_allclose(np.asarray(out), reference(call)[0].astype(np.float32), atol=1e-2)
 
 
