@@ -11,7 +11,6 @@ curves, confusion matrix, the worst mistakes, the first layer's filters, and wha
 """
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, cast
@@ -29,14 +28,13 @@ from jaxai.nn.cnn import ArticleCNN
 from jaxai.train.loop import Batches, Result, fit
 from jaxai.train.optim import Adam, optimizer
 from jaxai.train.run import Run, began_embedded, open_run
-from jaxai.train.sharding import make_mesh
+from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import init_state, train_step
 from jaxai.typing import Array
 
 NAME = "cnn_cifar10"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-logger = logging.getLogger("jaxai.cnn_cifar10")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,17 +65,10 @@ def main(config: Config) -> None:
     data = load(config.dataset, "train", data_dir=config.data_dir, embedded_only=began_embedded(NAME, config))
     scored = load(config.dataset, "test", data_dir=config.data_dir, embedded_only=data.embedded)
     network = build(data)
-    input_batches = batches(
-        data,
-        config.batch_size,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    input_batches = batches(data, config.batch_size, seed=config.seed, **processes())
     mesh = make_mesh(config.devices, batch_size=config.batch_size)
     run = open_run(NAME, config, data.identity())
-    if (summary := run.summary()) and summary["steps"] >= config.steps:
-        logger.info("this run is finished")
+    if summary := run.finished(config.steps):
         report(run, summary)
         return
     result = train(config, network, data, input_batches, run, mesh)

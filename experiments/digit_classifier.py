@@ -10,7 +10,6 @@ them instead of the test set, to choose hyper-parameters.
 
 import dataclasses
 import hashlib
-import logging
 from functools import partial
 
 import jax
@@ -26,12 +25,11 @@ from jaxai.metrics import digits
 from jaxai.train.loop import fit
 from jaxai.train.optim import Adam, optimizer
 from jaxai.train.run import began_embedded, open_run
-from jaxai.train.sharding import make_mesh
+from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import init_state, train_step
 
 NAME = "digit_classifier"
-logger = logging.getLogger("jaxai.digit_classifier")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,16 +63,9 @@ def main(config: Config) -> None:
     train, scored = datasets(config)
     tx = optimizer(config.optimizer, config.horizon)
     mesh = make_mesh(config.devices, batch_size=config.batch_size)
-    input_batches = batches(
-        train,
-        config.batch_size,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    input_batches = batches(train, config.batch_size, seed=config.seed, **processes())
     run = open_run(NAME, config, train.identity())
-    if (summary := run.summary()) and summary["steps"] >= config.steps:
-        logger.info("this run is finished")
+    if summary := run.finished(config.steps):
         report(summary)
         return
 

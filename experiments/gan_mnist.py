@@ -17,7 +17,6 @@ summary.json. The same command goes on with an interrupted run.
 """
 
 import dataclasses
-import logging
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -40,12 +39,11 @@ from jaxai.train.adversarial import apply, gan_step, init_gan_state
 from jaxai.train.loop import Every, Step, fit
 from jaxai.train.optim import Adam, cosine, optimizer
 from jaxai.train.run import Run, began_embedded, open_run
-from jaxai.train.sharding import make_mesh
+from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import GanState
 from jaxai.typing import Array
 
 NAME = "gan_mnist"
-logger = logging.getLogger("jaxai.gan_mnist")
 
 
 CURVES = [["discriminator_loss", "generator_loss"], ["real_logit", "fake_logit"], ["r1", "r2"], ["quick_mnist_fd"]]
@@ -129,16 +127,9 @@ def main(config: Config) -> None:
     generator, discriminator = networks(config)
     step, init = training(config, generator, discriminator)
     mesh = make_mesh(config.devices, batch_size=config.batch_size)
-    input_batches = batches(
-        train,
-        config.batch_size,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    input_batches = batches(train, config.batch_size, seed=config.seed, **processes())
     run = open_run(NAME, config, train.identity())
-    if (summary := run.summary()) and summary["steps"] >= config.steps:
-        logger.info("this run is finished")
+    if summary := run.finished(config.steps):
         report(run, summary)
         return
     reference, _ = features_and_labels(np.concatenate([test.images, train.images[:1000]])[:1000])

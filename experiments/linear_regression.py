@@ -19,7 +19,6 @@ larger ``--steps`` it starts again from zero and takes the same path. It needs n
 """
 
 import dataclasses
-import logging
 import math
 from collections.abc import Callable
 from contextlib import closing
@@ -40,7 +39,6 @@ from jaxai.typing import Array
 NAME = "linear_regression"
 TOLERANCE = 1e-4
 """Between the descents' end and least squares: a float32 step stops where rate * gradient is below w's last bit."""
-logger = logging.getLogger("jaxai.linear_regression")
 
 Line = dict[str, Array]
 """{"w": slope, "b": intercept}, float32 []."""
@@ -76,8 +74,7 @@ PRESETS = {
 def main(config: Config) -> None:
     """Descend twice, solve once, compare, draw."""
     run = open_run(NAME, config, {"name": "points on a noisy line"})
-    if (summary := run.summary()) and summary["steps"] >= config.steps:
-        logger.info("this run is finished")
+    if summary := run.finished(config.steps):
         report(run.folder, summary)
         return
     x, y = make_points(config)

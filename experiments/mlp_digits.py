@@ -45,7 +45,7 @@ from jaxai.nn.mlp import MLP
 from jaxai.train.loop import Every, Step, fit
 from jaxai.train.optim import Adam, optimizer
 from jaxai.train.run import began_embedded, open_run
-from jaxai.train.sharding import make_mesh
+from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.supervised import init_state, norms, train_step
 from jaxai.typing import Array
 
@@ -157,16 +157,9 @@ def main(config: Config) -> None:
     train, test = datasets(config)
     step, init, logits = training(config, train.images.shape[1:])
     mesh = make_mesh(config.devices, batch_size=config.batch_size)
-    input_batches = batches(
-        train,
-        config.batch_size,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    input_batches = batches(train, config.batch_size, seed=config.seed, **processes())
     run = open_run(NAME, config, train.identity())
-    if (summary := run.summary()) and summary["steps"] >= config.steps:
-        logger.info("this run is finished")
+    if summary := run.finished(config.steps):
         report(run.folder, summary)
         return
     difference = check_gradients(init()["by_hand"], train, config.batch_size)

@@ -39,6 +39,14 @@ class Run:
         path = self.folder / "summary.json"
         return json.loads(path.read_text()) if path.exists() else None
 
+    def finished(self, steps: int) -> dict[str, Any] | None:
+        """The final figures of a run that took at least so many steps, which is said; None if there is more to do."""
+        summary = self.summary()
+        if not summary or summary["steps"] < steps:
+            return None
+        logger.info("this run is finished")
+        return summary
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_json(self.folder / "summary.json", summary)
 

@@ -4,6 +4,8 @@ The batch is split over the mesh axis ``data``. Parameters and optimiser state a
 ``shard_parameters``, split over the same axis (fully sharded data parallelism): XLA gathers them where they are used.
 """
 
+from typing import TypedDict
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -22,6 +24,18 @@ def make_mesh(devices: int = 0, *, batch_size: int = 0) -> Mesh:
     if batch_size % len(found):
         raise ValueError(f"--batch-size {batch_size} does not divide over {len(found)} devices: change one of them")
     return jax.make_mesh((len(found),), ("data",), axis_types=(AxisType.Auto,), devices=found)
+
+
+class Processes(TypedDict):
+    """One of several processes."""
+
+    process_index: int
+    process_count: int
+
+
+def processes() -> Processes:
+    """Which of how many processes this one is, by the names that `jaxai.data.pipeline.batches` takes."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,12 +1,22 @@
 """Experiments as processes of their own: one CPU, no network, no prepared data."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 REPOSITORY = Path(__file__).parent.parent.parent
 SCRIPTS = REPOSITORY / "experiments"
+
+
+def load(script: Path) -> ModuleType:
+    """A script as a module, without running it."""
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def command(script: Path, workdir: Path, *arguments: str) -> list[str]:

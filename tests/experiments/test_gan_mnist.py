@@ -1,7 +1,6 @@
 """The main job as a person runs it: end to end, interrupted, resumed, misused."""
 
 import dataclasses
-import importlib.util
 import json
 import re
 import signal
@@ -28,10 +27,7 @@ FILES = ["samples.png", "training.gif", "interpolation.png", "curves.png", "summ
 @pytest.fixture(scope="module")
 def experiment():
     """The script as a module, without running it."""
-    spec = importlib.util.spec_from_file_location("gan_mnist", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return commands.load(SCRIPT)
 
 
 def run(workdir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,7 +1,6 @@
 """Gradients by hand against jax.grad, least squares against NumPy, and the command as a person runs it."""
 
 import dataclasses
-import importlib.util
 import json
 
 import jax
@@ -13,20 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxai import cli
-from tests.experiments.commands import SCRIPTS, run
+from tests.experiments.commands import SCRIPTS, load, run
 
 SCRIPT = SCRIPTS / "linear_regression.py"
-
-
-def load_script():
-    """The script as a module, without running it."""
-    spec = importlib.util.spec_from_file_location("linear_regression", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-experiment = load_script()
+experiment = load(SCRIPT)
 
 
 def draw_points(seed: int, count: int) -> tuple[dict, np.ndarray, np.ndarray]:

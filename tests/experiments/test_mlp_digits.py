@@ -1,7 +1,6 @@
 """Backpropagation by hand against jax.grad, and the command as a person runs it."""
 
 import dataclasses
-import importlib.util
 import json
 
 import jax
@@ -12,20 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.experiments.commands import SCRIPTS, run
+from tests.experiments.commands import SCRIPTS, load, run
 
 SCRIPT = SCRIPTS / "mlp_digits.py"
-
-
-def load_script():
-    """The script as a module, without running it."""
-    spec = importlib.util.spec_from_file_location("mlp_digits", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-experiment = load_script()
+experiment = load(SCRIPT)
 
 
 def draw(seed: int, batch: int, inputs: int, hidden: int) -> tuple[dict, np.ndarray, np.ndarray]:
