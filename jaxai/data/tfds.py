@@ -68,8 +68,10 @@ def _decode_png(content: bytes, spec: Spec) -> np.ndarray:
 
     height, width, channels = spec.shape
     with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-        if image.size != (width, height) or image.mode != ("L" if channels == 1 else "RGB"):
-            raise ValueError(f"an image of {image.height}x{image.width} {image.mode}, {spec.name} has {height}x{width}")
+        mode = "L" if channels == 1 else "RGB"
+        if image.size != (width, height) or image.mode != mode:
+            found = f"{image.height}x{image.width} {image.mode}"
+            raise ValueError(f"an image of {found}, {spec.name} has {height}x{width} {mode}")
         return np.asarray(image).reshape(spec.shape)
 
 

@@ -83,8 +83,10 @@ def confusion_matrix(
 ) -> Int[np.ndarray, "classes classes"]:
     """How often each class (row) was taken for each class (column): M[i, j] = |{n: labels_n = i, predicted_n = j}|.
 
-    Both are integers [N] in 0 ... ``classes`` - 1, else ValueError.
+    Both are integers [N] in 0 ... ``classes`` - 1, else ValueError; also for ``classes`` < 1.
     """
+    if classes < 1:
+        raise ValueError(f"classes={classes}: must be at least 1")
     labels, predicted = _check_classes("labels", labels, classes), _check_classes("predicted", predicted, classes)
     if len(labels) != len(predicted):
         raise ValueError(f"labels: {len(labels)}, predicted: {len(predicted)} of them, give one for each example")

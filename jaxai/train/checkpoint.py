@@ -20,7 +20,9 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=False
         )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "host": ocp.JsonCheckpointHandler()}
+        self._folder = folder
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
 
     def close(self) -> None:
         self._manager.close()
@@ -36,7 +38,12 @@ class Checkpoints:
             self._manager.save(step, args=items)
 
     def restore(self, step: int, like: PyTree, shardings: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        """The state and the host's values of a step, with the shapes of ``like`` and the given shardings."""
+        """The state and the host's values of a step, with the shapes of ``like`` and the given shardings.
+
+        Raises ValueError naming the folder and the first array that differs where another model was saved.
+        """
+        found = self._manager.item_metadata(step)["state"].tree
+        check_same_model(described(like), described(found), self._folder / str(step))
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             like,
@@ -45,3 +52,25 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target), host=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
         return restored["state"], restored["host"]
+
+
+def check_same_model(wanted: dict[str, str], found: dict[str, str], folder: Path) -> None:
+    """Raise ValueError naming the first array in which the checkpoint in the folder differs from the state wanted."""
+    for name in wanted | found:
+        if wanted.get(name) != found.get(name):
+            raise ValueError(
+                f"{folder} is a checkpoint of another model: {name} is {found.get(name, 'absent')}, not "
+                f"{wanted.get(name, 'absent')}: use another --workdir, or --resume never to move the run aside and "
+                "start anew"
+            )
+
+
+def described(state: PyTree) -> dict[str, str]:
+    """Each array of a state (arrays, shapes or orbax's metadata) by its path, such as float32[3, 3, 1, 32]."""
+    arrays = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)  # so they are saved
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        arrays[name] = f"{jax.numpy.dtype(leaf.dtype).name}{list(leaf.shape)}"
+    return arrays

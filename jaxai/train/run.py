@@ -95,7 +95,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_text())
     except ValueError:
         config = None
-    if not isinstance(config, dict) or "data" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("data"), dict):
         raise ValueError(f"{folder / 'config.json'} is damaged: --resume never moves the run aside and starts anew")
     return config
 
@@ -108,12 +108,21 @@ def run_identity(experiment: str, config: Common, data: Mapping[str, Any]) -> di
 
 def check_same(wanted: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:
     """Raise ValueError naming the first value in which the run in the folder differs from the one asked for."""
-    for name in sorted(wanted.keys() | found.keys()):
+    wanted, found = flat(wanted), flat(found)
+    for name in wanted | found:
         if wanted.get(name) != found.get(name):
             raise ValueError(
                 f"{folder} holds a run with {name} = {found.get(name)}, not {wanted.get(name)}: "
                 "use another --workdir, or --resume never to move it aside and start anew"
             )
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings, in order, under names such as optimizer.learning_rate."""
+    result = {}
+    for name, value in values.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return result
 
 
 def move_aside(folder: Path) -> None:

@@ -2,9 +2,12 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax import linen as nn
 from PIL import Image
 
 from jaxai.nn.cnn import ArticleCNN
@@ -43,6 +46,27 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
         assert result.returncode == 2
         assert word in result.stderr.splitlines()[-1]
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("size", [32, 28, 19])
+def test_what_pooling_leaves_over_changes_nothing(key, size):
+    """Flax's layers on the whole image, biases before ReLU and pooling: the same logits, and the same gradients."""
+
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for layer, features in enumerate((5, 6, 7)):
+                x = nn.max_pool(x, (2, 2), strides=(2, 2)) if layer else x
+                x = nn.relu(nn.Conv(features, (3, 3), padding="VALID", name=f"conv_{layer}")(x))
+            x = nn.relu(nn.Dense(8, name="dense_0")(x.reshape(len(x), -1)))
+            return nn.Dense(4, name="dense_1")(x)
+
+    ours, images = ArticleCNN((5, 6, 7), 8, 4), jax.random.normal(key, (3, size, size, 3))
+    params = jax.tree.map(lambda x: x + 0.1, ours.init(key, images))
+    networks = (ours, Plain())
+    both = [jax.value_and_grad(lambda p, x, net=net: (net.apply(p, x) ** 2).sum(), (0, 1)) for net in networks]
+    # Sums of about a hundred terms in another order.
+    chex.assert_trees_all_close(*(jax.jit(f)(params, images) for f in both), rtol=1e-4, atol=1e-4)
 
 
 def test_the_network_is_the_articles(key):

@@ -266,6 +266,7 @@ def test_other_bad_arguments(tmp_path):
     for message, call in (
         ("names: 2 of them, give one for each of the 3", lambda: classification.scores(*given, ["a", "b"])),
         ("predicted: values 0 ... 3", lambda: classification.confusion_matrix(LABELS, np.array([0, 3]), 3)),
+        ("classes=0: must be at least 1", lambda: classification.confusion_matrix(LABELS, LABELS, 0)),
         ("predicted: float64", lambda: classification.confusion_matrix(LABELS, PROBABILITIES, 3)),
         ("labels: 6, predicted: 2", lambda: classification.confusion_matrix(LABELS, LABELS[:2], 3)),
         ("count=0", lambda: classification.worst_mistakes(*given, 0)),

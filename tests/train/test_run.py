@@ -30,7 +30,8 @@ def test_same_config_goes_on_and_steps_may_grow(tmp_path):
     [
         ({"width": 8}, DATA, r"width = 4, not 8: use another --workdir, or --resume never"),
         ({"seed": 3}, DATA, r"seed = 0, not 3"),
-        ({}, {"name": "mnist", "fingerprint": "xyz"}, r"data = .*abc.*, not .*xyz"),
+        ({}, {"name": "mnist", "fingerprint": "xyz"}, r"data.fingerprint = abc, not xyz"),
+        ({"seed": 3}, {"name": "cifar10", "fingerprint": "xyz"}, r"seed = 0, not 3"),
     ],
 )
 def test_another_run_in_the_folder_is_refused(tmp_path, change, data, message):
@@ -39,6 +40,13 @@ def test_another_run_in_the_folder_is_refused(tmp_path, change, data, message):
     with pytest.raises(ValueError, match=message):
         open_run("test", Config(workdir=tmp_path, **change), data)
     assert before == sorted(path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_the_run_of_another_experiment_is_called_so(tmp_path):
+    """Not by an option that only one of the two has."""
+    open_run("other", Config(workdir=tmp_path, width=8), {**DATA, "a": 1})
+    with pytest.raises(ValueError, match=r"holds a run with experiment = other, not test: "):
+        open_run("test", Common(workdir=tmp_path), DATA)
 
 
 def test_folder_with_other_files_is_refused(tmp_path):
@@ -67,7 +75,7 @@ def test_folder_that_cannot_be_used_is_named(tmp_path):
             open_run("test", Config(workdir=folder), DATA)
 
 
-@pytest.mark.parametrize("content", ['{"data": ', "[]", "{}"])
+@pytest.mark.parametrize("content", ['{"data": ', "[]", "{}", '{"data": "mnist"}'])
 def test_damaged_config_is_named(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=r"config.json is damaged: --resume never"):
