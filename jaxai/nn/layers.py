@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Float
 
-from jaxai.ops.conv import Padding, Pair, conv, conv_transpose
+from jaxai.ops.conv import conv, conv_transpose
+from jaxai.ops.windows import Padding, Pair
 from jaxai.typing import Array, Images
 
 

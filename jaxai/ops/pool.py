@@ -1,12 +1,18 @@
-"""Pooling with `flax.linen`'s numbers: on CPU as maximum or sum over shifted views, `lax.reduce_window` elsewhere."""
+"""Pooling with `flax.linen`'s numbers: on CPU as maximum or sum over shifted views, `lax.reduce_window` elsewhere.
 
+Resampling with a blur is a sum of shifted views on every platform.
+"""
+
+import math
+from collections.abc import Sequence
 from functools import reduce
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Float
 
-from jaxai.ops.conv import Padding, Pair, choose, pair, shift_pad, taps, window_pads
+from jaxai.ops.windows import Padding, Pair, choose, pair, shift_pad, taps, window_pads
 from jaxai.typing import Array, Images
 
 
@@ -33,9 +39,11 @@ def max_pool(
         return _reduce_window(x, -jnp.inf, lax.max, window, strides, pads)
 
     def by_slices(x: Array) -> Array:
-        return reduce(_first_largest, taps(shift_pad(x, pads, -jnp.inf), window, strides))
+        if window == strides and not any(map(any, pads)):
+            return _pool_blocks(x, window)
+        return lax.optimization_barrier(reduce(_first_largest, _views(x, window, strides, pads, -jnp.inf)))
 
-    return choose({"lax": by_lax, "slices": by_slices}, implementation, None, fast=True)(x)
+    return choose({"lax": by_lax, "slices": by_slices}, implementation, fast=True)(x)
 
 
 def avg_pool(
@@ -48,8 +56,9 @@ def avg_pool(
 ) -> Float[Array, "B out_height out_width C"]:
     """The mean of each window, per channel; padding counts as zeros, as in `flax.linen.avg_pool`.
 
-    x [B, H, W, C]; `strides` defaults to 1. `implementation`: "lax" or "slices"; None is "slices" on CPU and `lax` on
-    every other platform. Raises ValueError for sizes that don't fit.
+    PyTorch agrees (count_include_pad=True); Keras' "SAME" divides by the number of pixels inside x. x [B, H, W, C];
+    `strides` defaults to 1. `implementation`: "lax" or "slices"; None is "slices" on CPU and `lax` on every other
+    platform. Raises ValueError for sizes that don't fit.
     """
     window, strides = pair("window", window), pair("strides", strides)
     pads = _pads(x, window, strides, padding)
@@ -59,9 +68,104 @@ def avg_pool(
         return _reduce_window(x, 0.0, lax.add, window, strides, pads) / size
 
     def by_slices(x: Array) -> Array:
-        return reduce(lax.add, taps(shift_pad(x, pads), window, strides)) / size
+        return lax.optimization_barrier(reduce(lax.add, _views(x, window, strides, pads, 0.0)) / size)
 
-    return choose({"lax": by_lax, "slices": by_slices}, implementation, None, fast=True)(x)
+    return choose({"lax": by_lax, "slices": by_slices}, implementation, fast=True)(x)
+
+
+def blur_downsample(x: Images, weights: Sequence[float] = (1, 2, 1)) -> Float[Array, "B out_height out_width C"]:
+    """Half the height and width, without aliases: a low-pass filter, then every second pixel (Zhang, arXiv 1904.11486).
+
+    `y[b, i, j, c] = sum_{p, q} w[p] w[q] x[b, 2i + p - low, 2j + q - low, c]` with `w = weights / sum(weights)` and
+    `low = (len(weights) - 1) // 2`; x [B, H, W, C], y [B, ceil(H / 2), ceil(W / 2), C]. (1, 2, 1) is Zhang's triangle;
+    StyleGAN2 and R3GAN (arXiv 1912.04958, 2501.05441) have (1, 3, 3, 1), which keeps pixels centred. Outside x are
+    zeros, as theirs (Zhang reflects): a constant stays one except at the edges.
+
+    One form for every platform: shifted views and adds, on CPU with its gradient 40 times as fast as `lax`'s depthwise
+    convolution. Raises ValueError for x that is no image, and for weights that would let a checkerboard through.
+
+    >>> blur_downsample(jnp.ones((1, 4, 4, 1)))[0, :, :, 0]
+    Array([[0.5625, 0.75  ],
+           [0.75  , 1.    ]], dtype=float32)
+    """
+    weights = _normalized(weights)
+    before_after = (len(weights) - 1) // 2, len(weights) // 2
+    _check_images(x)
+    rows = taps(shift_pad(x, (before_after, (0, 0))), (len(weights), 1), (2, 1))
+    x = _weighted_sum(rows, weights)
+    columns = taps(shift_pad(x, ((0, 0), before_after)), (1, len(weights)), (1, 2))
+    return _weighted_sum(columns, weights)
+
+
+def blur_upsample(x: Images, weights: Sequence[float] = (1, 2, 1)) -> Float[Array, "B out_height out_width C"]:
+    """Twice the height and width: zeros between pixels, then the filter of `blur_downsample` times 4.
+
+    x [B, H, W, C], y [B, 2H, 2W, C]; 4 times the adjoint of `blur_downsample`, and so computed. Weights (1, 2, 1)
+    interpolate linearly and keep x[b, i, j, c] as y[b, 2i, 2j, c]. Raises ValueError as `blur_downsample` does.
+
+    >>> blur_upsample(jnp.ones((1, 2, 2, 1)))[0, :, :, 0]
+    Array([[1.  , 1.  , 1.  , 0.5 ],
+           [1.  , 1.  , 1.  , 0.5 ],
+           [1.  , 1.  , 1.  , 0.5 ],
+           [0.5 , 0.5 , 0.5 , 0.25]], dtype=float32)
+    """
+    _check_images(x)
+    b, h, w, c = x.shape
+    large = jax.ShapeDtypeStruct((b, 2 * h, 2 * w, c), x.dtype)
+    (y,) = jax.linear_transpose(lambda y: blur_downsample(y, weights), large)(x)
+    return 4 * y
+
+
+def _normalized(weights: Sequence[float]) -> list[float]:
+    total = sum(weights)
+    if total <= 0 or not math.isclose(2 * sum(weights[::2]), total):
+        message = "every second one must sum to half of all, more than 0"
+        raise ValueError(f"weights={weights!r}: {message}, as in (1, 2, 1) or (1, 3, 3, 1)")
+    return [weight / total for weight in weights]
+
+
+def _weighted_sum(views: list[Array], weights: list[float]) -> Array:
+    return reduce(lax.add, [view * weight for view, weight in zip(views, weights, strict=True)])
+
+
+def _views(x: Array, window: Pair, strides: Pair, pads: list[Pair], fill: float) -> list[Array]:
+    """Without barriers (here, and after the pooling for its gradient) XLA's CPU backend computes again for each view
+    what x is made of: the gradient of 3x3 average pooling before a tanh took 37 ms instead of 2."""
+    overlapping = window[0] > strides[0] or window[1] > strides[1]
+    x = lax.optimization_barrier(x) if overlapping else x  # else x is read once: no copy of it
+    return taps(shift_pad(x, pads, fill), window, strides)
+
+
+def _pool_blocks(x: Array, window: Pair) -> Array:
+    """Windows side by side: each pixel is in one, or in none at the right and at the bottom."""
+    (b, h, w, c), (kh, kw) = x.shape, window
+    rows, columns = h // kh, w // kw
+    blocks = x[:, : rows * kh, : columns * kw].reshape(b * rows, kh, columns, kw, c)
+    return _largest(blocks).reshape(b, rows, columns, c)
+
+
+@jax.custom_jvp
+def _largest(blocks: Array) -> Array:
+    """[N, kh, M, kw, C] -> [N, M, C]. The derivative's rule is for speed: one select where a chain of maxima has kh*kw
+    (and the training step of a network with two poolings took 1.1 times as long)."""
+    return reduce(lax.max, _places(blocks))
+
+
+@_largest.defjvp
+def _largest_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (blocks,), (tangent,) = primals, tangents
+    _, kh, _, kw, _ = blocks.shape
+    best, *others = _places(blocks)
+    first = jnp.zeros(best.shape, jnp.int16)
+    for place, x in enumerate(others, 1):
+        first, best = jnp.where(x > best, jnp.int16(place), first), lax.max(x, best)
+    places = jnp.arange(kh * kw, dtype=jnp.int16).reshape(1, kh, 1, kw, 1)
+    return _largest(blocks), jnp.where(first[:, None, :, None] == places, tangent, 0).sum((1, 3))
+
+
+def _places(blocks: Array) -> list[Array]:
+    _, kh, _, kw, _ = blocks.shape
+    return [blocks[:, p, :, q] for p in range(kh) for q in range(kw)]
 
 
 def _first_largest(a: Array, b: Array) -> Array:
@@ -74,6 +178,10 @@ def _reduce_window(x: Array, start: float, function, window: Pair, strides: Pair
 
 
 def _pads(x: Array, window: Pair, strides: Pair, padding: Padding) -> list[Pair]:
+    _check_images(x)
+    return window_pads(x.shape, window, strides, padding)
+
+
+def _check_images(x: Array) -> None:
     if x.ndim != 4:
         raise ValueError(f"x has shape {x.shape}: give it as [B, H, W, C]")
-    return window_pads(x.shape, window, strides, padding)

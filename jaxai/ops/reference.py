@@ -10,10 +10,12 @@ def conv(
     strides: tuple[int, int],
     pads: tuple[tuple[int, int], tuple[int, int]],
     dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
 ) -> ndarray:
-    """Convolution of x [B, H, W, C] with kernel [kh, kw, C, F], zeros around x as `pads` says."""
-    views = windows(x, kernel.shape[:2], strides, pads, dilation=dilation)
-    return np.einsum("pqbhwc,pqcf->bhwf", views, kernel)
+    """Convolution of x [B, H, W, C] with kernel [kh, kw, C / groups, F], zeros around x as `pads` says."""
+    parts = zip(np.split(x, groups, axis=3), np.split(kernel, groups, axis=3), strict=True)
+    views = [(windows(part, kernel.shape[:2], strides, pads, dilation=dilation), k) for part, k in parts]
+    return np.concatenate([np.einsum("pqbhwc,pqcf->bhwf", view, k) for view, k in views], axis=3)
 
 
 def conv_transpose(
@@ -23,10 +25,7 @@ def conv_transpose(
     pads: tuple[tuple[int, int], tuple[int, int]],
 ) -> ndarray:
     """Convolution with `strides - 1` zeros between the pixels of x, `pads` around them."""
-    b, h, w, c = x.shape
-    spread = np.zeros((b, (h - 1) * strides[0] + 1, (w - 1) * strides[1] + 1, c), x.dtype)
-    spread[:, :: strides[0], :: strides[1]] = x
-    return conv(spread, kernel, (1, 1), pads)
+    return conv(spread(x, strides), kernel, (1, 1), pads)
 
 
 def max_pool(
@@ -47,6 +46,32 @@ def avg_pool(
 ) -> ndarray:
     """The mean of each window, padding counted as zeros."""
     return windows(x, window, strides, pads).mean((0, 1))
+
+
+def blur_downsample(x: ndarray, weights: tuple[float, ...]) -> ndarray:
+    """The filter `weights` x `weights` at every second pixel."""
+    pads = (len(weights) - 1) // 2, len(weights) // 2
+    return np.einsum("pqbhwc,pq->bhwc", windows(x, (len(weights),) * 2, (2, 2), (pads, pads)), _outer(weights))
+
+
+def blur_upsample(x: ndarray, weights: tuple[float, ...]) -> ndarray:
+    """Zeros between the pixels, then 4 times the filter, flipped."""
+    low = len(weights) // 2
+    pads = low, len(weights) - low  # one zero more behind: the last pixel has one, too
+    views = windows(spread(x, (2, 2)), (len(weights),) * 2, (1, 1), (pads, pads))
+    return np.einsum("pqbhwc,pq->bhwc", views, 4 * _outer(weights)[::-1, ::-1])
+
+
+def _outer(weights: tuple[float, ...]) -> ndarray:
+    return np.outer(weights, weights) / np.sum(weights) ** 2
+
+
+def spread(x: ndarray, strides: tuple[int, int]) -> ndarray:
+    """`strides - 1` zeros between the pixels of x [B, H, W, C]."""
+    b, h, w, c = x.shape
+    y = np.zeros((b, (h - 1) * strides[0] + 1, (w - 1) * strides[1] + 1, c), x.dtype)
+    y[:, :: strides[0], :: strides[1]] = x
+    return y
 
 
 def windows(

@@ -6,16 +6,18 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import ArrayLike
 
 from jaxai.train.checkpoint import Checkpoints
 from jaxai.train.log import MetricsLog, Progress
 from jaxai.train.run import Run, write_json
-from jaxai.train.sharding import batch_sharding, put_batch, state_sharding
+from jaxai.train.sharding import put_batch, state_sharding
 from jaxai.typing import Array, PyTree
 
 logger = logging.getLogger(__name__)
@@ -62,15 +64,17 @@ def fit(
     mesh: Mesh,
     shard_parameters: bool = False,
     tensorboard: bool = False,
+    steps_per_call: int = 1,
 ) -> Result:
     """Train until ``steps``, from the newest checkpoint of the run or from ``init()``.
 
-    The step is jitted with the state donated and sharded over the devices. Raises FloatingPointError at the first
-    metric that is not finite, after writing ``nonfinite.json``; nothing of that step is saved.
+    The step is jitted with the state donated and sharded over the devices. With ``steps_per_call`` the device takes so
+    many steps, or fewer before a checkpoint, without the host in between: worth it where steps are short, but not for
+    `jax.lax` convolutions on CPU, which are slow inside a loop. Raises FloatingPointError at the first metric that is
+    not finite, after writing ``nonfinite.json``; nothing of that step is saved.
     """
     shapes = jax.eval_shape(init)
     shardings = state_sharding(shapes, mesh, shard_parameters=shard_parameters)
-    put = partial(put_batch, sharding=batch_sharding(mesh))
     with jax.set_mesh(mesh), closing(Checkpoints(run.checkpoints)) as checkpoints:
         start = checkpoints.latest_step() or 0
         compile_seconds = train_seconds = 0.0
@@ -84,7 +88,7 @@ def fit(
         if start >= steps:
             return Result(state, compile_seconds, train_seconds)
         clock = Clock()
-        compiled = compile_step(step, state, shardings, batches, put)
+        take = compile_steps(step, state, shardings, batches, mesh, steps_per_call)
         logger.info("compiled the training step in %.1f s", seconds := clock.lap())
         compile_seconds += seconds
         with (
@@ -98,18 +102,23 @@ def fit(
 
             if not start and (values := call_due(0, state, every)):
                 log.write(0, values)
-            late = None
-            for done in range(start + 1, steps + 1):
-                state, metrics = compiled(state, put(next(batches)))
-                if late:  # one step late: the device works while the host fetches and prepares
-                    write(late[0], finite(*late, state, run))
-                late = (done, metrics)
+            done, late = start, None
+            stops = [checkpoint_every, *(entry.steps for entry in every)]
+            while done < steps:
+                count = min(steps_per_call, steps - done, *(stop - done % stop for stop in stops))
+                state, metrics = take(state, [next(batches) for _ in range(count)])
+                ready, late = late, (done, count, metrics)
+                if ready:  # one call late: the device works while the host fetches and prepares
+                    for row in finite_rows(*ready, state, run):
+                        write(*row)
+                done += count
                 save = done % checkpoint_every == 0 or done == steps
                 if save or any(done % entry.steps == 0 for entry in every):
+                    for number, values in finite_rows(*late, state, run):
+                        write(number, values | (call_due(done, state, every) if number == done else {}))
+                        if number == done:
+                            progress.line(number, values)
                     late = None
-                    values = finite(done, metrics, state, run)
-                    write(done, values | call_due(done, state, every))
-                    progress.line(done, values)
                 if save:
                     log.flush()
                     train_seconds += clock.lap()
@@ -129,14 +138,48 @@ class Clock:
         return self._last - last
 
 
-def compile_step(
-    step: Step, state: PyTree, shardings: PyTree, batches: Batches, put: Callable[[PyTree], PyTree]
-) -> Callable[[PyTree, PyTree], tuple[PyTree, dict[str, Array]]]:
-    """The step compiled for this state and the iterator's batches, whose position stays where it is."""
+def compile_steps(
+    step: Step, state: PyTree, shardings: PyTree, batches: Batches, mesh: Mesh, limit: int = 1
+) -> Callable[[PyTree, list[PyTree]], tuple[PyTree, dict[str, Array]]]:
+    """(state, 1 to ``limit`` batches) -> (state, each metric [limit]): that many steps, the rest of the metrics 0.
+
+    One program for every number of batches, compiled for this state and the iterator's batches, whose position stays
+    where it is.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+
+    def put(rows: list[PyTree]) -> PyTree:
+        rows = rows + rows[-1:] * (limit - len(rows))
+        return put_batch(jax.tree.map(lambda *x: np.stack(x), *rows), sharding)
+
     position = batches.get_state()
-    batch = put(next(batches))
+    stack = put([next(batches)])
     batches.set_state(position)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(state, batch).compile()
+    function = jax.jit(several(step, limit), donate_argnums=0, out_shardings=(shardings, None))
+    compiled = function.lower(state, stack, np.int32(1)).compile()
+    return lambda state, rows: compiled(state, put(rows), np.int32(len(rows)))
+
+
+def several(step: Step, limit: int) -> Callable[[PyTree, PyTree, Array], tuple[PyTree, dict[str, Array]]]:
+    """(state, stacked batches [limit, ...], count []) -> (state, stacked metrics): the first ``count`` steps."""
+
+    def take(state: PyTree, stack: PyTree, index: ArrayLike) -> tuple[PyTree, dict[str, Array]]:
+        return step(state, jax.tree.map(lambda x: x[index], stack))
+
+    def loop(state: PyTree, stack: PyTree, count: Array) -> tuple[PyTree, dict[str, Array]]:
+        def body(index: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+            state, metrics = take(carry[0], stack, index)
+            return state, jax.tree.map(lambda rows, one: rows.at[index].set(one), carry[1], metrics)
+
+        shapes = jax.eval_shape(take, state, stack, 0)[1]
+        empty = jax.tree.map(lambda x: jnp.zeros((limit, *x.shape), x.dtype), shapes)
+        return jax.lax.fori_loop(0, count, body, (state, empty))
+
+    def once(state: PyTree, stack: PyTree, count: Array) -> tuple[PyTree, dict[str, Array]]:
+        state, metrics = take(state, stack, 0)
+        return state, jax.tree.map(lambda x: x[None], metrics)
+
+    return loop if limit > 1 else once
 
 
 def call_due(done: int, state: Any, every: Sequence[Every]) -> dict[str, float]:
@@ -148,22 +191,27 @@ def call_due(done: int, state: Any, every: Sequence[Every]) -> dict[str, float]:
     return values
 
 
-def finite(step: int, metrics: Mapping[str, Array], state: PyTree, run: Run) -> dict[str, float]:
-    """The metrics on the host. Raises FloatingPointError, after writing a report, if one is NaN or infinite.
+def finite_rows(
+    done: int, count: int, metrics: Mapping[str, Array], state: PyTree, run: Run
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """(step, its metrics) on the host, for ``count`` steps after ``done``.
 
-    The report counts the bad elements of ``state``, which may be one step further than the metrics.
+    Raises FloatingPointError at the first that has a NaN or an infinity, after writing a report. The report counts the
+    bad elements of ``state``, which may be further than that step.
     """
-    values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        report = run.folder / "nonfinite.json"
-        details = {"metrics": {name: repr(value) for name, value in values.items()}}
-        write_json(report, {"step": step, "not_finite": bad, **details, "leaves": leaves_not_finite(state)})
-        raise FloatingPointError(
-            f"{bad[0]} is {values[bad[0]]} at step {step}, see {report}: "
-            "lower the learning rate and start again with --resume never"
-        )
-    return values
+    columns = jax.device_get(dict(metrics))
+    for row in range(count):
+        step, values = done + row + 1, {name: float(column[row]) for name, column in columns.items()}
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            report = run.folder / "nonfinite.json"
+            details = {"metrics": {name: repr(value) for name, value in values.items()}}
+            write_json(report, {"step": step, "not_finite": bad, **details, "leaves": leaves_not_finite(state)})
+            raise FloatingPointError(
+                f"{bad[0]} is {values[bad[0]]} at step {step}, see {report}: "
+                "lower the learning rate and start again with --resume never"
+            )
+        yield step, values
 
 
 def leaves_not_finite(state: PyTree) -> dict[str, int]:

@@ -67,5 +67,5 @@ def partition(shape: tuple[int, ...], parts: int) -> PartitionSpec:
 
 
 def put_batch(batch: PyTree, sharding: NamedSharding) -> PyTree:
-    """This process's rows of a global batch (numpy, leading axis) as global arrays on the mesh."""
+    """This process's rows of a global batch (numpy) as global arrays on the mesh."""
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)

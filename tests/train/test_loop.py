@@ -17,6 +17,7 @@ SETUPS = [
     pytest.param({"devices": 1}, id="one"),
     pytest.param({"devices": 4}, id="four"),
     pytest.param({"devices": 4, "shard_parameters": True}, id="four-sharded"),
+    pytest.param({"steps_per_call": 4}, id="four-steps-a-call"),
 ]
 
 
@@ -39,7 +40,7 @@ def test_resumed_run_is_bit_equal(tmp_path, setup):
     assert same_bits(whole.state, parts.state)
 
 
-@pytest.mark.parametrize("setup", SETUPS[1:])
+@pytest.mark.parametrize("setup", SETUPS[1:3])
 def test_four_devices_give_the_losses_of_one(tmp_path, setup):
     train(tmp_path / "one", 10)
     result = train(tmp_path / "four", 10, **setup)
@@ -51,6 +52,23 @@ def test_four_devices_give_the_losses_of_one(tmp_path, setup):
     np.testing.assert_allclose(losses["one"], losses["four"], rtol=1e-5)
     specs = {leaf.sharding.spec for leaf in jax.tree.leaves(result.state.discriminator)}
     assert (PartitionSpec(None, "data") in specs) == setup.get("shard_parameters", False)
+
+
+def test_several_steps_in_one_call_are_the_same_steps(tmp_path):
+    """However many: the calls end before checkpoints, callbacks and the last step."""
+    options = {"every": [Every(3, lambda done, state: {"extra": float(done)})], "checkpoint_every": 5}
+    one = train(tmp_path / "one", 11, **options)
+    four = train(tmp_path / "four", 11, steps_per_call=4, **options)
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "four")
+    ]
+    for a, b in zip(*lines, strict=True):
+        assert a.keys() == b.keys()
+        values = [[value for value in line.values() if not isinstance(value, str)] for line in (a, b)]
+        np.testing.assert_allclose(*values, rtol=1e-5)  # XLA may round apart in two programs
+    assert int(one.state.step) == int(four.state.step) == 11
+    assert {path.name for path in (tmp_path / "four" / "checkpoints").iterdir()} == {"10", "11"}
 
 
 def test_run_that_breaks_off_between_checkpoints_goes_on_without_a_trace(tmp_path):
@@ -98,10 +116,12 @@ class Poisoned(Blobs):
         return batch
 
 
-def test_loss_that_is_not_finite_stops_the_run_with_a_report(tmp_path):
+@pytest.mark.parametrize("steps_per_call", [1, 5])
+def test_loss_that_is_not_finite_stops_the_run_with_a_report(tmp_path, steps_per_call):
     step, init = tiny_gan()
+    options = {"steps": 9, "checkpoint_every": 3, "mesh": make_mesh(1), "steps_per_call": steps_per_call}
     with pytest.raises(FloatingPointError, match=r"at step 4, see .*nonfinite.json.*lower the learning rate"):
-        fit(step, init, Poisoned(), run=Run(tmp_path), steps=9, checkpoint_every=1, mesh=make_mesh(1))
+        fit(step, init, Poisoned(), run=Run(tmp_path), **options)
     report = json.loads((tmp_path / "nonfinite.json").read_text())
     assert report["step"] == 4
     assert "discriminator_loss" in report["not_finite"]
