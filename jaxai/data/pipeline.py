@@ -24,7 +24,9 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """An endless iterator of ``{"image": uint8 [B, height, width, C], "label": int32 [B]}``.
+    """An endless iterator of dicts: image uint8 [B, height, width, C], and label, id and epoch int32 [B].
+
+    ``id`` is the example's row in the data set, ``epoch`` how often all examples have been seen before.
 
     The epochs, each in its own order under ``seed``, follow each other without a gap: no example is left out, and a
     batch may span two of them. ``batch_size`` is the global one: each of ``process_count`` processes gets its own
@@ -58,8 +60,14 @@ def batches(
     local = batch_size // process_count
 
     def batch(index: int) -> Batch:
-        rows = _rows(order, n, index * batch_size + process_index * local, local)
-        return {"image": dataset.images[rows], "label": dataset.labels[rows]}
+        start = index * batch_size + process_index * local
+        rows, epochs = _rows(order, n, start, local), np.arange(start, start + local) // n
+        return {
+            "image": dataset.images[rows],
+            "label": dataset.labels[rows],
+            "id": rows.astype(np.int32),
+            "epoch": epochs.astype(np.int32),
+        }
 
     # An element is a whole batch: grain's own range, shuffle, repeat and batch over rows gave 77,000 images of 28x28 a
     # second, this 2.6 million. It reads without threads, because making a batch takes less time than handing it over.

@@ -1,14 +1,20 @@
 """Image classifiers as thin Linen modules: NHWC images in, one logit a class out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
+from jax import lax
 from jaxtyping import Array, Float
 
 from jaxai.nn.layers import Conv
 from jaxai.ops.conv import conv
 from jaxai.ops.pool import max_pool
-from jaxai.typing import Images
+from jaxai.ops.windows import taps
+from jaxai.typing import Images, Kernel, Key, PyTree
 
 Logits = Float[Array, "B classes"]
 Maps = Float[Array, "B map_height map_width F"]
@@ -71,3 +77,150 @@ def used_pixels(size: int, layers: int) -> int:
     for _ in range(layers - 1):
         size = 2 * size + 2
     return size
+
+
+class AirbenchCNN(nn.Module):
+    """airbench94's classifier: frozen whitening filters, three groups of two 3x3 convolutions, a linear head.
+
+    images -> (x - mean) / std -> 2x2 whitening, GELU -> three `ConvGroup` -> 3x3 max pooling -> x W / width. Images are
+    at least 25x25. 32x32x3 and 10 classes make 1,971,640 parameters. The kernel of ``whiten`` gets no gradient: put
+    that of `whitening_kernel` there before training.
+
+    ``apply({"params": params}, images)`` normalises by the batch's own statistics, as training does; for testing give
+    also ``"batch_stats"``, those of `population_statistics`. ``dtype`` is that of the computation; logits are float32.
+
+    Source: Jordan 2024, arXiv 2404.00498, in the form of his airbench94_muon.
+    """
+
+    mean: Sequence[float]
+    """Of each channel of the images."""
+    std: Sequence[float]
+    channels: Sequence[int] = (64, 256, 256)
+    classes: int = 10
+    dtype: Any = None
+
+    def setup(self) -> None:
+        self.whiten = Whitening(self.dtype)
+        self.group = [ConvGroup(features, self.dtype) for features in self.channels]
+        self.linear = nn.Dense(self.classes, use_bias=False, kernel_init=_unit_variance)
+
+    def __call__(self, images: Images) -> Logits:
+        return self.head(self.features(images))
+
+    def features(self, images: Images) -> Maps:
+        """The last group's maps."""
+        x = nn.gelu(self.whiten(standardise(images, self.mean, self.std)))
+        for group in self.group:
+            x = group(x)
+        return x
+
+    def head(self, features: Maps) -> Logits:
+        """The logits of those maps."""
+        x = max_pool(features, 3, strides=3).reshape(len(features), -1)
+        return self.linear(x.astype(jnp.float32)) / x.shape[1]
+
+
+class Whitening(nn.Module):
+    """2x2 valid convolution from C to 8 C channels with a frozen kernel and a trained bias."""
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Images) -> Maps:
+        shape = (2, 2, x.shape[-1], 8 * x.shape[-1])
+        kernel = lax.stop_gradient(self.param("kernel", nn.initializers.lecun_normal(), shape))
+        bias = self.param("bias", nn.initializers.zeros_init(), shape[-1:])
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return conv(x, kernel, padding="VALID") + bias.reshape(1, 1, 1, -1)
+
+
+class ConvGroup(nn.Module):
+    """3x3 convolution, 2x2 max pooling, batch normalisation, GELU; 3x3 convolution, batch normalisation, GELU."""
+
+    features: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Images) -> Maps:
+        for layer in range(2):
+            x = Conv(self.features, (3, 3), use_bias=False, dtype=self.dtype, kernel_init=partly_identity)(x)
+            x = x if layer else max_pool(x, 2, strides=2)
+            x = nn.gelu(BatchNorm()(x))
+        return x
+
+
+class BatchNorm(nn.Module):
+    """(x - mean) / sqrt(variance + 1e-12) + bias for each channel: batch normalisation without a scale.
+
+    Mean and variance are the variables of the collection ``batch_stats`` where it is given, else those of the batch, in
+    float32; where the collection is mutable, the batch's are put there. Ioffe and Szegedy 2015, arXiv 1502.03167.
+    """
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
+        wide = x.astype(jnp.float32)
+        if self.has_variable("batch_stats", "mean"):
+            mean, variance = (self.get_variable("batch_stats", name) for name in ("mean", "var"))
+        else:
+            mean, variance = wide.mean((0, 1, 2)), wide.var((0, 1, 2))
+            if self.is_mutable_collection("batch_stats"):
+                self.put_variable("batch_stats", "mean", mean)
+                self.put_variable("batch_stats", "var", variance)
+        scale = lax.rsqrt(variance + 1e-12)
+        return (wide * scale.reshape(1, 1, 1, -1) + (bias - mean * scale).reshape(1, 1, 1, -1)).astype(x.dtype)
+
+
+def population_statistics(network: nn.Module, params: PyTree, batches: Iterable[Images]) -> PyTree:
+    """``batch_stats`` for testing: mean and variance of each `BatchNorm` over batches of training images.
+
+    mean = E[mean_B] and variance = E[variance_B + mean_B^2] - mean^2 over batches B of one size, with parameters that
+    no longer change ("precise batch normalisation", Wu and Johnson 2021, arXiv 2105.07576, section 3).
+    """
+
+    @jax.jit
+    def statistics(images: Images) -> PyTree:
+        _, collections = network.apply({"params": params}, images, mutable=["batch_stats"])
+        return collections["batch_stats"]
+
+    def pool(*parts: dict[str, Array]) -> dict[str, Array]:
+        mean = jnp.stack([part["mean"] for part in parts]).mean(0)
+        square = jnp.stack([part["var"] + part["mean"] ** 2 for part in parts]).mean(0)
+        return {"mean": mean, "var": square - mean**2}
+
+    return jax.tree.map(pool, *map(statistics, batches), is_leaf=lambda node: "mean" in node)
+
+
+def whitening_kernel(images: Images) -> Kernel:
+    """Filters [2, 2, C, 8 C] whose outputs on patches of these standardised images are uncorrelated: `Whitening`'s.
+
+    The eigenvectors of the patches' second moments, each divided by sqrt(its eigenvalue + 5e-4), and their negatives.
+    Source: Page 2019, How to train your ResNet, part 8; Jordan 2024, arXiv 2404.00498, section 3.2.
+    """
+    patches = jnp.concatenate(taps(images, (2, 2), (1, 1)), -1)
+    count, channels = patches.size // patches.shape[-1], images.shape[-1]
+    moments = jnp.einsum("nhwi,nhwj->ij", patches, patches, precision="highest") / count
+    values, vectors = jnp.linalg.eigh(moments)
+    filters = (vectors / jnp.sqrt(values + 5e-4)[None]).reshape(2, 2, channels, -1)
+    return jnp.concatenate([filters, -filters], -1)
+
+
+def standardise(images: Images, mean: Sequence[float], std: Sequence[float]) -> Images:
+    """(x - mean) / std, each [C]."""
+    centre, scale = (jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1) for values in (mean, std))
+    return (images - centre) / scale
+
+
+def partly_identity(key: Key[Array, ""], shape: Sequence[int], dtype: Any = jnp.float32) -> Kernel:
+    """A kernel whose first C outputs copy the C inputs; the others are uniform in +-1 / sqrt(fan in), as PyTorch's.
+
+    Source: Jordan 2024, arXiv 2404.00498, section 3.3.
+    """
+    height, width, copied = *shape[:2], min(shape[2:])
+    kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
+    both = jnp.arange(copied)
+    return kernel.at[..., :copied].set(0).at[height // 2, width // 2, both, both].set(1)
+
+
+def _unit_variance(key: Key[Array, ""], shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+    return jax.random.uniform(key, shape, dtype, -(3**0.5), 3**0.5)

@@ -39,8 +39,8 @@ def conv(
     `implementation`: "lax" or "matmul" (patches and a product for each group; depthwise: shifted multiply-adds). None
     is `lax` on every platform but CPU, decided at lowering. There it is "matmul" where that was faster: strides (second
     derivatives 13 times as fast), groups (gradients 13-80 times), depthwise (4-18 times), at most 4 channels in or out
-    (2-3 times), at least 64 channels out of at most 16x16 pixels (training 1.2-1.9 times, but the forward pass alone
-    takes twice as long); dilation alone is `lax` ("matmul" has 0.7 of its speed, but 20 times in a `lax.scan`).
+    (2-3 times), at least 64 channels out of at most 8x8 pixels, or of 16x16 and half as many channels (training 1.2-1.9
+    times, but the forward pass alone takes twice as long); dilation alone is `lax` ("matmul" has 0.7 of its speed, but 20 times in a `lax.scan`).
 
     Raises ValueError for shapes that don't fit or an unknown implementation.
     """
@@ -51,7 +51,8 @@ def conv(
     pads = window_pads(x.shape, window, strides, padding)
     plain = strides == dilation == (1, 1) and groups == 1
     few_outputs = plain and kernel.shape[3] <= 4
-    small_maps = plain and kernel.shape[3] >= 64 and x.shape[1] * x.shape[2] <= 256
+    pixels, many_outputs = x.shape[1] * x.shape[2], kernel.shape[3] >= max(64, 2 * x.shape[3])
+    small_maps = plain and (pixels <= 256 and many_outputs or pixels <= 64 and kernel.shape[3] >= 64)
 
     def by_lax(x: Array, kernel: Array) -> Array:
         options = {"rhs_dilation": dilation, "feature_group_count": groups, "dimension_numbers": _NUMBERS}

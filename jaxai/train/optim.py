@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Hashable
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jaxai.typing import PyTree
 
@@ -32,6 +35,26 @@ class Adam:
             raise ValueError("warmup, final_rate and weight_decay must be 0 or more")
 
 
+@dataclasses.dataclass(frozen=True)
+class Airbench:
+    """airbench94's optimiser: Muon for convolution kernels, SGD with Nesterov momentum 0.85 for biases and the head."""
+
+    filter_rate: float = 0.24
+    bias_rate: float = 0.053
+    """This and head_rate are for the loss summed over a batch."""
+    head_rate: float = 0.67
+    weight_decay: float = 2e-6
+    """Of biases and head: an example's share in what a parameter shrinks by in a step, before the rates' decay."""
+    whitening_share: float = 3 / 8
+    """The share of the horizon in which the whitening bias is trained."""
+
+    def __post_init__(self) -> None:
+        if not min(self.filter_rate, self.bias_rate, self.head_rate) > 0:
+            raise ValueError("filter_rate, bias_rate and head_rate must be positive")
+        if not (self.weight_decay >= 0 and 0 < self.whitening_share <= 1):
+            raise ValueError("weight_decay must be 0 or more, whitening_share more than 0 and at most 1")
+
+
 def schedule(config: Adam, horizon: int) -> optax.Schedule:
     """The learning rate at a step: linear warm-up, then a cosine to its final share at ``horizon``, then constant."""
     rate, start = config.learning_rate, 0.0 if config.warmup else config.learning_rate
@@ -48,10 +71,63 @@ def optimizer(config: Adam, horizon: int) -> optax.GradientTransformation:
     return optax.adam(rate, config.beta1, config.beta2)
 
 
+def airbench_optimizer(config: Airbench, horizon: int, batch_size: int) -> optax.GradientTransformation:
+    """The transformation for parameters of `jaxai.nn.cnn.AirbenchCNN`, on gradients of the mean loss over a batch.
+
+    All rates fall linearly to 0 over ``horizon`` steps, that of the whitening bias over its share of them. A kernel w
+    becomes sqrt(outputs) w / |w| - rate * Muon's update, orthogonalised with 3 Newton-Schulz steps as a matrix of
+    outputs by the rest (momentum 0.6, Nesterov). Biases and head follow ``batch_size`` times their gradient, plus
+    weight_decay * batch_size / rate of themselves. The whitening kernel stays.
+
+    Sources: Jordan 2024, arXiv 2404.00498, and his airbench94_muon; Muon: Jordan et al. 2024,
+    kellerjordan.github.io/posts/muon. optax corrects the bias of Muon's two averages, which changes the first steps.
+    """
+
+    def sgd(rate: float, steps: int) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.scale(batch_size),
+            optax.add_decayed_weights(config.weight_decay * batch_size / rate),
+            optax.sgd(optax.linear_schedule(rate, 0.0, steps), momentum=0.85, nesterov=True),
+        )
+
+    as_matrix = MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+    muon = optax.chain(
+        scale_by_muon(
+            ns_steps=3, beta=0.6, weight_dimension_numbers=lambda kernels: jax.tree.map(lambda _: as_matrix, kernels)
+        ),
+        optax.scale_by_learning_rate(optax.linear_schedule(config.filter_rate, 0.0, horizon)),
+        rescale_kernels(),
+    )
+    transforms: dict[Hashable, optax.GradientTransformation] = {
+        "whitening kernel": optax.set_to_zero(),
+        "whitening bias": sgd(config.bias_rate, max(1, round(config.whitening_share * horizon))),
+        "kernel": muon,
+        "bias": sgd(config.bias_rate, horizon),
+        "head": sgd(config.head_rate, horizon),
+    }
+    return optax.partition(transforms, airbench_groups)
+
+
+def airbench_groups(params: PyTree) -> PyTree:
+    """Which of `airbench_optimizer`'s groups each parameter belongs to."""
+    by_rank = {1: "bias", 2: "head", 4: "kernel"}
+    groups = jax.tree.map(lambda leaf: by_rank[leaf.ndim], params)
+    return groups | {"whiten": {"kernel": "whitening kernel", "bias": "whitening bias"}}
+
+
+def rescale_kernels() -> optax.GradientTransformation:
+    """Adds to the update of a kernel [..., F] what brings the kernel itself to the norm sqrt(F)."""
+
+    def rescaled(update: Array, kernel: Array) -> Array:
+        return update + (math.sqrt(kernel.shape[-1]) / jnp.linalg.norm(kernel) - 1) * kernel
+
+    return optax.stateless(lambda updates, params: jax.tree.map(rescaled, updates, params))
+
+
 def cosine(step: ArrayLike, start: float, end: float, horizon: int) -> Array:
     """From ``start`` at step 0 to ``end`` at step ``horizon`` along half a cosine, then constant."""
-    share = jax.numpy.clip(step / max(horizon, 1), 0.0, 1.0)
-    return end + (start - end) * 0.5 * (1.0 + jax.numpy.cos(math.pi * share))
+    share = jnp.clip(step / max(horizon, 1), 0.0, 1.0)
+    return end + (start - end) * 0.5 * (1.0 + jnp.cos(math.pi * share))
 
 
 def average_decay(step: ArrayLike, batch_size: int, half_life: float, ramp_up: float = 0.05) -> Array:
@@ -61,7 +137,7 @@ def average_decay(step: ArrayLike, batch_size: int, half_life: float, ramp_up: f
     does not carry the initial weights along (StyleGAN2, arXiv 1912.04958).
     """
     images_seen = (step + 1.0) * batch_size
-    return 0.5 ** (batch_size / jax.numpy.minimum(half_life, ramp_up * images_seen))
+    return 0.5 ** (batch_size / jnp.minimum(half_life, ramp_up * images_seen))
 
 
 def update_average(average: PyTree, params: PyTree, decay: ArrayLike) -> PyTree:

@@ -27,7 +27,7 @@ def test_what_a_batch_is():
     batch = next(iterator)
     assert batch["image"].shape == (4, 1, 1, 1)
     assert batch["image"].dtype == np.uint8
-    assert batch["label"].dtype == np.int32
+    assert {batch[name].dtype for name in ("label", "id", "epoch")} == {np.dtype(np.int32)}
     np.testing.assert_array_equal(batch["image"].ravel(), batch["label"])
 
 
@@ -37,6 +37,20 @@ def test_epochs_follow_each_other_without_a_gap(batch_size):
     epochs = rows[: len(rows) // 10 * 10].reshape(-1, 10)
     assert np.all(np.sort(epochs, axis=1) == np.arange(10))
     assert len({tuple(epoch) for epoch in epochs}) > 20
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_ids_and_epochs_say_which_example_it_is_and_how_often_it_was_seen(count):
+    parts = [batches(numbered(10), 4, seed=5, process_index=i, process_count=count) for i in range(count)]
+    seen = np.zeros(10, int)
+    for _ in range(20):
+        for part in parts:
+            batch = next(part)
+            np.testing.assert_array_equal(batch["id"], batch["label"])
+            for row, epoch in zip(batch["id"], batch["epoch"], strict=True):
+                assert epoch == seen[row]
+                seen[row] += 1
+    assert seen.tolist() == [8] * 10
 
 
 def test_without_shuffling():

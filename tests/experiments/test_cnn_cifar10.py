@@ -1,5 +1,6 @@
 """The classifier as a person runs it: end to end, continued, misused."""
 
+import dataclasses
 import json
 
 import chex
@@ -10,8 +11,12 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
+from jaxai.data import Dataset
+from jaxai.data.pipeline import batches
 from jaxai.nn.cnn import ArticleCNN
-from tests.experiments.commands import SCRIPTS, run
+from jaxai.train.run import Run
+from jaxai.train.sharding import make_mesh
+from tests.experiments.commands import SCRIPTS, load, run
 
 SCRIPT = SCRIPTS / "cnn_cifar10.py"
 PICTURES = ("roc.png", "confusion.png", "mistakes.png", "filters.png", "explanations.png")
@@ -25,14 +30,17 @@ def test_debug_run_makes_everything_and_goes_on(tmp_path):
     assert "going on from step 20" in result.stderr
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["steps"] == 40
-    assert f"Test accuracy: {summary['test_accuracy']:.4f}" in result.stdout
+    assert result.stdout.count("Test accuracy: ") == 1
+    assert result.stdout.startswith(f"Test accuracy: {summary['test_accuracy']:.4f}\n")
     assert summary["test"]["examples"] == 500
     assert np.trace(summary["test"]["confusion"]) / 500 == summary["test_accuracy"] > 0.5
     for name in PICTURES:
         with Image.open(workdir / name) as picture:
             assert min(picture.size) > 50
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-    assert "this run is finished" in run(SCRIPT, workdir).stderr
+    again = run(SCRIPT, workdir)
+    assert "this run is finished" in again.stderr
+    assert again.stdout == result.stdout
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
 
 
@@ -41,6 +49,9 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
         (["--batch-size", "0"], "--batch-size"),
         (["--dataset", "cifar10", "--data-dir", str(tmp_path)], "data_batch_1.bin"),
         (["--preset", "artikle"], "did you mean article"),
+        (["--channels", "8", "8"], "--channels"),
+        (["--dtype", "bfloat16"], "--recipe airbench"),
+        (["--held-out", "4500"], "--held-out"),
     ]:
         result = run(SCRIPT, tmp_path / "run", *arguments)
         assert result.returncode == 2
@@ -78,3 +89,73 @@ def test_the_network_is_the_articles(key):
     assert features.shape == (2, 4, 4, 64)
     whole, parts = network.apply(variables, images), network.apply(variables, features, method="head")
     np.testing.assert_array_equal(whole, parts)
+
+
+AIRBENCH = ("--recipe", "airbench", "--channels", "4", "4", "4", "--held-out", "100", "--checkpoint-every", "2")
+
+
+def test_airbench_through_the_command(tmp_path):
+    workdir = tmp_path / "run"
+    for steps in ("2", "4"):
+        result = run(SCRIPT, workdir, *AIRBENCH, "--steps", steps)
+        assert result.returncode == 0, result.stderr
+    assert "going on from step 2" in result.stderr
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert (summary["steps"], summary["test"]["examples"]) == (4, 100)
+    for name in PICTURES:
+        with Image.open(workdir / name) as picture:
+            assert min(picture.size) > 50
+
+
+def stripes(rng, count):
+    """Pictures of four classes: stripes that lie or stand, in red or blue, in noise."""
+    labels = rng.integers(0, 4, count).astype(np.int32)
+    wave = 60 * np.sin(2 * np.pi * (np.arange(32)[None] / 8 + rng.uniform(size=(count, 1))))
+    standing = np.broadcast_to(wave[:, None, :], (count, 32, 32))
+    images = 128 + rng.normal(0, 30, (count, 32, 32, 3))
+    images[np.arange(count), :, :, 2 * (labels % 2)] += np.where(
+        labels[:, None, None] < 2, standing, standing.transpose(0, 2, 1)
+    )
+    images = images.clip(0, 255).astype(np.uint8)
+    return Dataset("stripes", "train", images, labels, 4, "made up", False, "0" * 16)
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return load(SCRIPT)
+
+
+def test_airbench_learns(experiment, tmp_path):
+    """Two classes alone tell it: the network must see colour and direction."""
+    rng = np.random.default_rng(0)
+    data, scored = stripes(rng, 600), stripes(rng, 130)
+    config = experiment.Config(
+        recipe="airbench", channels=(6, 6, 6), batch_size=60, steps=30, horizon=30, checkpoint_every=30, devices=1
+    )
+    network = experiment.build(config, data)
+    result = experiment.train(
+        config, network, data, batches(data, 60, seed=0), Run(tmp_path), make_mesh(1, batch_size=60)
+    )
+    params = jax.device_get(result.state.params)
+    standard = (data.images / 255 - np.reshape(network.mean, (1, 1, 1, 3))) / np.reshape(network.std, (1, 1, 1, 3))
+    np.testing.assert_allclose(params["whiten"]["kernel"], experiment.whitening_kernel(standard), atol=1e-3)
+    variables = experiment.trained_variables(network, params, data)
+    probabilities = experiment.test(network, variables, scored)
+    assert probabilities.shape == (130, 4)
+    assert (probabilities.argmax(1) == scored.labels).mean() > 0.9
+    mirrored = dataclasses.replace(scored, images=scored.images[:, :, ::-1])
+    # six float32 views, added in another order
+    np.testing.assert_allclose(experiment.test(network, variables, mirrored), probabilities, atol=1e-4)
+
+
+def test_six_views(experiment):
+    """Of an image whose values name its pixels."""
+    images = np.arange(2 * 5 * 6 * 1.0).reshape(2, 5, 6, 1)
+    weights, views = zip(*experiment.six_views(images), strict=True)
+    assert sum(weights) == 1
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
+    wanted = {0.25: [images], 0.125: [padded[:, :5, :6], padded[:, 2:, 2:]]}
+    for weight, crops in wanted.items():
+        found = [view for w, view in zip(weights, views, strict=True) if w == weight]
+        for crop in [*crops, *(crop[:, :, ::-1] for crop in crops)]:
+            assert sum(np.array_equal(view, crop) for view in found) == 1

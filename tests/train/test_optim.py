@@ -1,0 +1,126 @@
+"""airbench's optimiser against its recipe, written out in NumPy."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxai.train.optim import Airbench, airbench_groups, airbench_optimizer
+
+HORIZON, BATCH = 40, 20
+SHAPES = {
+    "whiten": {"kernel": (2, 2, 3, 24), "bias": (24,)},
+    "group_0": {"Conv_0": {"kernel": (3, 3, 4, 6)}, "BatchNorm_0": {"bias": (6,)}},
+    "linear": {"kernel": (6, 10)},
+}
+
+
+def random_like_parameters(rng):
+    draw = lambda shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    return jax.tree.map(draw, SHAPES, is_leaf=lambda node: isinstance(node, tuple))
+
+
+def newton_schulz(matrix):
+    """Three steps of Muon's iteration, as a polynomial of the singular values."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    values = values / np.linalg.norm(matrix)
+    for _ in range(3):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    return left * values[None] @ right
+
+
+def muon(kernel, gradients, rate):
+    """airbench94_muon's filter update: kernel as [out, in * kh * kw]."""
+    momentum = np.zeros((kernel.shape[-1], kernel.size // kernel.shape[-1]))
+    matrices = [g.reshape(-1, g.shape[-1]).T for g in (kernel, *gradients)]
+    weight = np.asarray(matrices[0], np.float64)
+    trajectory = []
+    for step, gradient in enumerate(matrices[1:]):
+        momentum = 0.6 * momentum + gradient
+        weight = weight * len(weight) ** 0.5 / np.linalg.norm(weight)
+        weight = weight - rate * (1 - step / HORIZON) * newton_schulz(gradient + 0.6 * momentum)
+        trajectory.append(weight.T.reshape(kernel.shape))
+    return trajectory
+
+
+def sgd(parameter, gradients, rate, horizon):
+    """PyTorch's SGD with Nesterov momentum 0.85 on the summed loss, with coupled weight decay."""
+    momentum, parameter, trajectory = 0.0, np.asarray(parameter, np.float64), []
+    for step, gradient in enumerate(gradients):
+        total = BATCH * gradient + 2e-6 * BATCH / rate * parameter
+        momentum = 0.85 * momentum + total
+        parameter = parameter - rate * max(0, 1 - step / horizon) * (total + 0.85 * momentum)
+        trajectory.append(parameter)
+    return trajectory
+
+
+def test_airbench_is_its_recipe():
+    rng = np.random.default_rng(0)
+    params = first = random_like_parameters(rng)
+    gradients = [random_like_parameters(rng) for _ in range(HORIZON)]
+    tx = airbench_optimizer(Airbench(), HORIZON, BATCH)
+    state, trajectory = tx.init(params), []
+
+    @jax.jit
+    def step(params, gradient, state):
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for gradient in gradients:
+        params, state = step(params, gradient, state)
+        trajectory.append(params)
+
+    def compare(select, recipe, **tolerance):
+        desired = recipe(select(first), list(map(select, gradients)))
+        for found, wanted in zip(map(select, trajectory), desired, strict=True):
+            np.testing.assert_allclose(found, wanted, **tolerance)
+
+    # float32 sums over 40 steps: parameters of biases move by tens, those of the head by hundreds
+    compare(lambda p: p["whiten"]["kernel"], lambda kernel, _: [kernel] * HORIZON, rtol=0)
+    compare(lambda p: p["whiten"]["bias"], lambda p, g: sgd(p, g, 0.053, 15), rtol=1e-4, atol=1e-3)
+    compare(lambda p: p["group_0"]["BatchNorm_0"]["bias"], lambda p, g: sgd(p, g, 0.053, HORIZON), rtol=1e-4, atol=1e-3)
+    compare(lambda p: p["linear"]["kernel"], lambda p, g: sgd(p, g, 0.67, HORIZON), rtol=1e-4, atol=1e-2)
+
+    def kernel(p):
+        return p["group_0"]["Conv_0"]["kernel"]
+
+    moves = list(map(move, *pairs(kernel(first), map(kernel, trajectory))))
+    wanted = list(map(move, *pairs(kernel(first), muon(kernel(first), map(kernel, gradients), 0.24))))
+    # optax corrects the bias of its averages, which turns the first moves
+    np.testing.assert_allclose(moves[15:], wanted[15:], atol=1e-4)
+    assert max(np.abs(moves[1] - wanted[1]).ravel()) > 1e-3
+
+
+def pairs(first, trajectory):
+    """What each step began with, and what it led to."""
+    trajectory = list(trajectory)
+    return [first, *trajectory[:-1]], trajectory
+
+
+def move(before, after):
+    """What a step added to a kernel beside rescaling it."""
+    before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    return after - before.shape[-1] ** 0.5 / np.linalg.norm(before) * before
+
+
+def test_groups():
+    assert airbench_groups(random_like_parameters(np.random.default_rng(0))) == {
+        "whiten": {"kernel": "whitening kernel", "bias": "whitening bias"},
+        "group_0": {"Conv_0": {"kernel": "kernel"}, "BatchNorm_0": {"bias": "bias"}},
+        "linear": {"kernel": "head"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"filter_rate": 0.0}, "filter_rate, bias_rate and head_rate must be positive"),
+        ({"head_rate": -1.0}, "must be positive"),
+        ({"weight_decay": -1e-6}, "weight_decay must be 0 or more"),
+        ({"whitening_share": 0.0}, "whitening_share"),
+        ({"whitening_share": 1.5}, "whitening_share"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Airbench(**options)
