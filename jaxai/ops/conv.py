@@ -39,8 +39,9 @@ def conv(
     `implementation`: "lax" or "matmul" (patches and a product for each group; depthwise: shifted multiply-adds). None
     is `lax` on every platform but CPU, decided at lowering. There it is "matmul" where that was faster: strides (second
     derivatives 13 times as fast), groups (gradients 13-80 times), depthwise (4-18 times), at most 4 channels in or out
-    (2-3 times), at least 64 channels out of at most 8x8 pixels, or of 16x16 and half as many channels (training 1.2-1.9
-    times, but the forward pass alone takes twice as long); dilation alone is `lax` ("matmul" has 0.7 of its speed, but 20 times in a `lax.scan`).
+    (2-3 times), and at least 64 channels out of at most 8x8 pixels, or 16x16 if in are half as many (training 1.2-1.9
+    times, but a forward pass alone takes twice as long). Dilation alone is `lax` ("matmul" has 0.7 of its speed, but 20
+    times in a `lax.scan`).
 
     Raises ValueError for shapes that don't fit or an unknown implementation.
     """
@@ -51,8 +52,8 @@ def conv(
     pads = window_pads(x.shape, window, strides, padding)
     plain = strides == dilation == (1, 1) and groups == 1
     few_outputs = plain and kernel.shape[3] <= 4
-    pixels, many_outputs = x.shape[1] * x.shape[2], kernel.shape[3] >= max(64, 2 * x.shape[3])
-    small_maps = plain and (pixels <= 256 and many_outputs or pixels <= 64 and kernel.shape[3] >= 64)
+    most_pixels = 256 if kernel.shape[3] >= 2 * x.shape[3] else 64
+    small_maps = plain and kernel.shape[3] >= 64 and x.shape[1] * x.shape[2] <= most_pixels
 
     def by_lax(x: Array, kernel: Array) -> Array:
         options = {"rhs_dilation": dilation, "feature_group_count": groups, "dimension_numbers": _NUMBERS}
