@@ -40,7 +40,7 @@ def normalise(x, bias):
 
 
 def gelu(x):
-    return x * 0.5 * (1 + lax.erf(x / np.sqrt(2)))
+    return x * 0.5 * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
 def by_hand(params, images):
