@@ -180,7 +180,7 @@ def population_statistics(network: nn.Module, params: PyTree, batches: Iterable[
     """
 
     @jax.jit
-    def statistics(images: Images) -> PyTree:
+    def statistics(params: PyTree, images: Images) -> PyTree:
         _, collections = network.apply({"params": params}, images, mutable=["batch_stats"])
         return collections["batch_stats"]
 
@@ -189,7 +189,7 @@ def population_statistics(network: nn.Module, params: PyTree, batches: Iterable[
         square = jnp.stack([part["var"] + part["mean"] ** 2 for part in parts]).mean(0)
         return {"mean": mean, "var": square - mean**2}
 
-    return jax.tree.map(pool, *map(statistics, batches), is_leaf=lambda node: "mean" in node)
+    return jax.tree.map(pool, *(statistics(params, images) for images in batches), is_leaf=lambda node: "mean" in node)
 
 
 def whitening_kernel(images: Images) -> Kernel:
