@@ -15,7 +15,9 @@ from jaxai.typing import Array, Images
 class Conv(nn.Module):
     """Convolution of images: kernel [kh, kw, C / groups, features] and bias [features], as `flax.linen.Conv`.
 
-    `dtype` is that of the computation (None: as input and parameters promote), `param_dtype` that of the parameters.
+    It has that layer's fields for two dimensions, zeros as padding and no mask, and `jaxai.ops.conv`'s meaning of them;
+    parameters are interchangeable. `dtype` is that of the computation (None: as input and parameters promote),
+    `param_dtype` that of the parameters. Raises ValueError for sizes that don't fit.
     """
 
     features: int
@@ -33,7 +35,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images) -> Float[Array, "B out_height out_width F"]:
-        kernel, bias = _parameters(self, x.shape[-1] // self.feature_group_count)
+        kernel, bias = _parameters(self, x, self.feature_group_count)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = conv(
             x,
@@ -50,7 +52,7 @@ class Conv(nn.Module):
 class ConvTranspose(nn.Module):
     """Transposed convolution: kernel [kh, kw, C, features] and bias [features], as `flax.linen.ConvTranspose`.
 
-    `dtype` is that of the computation (None: as input and parameters promote), `param_dtype` that of the parameters.
+    As for `Conv`; the kernel isn't flipped or transposed (flax's `transpose_kernel=False`, its default), nor dilated.
     """
 
     features: int
@@ -66,14 +68,18 @@ class ConvTranspose(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images) -> Float[Array, "B out_height out_width F"]:
-        kernel, bias = _parameters(self, x.shape[-1])
+        kernel, bias = _parameters(self, x, 1)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = conv_transpose(x, kernel, strides=self.strides, padding=self.padding, implementation=self.implementation)
         return _add_bias(y, bias)
 
 
-def _parameters(layer: Conv | ConvTranspose, in_features: int) -> tuple[Array, Array | None]:
-    shape = (*layer.kernel_size, in_features, layer.features)
+def _parameters(layer: Conv | ConvTranspose, x: Array, groups: int) -> tuple[Array, Array | None]:
+    if isinstance(layer.kernel_size, int):  # one dimension in flax.linen
+        raise ValueError(f"kernel_size={layer.kernel_size}: give height and width")
+    if groups < 1 or x.shape[-1] % groups:
+        raise ValueError(f"feature_group_count={groups} must divide the {x.shape[-1]} channels of x {x.shape}")
+    shape = (*layer.kernel_size, x.shape[-1] // groups, layer.features)
     kernel = layer.param("kernel", layer.kernel_init, shape, layer.param_dtype)
     if not layer.use_bias:
         return kernel, None

@@ -41,7 +41,11 @@ def max_pool(
     def by_slices(x: Array) -> Array:
         if window == strides and not any(map(any, pads)):
             return _pool_blocks(x, window)
-        return lax.optimization_barrier(reduce(_first_largest, _views(x, window, strides, pads, -jnp.inf)))
+        # Of each row, then of the rows, which keeps the first of equals: kh + kw views instead of kh * kw. The gradient
+        # of a 3x3 window takes half the time at stride 2, a fifth at 1.
+        x = shift_pad(_once(x, window, strides), pads, -jnp.inf)
+        rows = reduce(_first_largest, taps(x, (1, window[1]), (1, strides[1])))
+        return lax.optimization_barrier(reduce(_first_largest, taps(rows, (window[0], 1), (strides[0], 1))))
 
     return choose({"lax": by_lax, "slices": by_slices}, implementation, fast=True)(x)
 
@@ -68,7 +72,8 @@ def avg_pool(
         return _reduce_window(x, 0.0, lax.add, window, strides, pads) / size
 
     def by_slices(x: Array) -> Array:
-        return lax.optimization_barrier(reduce(lax.add, _views(x, window, strides, pads, 0.0)) / size)
+        views = taps(shift_pad(_once(x, window, strides), pads), window, strides)
+        return lax.optimization_barrier(reduce(lax.add, views) / size)
 
     return choose({"lax": by_lax, "slices": by_slices}, implementation, fast=True)(x)
 
@@ -128,12 +133,11 @@ def _weighted_sum(views: list[Array], weights: list[float]) -> Array:
     return reduce(lax.add, [view * weight for view, weight in zip(views, weights, strict=True)])
 
 
-def _views(x: Array, window: Pair, strides: Pair, pads: list[Pair], fill: float) -> list[Array]:
+def _once(x: Array, window: Pair, strides: Pair) -> Array:
     """Without barriers (here, and after the pooling for its gradient) XLA's CPU backend computes again for each view
     what x is made of: the gradient of 3x3 average pooling before a tanh took 37 ms instead of 2."""
     overlapping = window[0] > strides[0] or window[1] > strides[1]
-    x = lax.optimization_barrier(x) if overlapping else x  # else x is read once: no copy of it
-    return taps(shift_pad(x, pads, fill), window, strides)
+    return lax.optimization_barrier(x) if overlapping else x  # else x is read once: no copy of it
 
 
 def _pool_blocks(x: Array, window: Pair) -> Array:
