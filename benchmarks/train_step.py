@@ -157,13 +157,14 @@ def speed(config: Config, batch_size: int, asks: dict[str, Ask]) -> dict[str, An
 
 
 def ours(batch_size: int, steps: int) -> Turn:
-    """Turns of so many steps with their input, as `jaxai.train.loop` runs them."""
+    """Turns of so many steps with their input, as `jaxai.train.loop` runs them; large batches in parts of 64."""
+    step = partial(STEP, parts=max(1, batch_size // 64) if batch_size % 64 == 0 else 1)
     mesh = make_mesh(1)
     with jax.set_mesh(mesh):
         state = jax.jit(first_state, out_shardings=state_sharding(jax.eval_shape(first_state), mesh))()
         stream = batches(random_data(steps * batch_size), batch_size, seed=0)
         shardings = state_sharding(jax.eval_shape(first_state), mesh)
-        take = compile_steps(STEP, state, shardings, stream, mesh, STEPS_PER_CALL)
+        take = compile_steps(step, state, shardings, stream, mesh, STEPS_PER_CALL)
 
     def turn(repeats: int) -> list[float]:
         nonlocal state

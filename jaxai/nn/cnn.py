@@ -136,16 +136,22 @@ class Whitening(nn.Module):
 
 
 class ConvGroup(nn.Module):
-    """3x3 convolution, 2x2 max pooling, batch normalisation, GELU; 3x3 convolution, batch normalisation, GELU."""
+    """3x3 convolution, 2x2 max pooling, batch normalisation, GELU; 3x3 convolution, batch normalisation, GELU.
+
+    Of odd maps the last row and column are never computed where the pooling leaves them over.
+    """
 
     features: int
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Images) -> Maps:
-        for layer in range(2):
-            x = Conv(self.features, (3, 3), use_bias=False, dtype=self.dtype, kernel_init=partly_identity)(x)
-            x = x if layer else max_pool(x, 2, strides=2)
+        for pooled in (True, False):
+            padding = tuple((1, 1 - size % 2 if pooled else 1) for size in x.shape[1:3])
+            x = Conv(
+                self.features, (3, 3), padding=padding, use_bias=False, dtype=self.dtype, kernel_init=partly_identity
+            )(x)
+            x = max_pool(x, 2, strides=2) if pooled else x
             x = nn.gelu(BatchNorm()(x))
         return x
 
