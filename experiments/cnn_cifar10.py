@@ -278,6 +278,8 @@ def report(run: Run, summary: dict[str, Any]) -> None:
     figures = summary["test"]
     means = {name: figures[f"{name}_macro"] for name in ("precision", "recall", "f1", "auc")}
     print(", ".join(f"{name} {value:.4f}" for name, value in means.items() if value is not None), "(means of classes)")
+    if missing := figures["missing_classes"]:
+        print(f"no test images of: {', '.join(missing)}")
     print(f"{summary['parameters']:,} parameters, trained in {summary['train_seconds']} s")
     print(f"pictures: {run.folder}/roc.png, confusion.png, mistakes.png, filters.png, explanations.png")
 
