@@ -112,7 +112,7 @@ def main(config: Config) -> None:
         rows = [speed(name, case, asks, config.rounds) for name, case in cases.items() if config.rounds]
     write(config.out / "convolution.json", {"bound": BOUND, "checks": checks, "rows": rows, "figures": []})
     if wrong := [row["case"] for row in checks if max(row["largest_difference"].values()) > BOUND]:
-        print(f"differences over {BOUND}: {', '.join(wrong)}", file=sys.stderr)
+        print(f"differences over {BOUND}: {'; '.join(wrong)}", file=sys.stderr)
         sys.exit(1)
 
 

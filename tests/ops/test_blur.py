@@ -42,7 +42,7 @@ def by_lax(name, weights):
     return f
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("weights", [*WEIGHTS, (1, 2, 1, 0)])
 @pytest.mark.parametrize("name", OPS)
 def test_forward_is_the_oracle(name, weights):
     for shape in (SHAPE, (1, 5, 3, 2)):
