@@ -53,7 +53,7 @@ def main(config: Config) -> None:
     cost: Any = compiled.cost_analysis()
     peak = product_rate()
     events, seconds = profile(compiled, state, batch, config.steps)
-    rows = shares(compiled.as_text(), events, seconds, config.steps)
+    rows = shares(str(compiled.as_text()), events, seconds, config.steps)
     figures = {
         "batch_size": config.batch_size,
         "milliseconds": round(seconds / config.steps * 1e3, 2),
@@ -80,9 +80,10 @@ def product_rate() -> float:
 
 def profile(compiled: Any, state: Any, batch: Any, steps: int) -> tuple[list[dict[str, Any]], float]:
     """The trace's events over so many steps, and the seconds they took."""
+    metrics = None
     for _ in range(10):
         state, metrics = compiled(state, batch)
-        jax.block_until_ready(metrics)
+    jax.block_until_ready(metrics)
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # it would double the time
     with tempfile.TemporaryDirectory() as folder:

@@ -107,10 +107,10 @@ def conv_transpose(
 
 
 def _patches(x: Array, kernel: Array, strides: Pair, pads: Sequence[Pair], dilation: Pair) -> Array:
-    kh, kw, _, f = kernel.shape
-    patches = jnp.concatenate(taps(shift_pad(x, pads), (kh, kw), strides, dilation), axis=-1)
-    b, h, w, k = patches.shape
-    return (patches.reshape(b * h * w, k) @ kernel.reshape(k, f)).reshape(b, h, w, f)
+    kh, kw, c, f = kernel.shape
+    patches = jnp.stack(taps(shift_pad(x, pads), (kh, kw), strides, dilation), axis=3)
+    b, h, w, *_ = patches.shape
+    return (patches.reshape(b * h * w, kh * kw * c) @ kernel.reshape(kh * kw * c, f)).reshape(b, h, w, f)
 
 
 def _grouped(x: Array, kernel: Array, groups: int, form: Callable[[Array, Array], Array]) -> Array:
