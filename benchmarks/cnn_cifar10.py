@@ -12,6 +12,7 @@ At the end the input pipeline alone is compared with the training that it feeds.
 import dataclasses
 import json
 import os
+import runpy
 import statistics
 import subprocess
 import sys
@@ -35,6 +36,7 @@ PEER = REPOSITORY / "benchmarks" / "peers" / "keras_cnn_cifar10.py"
 EPOCHS, IMAGES, BATCH = 10.0, 50_000, 64
 SAID = "Test accuracy:"
 KEYS = ("seconds", "accuracy")
+PRESETS = runpy.run_path(str(OURS))["PRESETS"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,22 +51,17 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)
     """One run of each program per seed."""
     presets: tuple[str, ...] = ("article", "fast")
-    """Of our experiment; those that it doesn't know are left out."""
+    """Of our experiment."""
     epochs: float = EPOCHS
     """Less than 10 shortens every program, for trying out; below 1 it is a part of the first epoch."""
 
     def __post_init__(self) -> None:
         if not self.seeds or not self.presets:
             raise ValueError(f"--seeds and --presets need one at least, got {self.seeds} and {self.presets}")
-        if not 0 < self.epochs <= EPOCHS or (self.epochs > 1 and self.epochs % 1) or self.steps < 1:
+        if not 0 < self.epochs <= EPOCHS or (self.epochs > 1 and self.epochs % 1) or self.epochs * IMAGES < BATCH:
             raise ValueError(
                 f"--epochs must be a whole number up to 10, or above 0.0013 and below 1, got {self.epochs}"
             )
-
-    @property
-    def steps(self) -> int:
-        """Of our experiment in so many epochs."""
-        return int(self.epochs * IMAGES / BATCH)
 
 
 def main(config: Config) -> None:
@@ -76,12 +73,9 @@ def main(config: Config) -> None:
     data = load("cifar10", "train", data_dir=config.data_dir)
     if message := refusal([config.peers, PEER]):
         raise ValueError(f"--peers {config.peers}: {message}")
-    refusals = {preset: refusal([sys.executable, OURS, "--preset", preset]) for preset in config.presets}
-    presets = [preset for preset, message in refusals.items() if not message]
-    for message in filter(None, refusals.values()):
-        print(f"left out: {message}", flush=True)
-    if not presets:
-        raise ValueError(f"--presets {' '.join(config.presets)}: experiments/cnn_cifar10.py has none of them")
+    presets = config.presets
+    if unknown := set(presets) - set(PRESETS):
+        raise ValueError(f"--presets {' '.join(sorted(unknown))} unknown: the experiment has {', '.join(PRESETS)}")
     config.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in config.seeds:
@@ -91,7 +85,8 @@ def main(config: Config) -> None:
         print(json.dumps(row), flush=True)
         rows.append(row)
     result = {"epochs": config.epochs, "rows": rows, **compare(rows, presets), "pipeline": pipeline(data)}
-    rates = [row[presets[0]]["steps"] * BATCH / row[presets[0]]["train_seconds"] for row in rows]
+    batch_size = PRESETS[presets[0]].batch_size
+    rates = [row[presets[0]]["steps"] * batch_size / row[presets[0]]["train_seconds"] for row in rows]
     result["training_examples_per_second"] = spread(rates)
     times = result["pipeline"]["median"] / statistics.median(rates)
     result["figures"].append(figure(f"input pipeline, times the training of {presets[0]}", times, ">=", 5))
@@ -119,7 +114,8 @@ def run_ours(config: Config, preset: str, seed: int) -> dict[str, Any]:
         workdir = Path(scratch) / "run"
         options = {"--preset": preset, "--data-dir": config.data_dir, "--workdir": workdir, "--seed": seed}
         options |= {"--resume": "never", "--platform": "cpu"}
-        options |= {"--steps": config.steps} if config.epochs < EPOCHS else {}
+        if config.epochs < EPOCHS:
+            options["--steps"] = max(1, round(config.epochs / EPOCHS * PRESETS[preset].steps))
         cache = {"JAX_COMPILATION_CACHE_DIR": str(Path(scratch) / "cache")}
         result, _ = timed([sys.executable, OURS, *flat(options)], cache)
         summary = json.loads((workdir / "summary.json").read_text())

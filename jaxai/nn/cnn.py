@@ -58,7 +58,8 @@ class ArticleCNN(nn.Module):
 class PooledConv(nn.Module):
     """Valid 3x3 convolution and 2x2 max pooling; kernel [3, 3, C, features] and bias [features], as in `Conv`.
 
-    The bias is added after the pooling, max(a + b) = max(a) + b, to a quarter of the pixels.
+    The bias is added after the pooling, max(a + b) = max(a) + b, to a quarter of the pixels: with bias and ReLU before
+    it a training step of the article's network had 0.8 of the speed.
     """
 
     features: int
@@ -71,12 +72,18 @@ class PooledConv(nn.Module):
 
 
 def used_pixels(size: int, layers: int) -> int:
-    """How many of ``size`` pixels reach the last of so many valid 3x3 convolutions with 2x2 pooling between them."""
+    """How many of ``size`` pixels reach the last of so many valid 3x3 convolutions with 2x2 pooling between them.
+
+    ValueError where none do.
+    """
+    last, smallest = size, 3
     for _ in range(layers - 1):
-        size = (size - 2) // 2
+        last, smallest = (last - 2) // 2, 2 * smallest + 2
+    if size < smallest:
+        raise ValueError(f"images: {size} pixels, too few for {layers} convolutions: give {smallest} at least")
     for _ in range(layers - 1):
-        size = 2 * size + 2
-    return size
+        last = 2 * last + 2
+    return last
 
 
 class AirbenchCNN(nn.Module):

@@ -24,7 +24,7 @@ def max_pool(
     padding: Padding = "VALID",
     implementation: str | None = None,
 ) -> Float[Array, "B out_height out_width C"]:
-    """The largest value of each window, per channel; NaN where a window holds one. Padding never wins.
+    """The largest value of each window, per channel; NaN (and any derivative) where one holds it. Padding never wins.
 
     x [B, H, W, C]; `strides` defaults to 1, as in `flax.linen.max_pool`. Of equal values the first in row order takes
     the whole gradient, as `lax.reduce_window` has it (`jnp.maximum` would share it).

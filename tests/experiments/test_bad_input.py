@@ -129,15 +129,40 @@ def digits_of(side: int, channels: int) -> Dataset:
     return Dataset("digits", "train", images, labels, 10, "made here", False, "")
 
 
-@pytest.mark.parametrize("side", [1, 8, 17])
-def test_images_too_small_for_the_network(side):
-    with pytest.raises(ValueError, match=rf"--dataset digits has images of .*{side}, {side}.*18 x 18") as caught:
-        EXPERIMENT.build(digits_of(side, 3))
+@pytest.mark.parametrize(("recipe", "side"), [("article", 1), ("article", 17), ("airbench", 24)])
+def test_images_too_small_for_the_network(recipe, side):
+    config = EXPERIMENT.Config(recipe=recipe)
+    with pytest.raises(
+        ValueError, match=rf"--dataset digits has images of .*{side}, {side}.*(18 x 18|25 x 25)"
+    ) as caught:
+        EXPERIMENT.build(config, digits_of(side, 3))
     assert "\n" not in str(caught.value)
 
 
-def test_the_smallest_images_are_enough(key):
-    assert EXPERIMENT.build(digits_of(18, 1)).init(key, jnp.zeros((1, 18, 18, 1)))
+@pytest.mark.parametrize(("recipe", "side"), [("article", 18), ("airbench", 25)])
+def test_the_smallest_images_are_enough(recipe, side, key):
+    network = EXPERIMENT.build(EXPERIMENT.Config(recipe=recipe), digits_of(side, 1))
+    assert jax.eval_shape(network.init, key, jnp.zeros((1, side, side, 1)))
+
+
+def test_too_small_images_are_named_by_the_network(key):
+    with pytest.raises(ValueError, match="17 pixels, too few for 3 convolutions: give 18 at least"):
+        jax.eval_shape(ArticleCNN().init, key, jnp.zeros((1, 17, 32, 3)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps_per_call": 0}, "--steps-per-call must be at least 1"),
+        ({"parts": 3}, "--parts must divide --batch-size 64"),
+        ({"recipe": "airbench", "parts": 2}, "--parts 2 needs --recipe article"),
+        ({"recipe": "airbench", "steps_per_call": 8}, "--steps-per-call 8 needs the article's network"),
+        ({"channels": (64, 64, 64), "steps_per_call": 8}, "--steps-per-call 8 needs the article's network"),
+    ],
+)
+def test_options_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        EXPERIMENT.Config(**options)
 
 
 @pytest.mark.parametrize(
