@@ -2,9 +2,10 @@
 
     python benchmarks/profile_step.py                    # batch 64, a minute
 
-XLA's own profile of the compiled step on CPU: each op's time and share and what it was made from; beside it the FLOPs
-of the whole step at the rate of a large matrix product, below which no step of this arithmetic can come. A product may
-work on behind the next op's back, so shares needn't sum to 1. It prints a table in Markdown and writes JSON to --out.
+XLA's own profile of the compiled step on CPU, one step a call: each op's time and share and what it was made from;
+beside it the FLOPs of the whole step at the rate of a large matrix product, below which no step of this arithmetic can
+come. A product may work on behind the next op's back, so shares needn't sum to 1. It prints a table in Markdown and
+writes JSON to --out.
 """
 
 import dataclasses

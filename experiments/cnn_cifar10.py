@@ -31,7 +31,7 @@ from jaxai.data.pipeline import batches
 from jaxai.metrics import classification
 from jaxai.nn.cnn import AirbenchCNN, ArticleCNN, population_statistics, standardise, whitening_kernel
 from jaxai.train.loop import Batches, Result, fit
-from jaxai.train.optim import Adam, Airbench, airbench_optimizer, optimizer
+from jaxai.train.optim import Adam, Airbench, airbench_optimizer, optimizer, schedule
 from jaxai.train.run import Run, began_embedded, open_run
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
@@ -78,6 +78,10 @@ class Config(cli.Common):
             raise ValueError(f"--channels takes three numbers of at least 1, got {self.channels}")
         if self.recipe == "article" and self.dtype != "float32":
             raise ValueError(f"--dtype {self.dtype} needs --recipe airbench")
+        schedule(self.optimizer, self.horizon)
+        other, untouched = ("airbench", Airbench()) if self.recipe == "article" else ("optimizer", Adam())
+        if getattr(self, other) != untouched:
+            raise ValueError(f"--{other}.* does nothing with --recipe {self.recipe}: leave it out")
         if self.recipe == "airbench" and self.parts > 1:
             raise ValueError(f"--parts {self.parts} needs --recipe article: airbench normalises over the whole batch")
         if max(self.steps_per_call, self.parts) > 1 and (self.recipe, self.channels) != ("article", (32, 64, 64)):

@@ -189,7 +189,8 @@ def population_statistics(network: nn.Module, params: PyTree, batches: Iterable[
     """``batch_stats`` for testing: mean and variance of each `BatchNorm` over batches of training images.
 
     mean = E[mean_B] and variance = E[variance_B + mean_B^2] - mean^2 over batches B of one size, with parameters that
-    no longer change ("precise batch normalisation", Wu and Johnson 2021, arXiv 2105.07576, section 3).
+    no longer change ("precise batch normalisation", Wu and Johnson 2021, arXiv 2105.07576, section 3). Give the images
+    as they are tested, without augmentation.
     """
 
     @jax.jit

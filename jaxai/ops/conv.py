@@ -137,7 +137,9 @@ def _columns(x: Array, kernel: Array, strides: Pair, pads: Sequence[Pair]) -> Ar
     nh, nw = -(-kh // sh), -(-kw // sw)
     kernel = jnp.pad(kernel, ((0, nh * sh - kh), (0, nw * sw - kw), (0, 0), (0, 0)))
     kernel = kernel.reshape(nh, sh, nw, sw, c, f)[:, ::-1, :, ::-1].transpose(4, 0, 2, 1, 3, 5)
-    columns = (x.reshape(b * h * w, c) @ kernel.reshape(c, -1)).reshape(b, h, w, -1)
+    exact = jnp.promote_types(x.dtype, jnp.float32)  # of the sum over taps: in bfloat16 each addition would round
+    columns = jnp.matmul(x.reshape(b * h * w, c), kernel.reshape(c, -1), preferred_element_type=exact)
+    columns = columns.reshape(b, h, w, -1)
     # lax.split, not slices: its gradient is one concatenation instead of nh*nw padded copies summed.
     blocks = lax.split(columns, [sh * sw * f] * (nh * nw), axis=3)
     shifts = [((nh - 1 - p, p), (nw - 1 - q, q)) for p in range(nh) for q in range(nw)]
@@ -147,7 +149,7 @@ def _columns(x: Array, kernel: Array, strides: Pair, pads: Sequence[Pair]) -> Ar
     starts = [n * s - 1 - low for n, s, (low, _) in zip((nh, nw), strides, pads, strict=True)]
     sizes = _transposed_sizes(x.shape, (kh, kw), strides, pads)
     crops = [(-a, a + size - n) for a, size, n in zip(starts, sizes, y.shape[1:3], strict=True)]
-    return shift_pad(y, crops)
+    return shift_pad(y, crops).astype(x.dtype)
 
 
 def _transpose_pads(x: Array, kernel: Array, strides: Pair, padding: Padding) -> list[Pair]:

@@ -150,7 +150,7 @@ def compile_steps(
 
     def put(rows: list[PyTree]) -> PyTree:
         rows = rows + rows[-1:] * (limit - len(rows))
-        return put_batch(jax.tree.map(lambda *x: np.stack(x), *rows), sharding)
+        return put_batch(jax.tree.map(lambda *x: np.stack(x) if limit > 1 else x[0][None], *rows), sharding)
 
     position = batches.get_state()
     stack = put([next(batches)])

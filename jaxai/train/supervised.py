@@ -67,9 +67,10 @@ def gradient(
         values = of_part(params, examples, jax.random.fold_in(key, index))
         return jax.tree.map(lambda a, b: a + b / parts, total, values), None
 
-    # Part i has every parts-th example from i: so each device of a sharded batch has its share of every part.
+    # Part i has every parts-th example from i: so each device has its share of every part that divides over them.
     examples = jax.tree.map(lambda x: x.reshape(size // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_part, params, batch, key))
+    shapes = jax.eval_shape(of_part, params, batch, key)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.result_type(x.dtype, jnp.float32)), shapes)
     return jax.lax.scan(add, zeros, (jnp.arange(parts), examples))[0]
 
 

@@ -15,6 +15,7 @@ from jaxai import command
 from jaxai.data import Dataset, load, official
 from jaxai.nn.cnn import ArticleCNN
 from jaxai.train.checkpoint import Checkpoints
+from jaxai.train.optim import Adam, Airbench
 from jaxai.train.run import open_run
 from jaxai.train.supervised import init_state
 from tests.data.idx_files import cifar_bytes, idx_bytes, write_idx
@@ -155,6 +156,9 @@ def test_too_small_images_are_named_by_the_network(key):
     [
         ({"steps_per_call": 0}, "--steps-per-call must be at least 1"),
         ({"parts": 3}, "--parts must divide --batch-size 64"),
+        ({"optimizer": Adam(warmup=9000)}, "horizon 7812 must exceed warmup 9000"),
+        ({"recipe": "airbench", "optimizer": Adam(beta1=0.5)}, r"--optimizer\.\* does nothing with --recipe airbench"),
+        ({"airbench": Airbench(head_rate=0.5)}, r"--airbench\.\* does nothing with --recipe article"),
         ({"recipe": "airbench", "parts": 2}, "--parts 2 needs --recipe article"),
         ({"recipe": "airbench", "steps_per_call": 8}, "--steps-per-call 8 needs the article's network"),
         ({"channels": (64, 64, 64), "steps_per_call": 8}, "--steps-per-call 8 needs the article's network"),

@@ -24,8 +24,8 @@ PICTURES = ("roc.png", "confusion.png", "mistakes.png", "filters.png", "explanat
 
 def test_debug_run_makes_everything_and_goes_on(tmp_path):
     workdir = tmp_path / "run"
-    for steps in ("20", "40"):
-        result = run(SCRIPT, workdir, "--steps", steps)
+    for steps, steps_per_call in (("20", "1"), ("40", "8")):
+        result = run(SCRIPT, workdir, "--steps", steps, "--steps-per-call", steps_per_call)
         assert result.returncode == 0, result.stderr
     assert "going on from step 20" in result.stderr
     summary = json.loads((workdir / "summary.json").read_text())

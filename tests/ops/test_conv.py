@@ -159,7 +159,7 @@ def test_inside_scan(name, case):
     assert_scans(lambda w: f(x, w), w, TOLERANCE["float32"])
 
 
-@pytest.mark.parametrize("kernel", [(3, 3, 3, 4), (3, 3, 1, 6)])
+@pytest.mark.parametrize("kernel", [(3, 3, 3, 4), (3, 3, 1, 6), (3, 3, 6, 3)])
 def test_bfloat16_is_rounded_once(kernel):
     x, w = draw((2, 5, 5, 6), kernel, dtype="bfloat16")
     options = {"feature_group_count": 6 // kernel[2], "implementation": "matmul"}

@@ -18,6 +18,7 @@ SETUPS = [
     pytest.param({"devices": 4}, id="four"),
     pytest.param({"devices": 4, "shard_parameters": True}, id="four-sharded"),
     pytest.param({"steps_per_call": 4}, id="four-steps-a-call"),
+    pytest.param({"devices": 4, "shard_parameters": True, "steps_per_call": 4}, id="four-sharded-steps"),
 ]
 
 
