@@ -41,6 +41,7 @@ from timing import (
     Turn,
     available,
     build,
+    check_interpreter,
     figure,
     matrix_product,
     peer_process,
@@ -103,8 +104,7 @@ class Data(NamedTuple):
 
 def main(config: Config) -> None:
     """Measure, print, write JSON and a plot."""
-    if config.peers and not config.peers.is_file():
-        raise FileNotFoundError(f"--peers {config.peers} is not a file: see the head of benchmarks/attention.py")
+    check_interpreter(config.peers, "benchmarks/attention.py")
     cli.start_platform(config.platform, 0)
     config.out.mkdir(parents=True, exist_ok=True)
     chosen = "speed" if config.platform == "gpu" else config.what

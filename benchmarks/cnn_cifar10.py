@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from timing import figure, ratio, spread, write
+from timing import check_interpreter, figure, ratio, spread, write
 
 from jaxai import cli, command
 from jaxai.data import Dataset, load, official
@@ -66,8 +66,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Run everything, print, write JSON."""
-    if not config.peers.is_file():
-        raise FileNotFoundError(f"--peers {config.peers} is not a file: see the head of benchmarks/cnn_cifar10.py")
+    check_interpreter(config.peers, "benchmarks/cnn_cifar10.py")
     folder = official_folder(config.data_dir)
     cli.start_platform("cpu", 0)
     data = load("cifar10", "train", data_dir=config.data_dir)

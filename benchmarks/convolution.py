@@ -11,7 +11,6 @@ turn about, examples/s and how many times faster we are than each. A case that a
 by names, PyTorch both sides alike. It writes JSON to --out; the exit status is 1 if a difference is over 1e-5.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -24,7 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from timing import Ask, Turn, available, build, peer_process, race, ratio, spread, turns, write
+from timing import Ask, Turn, available, build, check_interpreter, peer_libraries, race, ratio, spread, turns, write
 
 from jaxai import cli, command
 from jaxai.ops.conv import conv, conv_transpose
@@ -96,18 +95,11 @@ class Config:
 
 def main(config: Config) -> None:
     """Check, measure, print, write JSON."""
-    if config.peers and not config.peers.is_file():
-        raise FileNotFoundError(f"--peers {config.peers} is not a file: see the head of benchmarks/convolution.py")
+    check_interpreter(config.peers, "benchmarks/convolution.py")
     cli.start_platform("cpu", 0)
     config.out.mkdir(parents=True, exist_ok=True)
     cases = {name: dataclasses.replace(case, x=(config.batch, *case.x)) for name, case in CASES.items()}
-    with contextlib.ExitStack() as stack:
-        asks: dict[str, Ask] = {}
-        for library in LIBRARIES if config.peers else ():
-            options = ["--library", library, "--threads", str(config.threads)]
-            ask = stack.enter_context(peer_process(config.peers, PEER, *options))
-            assert ask
-            asks[library] = ask
+    with peer_libraries(config.peers, PEER, LIBRARIES, config.threads) as asks:
         checks = [check(name, case, asks) for name, case in cases.items()]
         rows = [speed(name, case, asks, config.rounds) for name, case in cases.items() if config.rounds]
     write(config.out / "convolution.json", {"bound": BOUND, "checks": checks, "rows": rows, "figures": []})

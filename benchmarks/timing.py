@@ -152,6 +152,27 @@ def peer_process(python: Path | None, script: Path, *options: str) -> Iterator[A
         yield ask
 
 
+@contextlib.contextmanager
+def peer_libraries(
+    python: Path | None, script: Path, libraries: Sequence[str], threads: int
+) -> Iterator[dict[str, Ask]]:
+    """A process of the script for each library, to be asked by its name; none without an interpreter."""
+    with contextlib.ExitStack() as stack:
+        asks: dict[str, Ask] = {}
+        for library in libraries if python else ():
+            options = ["--library", library, "--threads", str(threads)]
+            ask = stack.enter_context(peer_process(python, script, *options))
+            assert ask
+            asks[library] = ask
+        yield asks
+
+
+def check_interpreter(python: Path | None, script: str) -> None:
+    """FileNotFoundError for --peers that is no file; the script's head tells how to make the environment."""
+    if python and not python.is_file():
+        raise FileNotFoundError(f"--peers {python} is not a file: see the head of {script}")
+
+
 def write(path: Path, result: dict[str, Any]) -> None:
     """A section's result with where and when it was measured; its figures are printed."""
     device = jax.devices()[0].device_kind if jax.default_backend() == "gpu" else machine()

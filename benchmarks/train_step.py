@@ -8,7 +8,6 @@ Adam must agree. Then the libraries train in turns, each in its own way over ima
 by a loop with fused Adam and channels last, plain and compiled, we by ``jaxai.train``. It writes JSON to --out.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -22,8 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from timing import Ask, Turn, figure, peer_process, race, ratio, spread, write
+from timing import Ask, Turn, check_interpreter, figure, peer_libraries, race, ratio, spread, write
 
 from jaxai import cli, command
 from jaxai.data import Dataset
@@ -32,7 +30,7 @@ from jaxai.nn.cnn import ArticleCNN
 from jaxai.train.loop import compile_steps
 from jaxai.train.optim import Adam, optimizer
 from jaxai.train.sharding import make_mesh, state_sharding
-from jaxai.train.supervised import init_state, train_step
+from jaxai.train.supervised import cross_entropy, init_state, train_step
 
 PEER = Path(__file__).parent / "peers" / "cnn.py"
 LIBRARIES = ("keras", "torch", "torch_compiled")
@@ -64,17 +62,10 @@ class Config:
 
 def main(config: Config) -> None:
     """Check, measure, print, write JSON."""
-    if config.peers and not config.peers.is_file():
-        raise FileNotFoundError(f"--peers {config.peers} is not a file: see the head of benchmarks/train_step.py")
+    check_interpreter(config.peers, "benchmarks/train_step.py")
     cli.start_platform("cpu", 0)
     config.out.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        asks: dict[str, Ask] = {}
-        for library in LIBRARIES if config.peers else ():
-            options = ["--library", library, "--threads", str(config.threads)]
-            ask = stack.enter_context(peer_process(config.peers, PEER, *options))
-            assert ask
-            asks[library] = ask
+    with peer_libraries(config.peers, PEER, LIBRARIES, config.threads) as asks:
         differences = {library: difference(ask) for library, ask in asks.items()}
         print(json.dumps(differences), flush=True)
         rows = [speed(config, batch_size, asks) for batch_size in config.batch_sizes]
@@ -96,8 +87,7 @@ def random_data(count: int) -> Dataset:
 def loss_fn(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
     """That of experiments/cnn_cifar10.py."""
     logits: Any = ArticleCNN().apply({"params": params}, batch["image"].astype(jnp.float32) / 255)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    return losses.mean(), {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
+    return cross_entropy(logits, batch["label"])
 
 
 def first_state() -> Any:

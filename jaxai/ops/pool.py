@@ -39,8 +39,6 @@ def max_pool(
         return _reduce_window(x, -jnp.inf, lax.max, window, strides, pads)
 
     def by_slices(x: Array) -> Array:
-        if window == strides and not any(map(any, pads)):
-            return _pool_blocks(x, window)
         # Of each row, then of the rows, which keeps the first of equals: kh + kw views instead of kh * kw. The gradient
         # of a 3x3 window takes half the time at stride 2, a fifth at 1.
         x = shift_pad(_once(x, window, strides), pads, -jnp.inf)
@@ -138,38 +136,6 @@ def _once(x: Array, window: Pair, strides: Pair) -> Array:
     what x is made of: the gradient of 3x3 average pooling before a tanh took 37 ms instead of 2."""
     overlapping = window[0] > strides[0] or window[1] > strides[1]
     return lax.optimization_barrier(x) if overlapping else x  # else x is read once: no copy of it
-
-
-def _pool_blocks(x: Array, window: Pair) -> Array:
-    """Windows side by side: each pixel is in one, or in none at the right and at the bottom."""
-    (b, h, w, c), (kh, kw) = x.shape, window
-    rows, columns = h // kh, w // kw
-    blocks = x[:, : rows * kh, : columns * kw].reshape(b * rows, kh, columns, kw, c)
-    return _largest(blocks).reshape(b, rows, columns, c)
-
-
-@jax.custom_jvp
-def _largest(blocks: Array) -> Array:
-    """[N, kh, M, kw, C] -> [N, M, C]. The derivative's rule is for speed: one select where a chain of maxima has kh*kw
-    (and the training step of a network with two poolings took 1.1 times as long)."""
-    return reduce(lax.max, _places(blocks))
-
-
-@_largest.defjvp
-def _largest_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (blocks,), (tangent,) = primals, tangents
-    _, kh, _, kw, _ = blocks.shape
-    best, *others = _places(blocks)
-    first = jnp.zeros(best.shape, jnp.int16)
-    for place, x in enumerate(others, 1):
-        first, best = jnp.where(x > best, jnp.int16(place), first), lax.max(x, best)
-    places = jnp.arange(kh * kw, dtype=jnp.int16).reshape(1, kh, 1, kw, 1)
-    return _largest(blocks), jnp.where(first[:, None, :, None] == places, tangent, 0).sum((1, 3))
-
-
-def _places(blocks: Array) -> list[Array]:
-    _, kh, _, kw, _ = blocks.shape
-    return [blocks[:, p, :, q] for p in range(kh) for q in range(kw)]
 
 
 def _first_largest(a: Array, b: Array) -> Array:

@@ -11,13 +11,13 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import ArrayLike
 
 from jaxai.train.checkpoint import Checkpoints
 from jaxai.train.log import MetricsLog, Progress
 from jaxai.train.run import Run, write_json
-from jaxai.train.sharding import put_batch, state_sharding
+from jaxai.train.sharding import batch_sharding, put_batch, state_sharding
 from jaxai.typing import Array, PyTree
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def compile_steps(
     One program for every number of batches, compiled for this state and the iterator's batches, whose position stays
     where it is.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+    sharding = batch_sharding(mesh, axis=1)
 
     def put(rows: list[PyTree]) -> PyTree:
         rows = rows + rows[-1:] * (limit - len(rows))

@@ -38,9 +38,9 @@ def processes() -> Processes:
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over the mesh."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """The axis of the batch split over the mesh: the leading one, or 1 in a stack of batches."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
 def state_sharding(state: PyTree, mesh: Mesh, *, shard_parameters: bool = False) -> PyTree:

@@ -74,6 +74,12 @@ def gradient(
     return jax.lax.scan(add, zeros, (jnp.arange(parts), examples))[0]
 
 
+def cross_entropy(logits: Array, labels: Array) -> tuple[Array, dict[str, Array]]:
+    """The mean of -log softmax(logits)[label] over a batch, and the accuracy; logits [B, classes], labels int [B]."""
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return loss, {"accuracy": (logits.argmax(-1) == labels).mean()}
+
+
 def norms(grads: PyTree, params: PyTree, updates: PyTree) -> dict[str, Array]:
     """The global L2 norms that every step reports."""
     trees = {"gradient_norm": grads, "parameter_norm": params, "update_norm": updates}
