@@ -42,16 +42,7 @@ def batches(
         raise ValueError(
             f"batch_size is {batch_size}, but {dataset.name} {dataset.split} has {n:,} examples; choose 1 to {n}"
         )
-    if not 0 <= process_index < process_count:
-        raise ValueError(
-            f"process_index is {process_index}, expected 0 to process_count - 1 (process_count is {process_count})"
-        )
-    if batch_size % process_count:
-        raise ValueError(
-            f"batch_size {batch_size} is not divisible by process_count {process_count}; choose a multiple"
-        )
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; choose an integer of at least 0")
+    check_rows(batch_size, process_index, process_count, seed)
 
     @functools.lru_cache(maxsize=2)  # a batch spans two epochs at most
     def order(epoch: int) -> Int64[np.ndarray, " n"]:
@@ -69,10 +60,31 @@ def batches(
             "epoch": epochs.astype(np.int32),
         }
 
+    return endless(batch)
+
+
+def endless(batch: Callable[[int], dict[str, np.ndarray]]) -> grain.DatasetIterator:
+    """``batch(0)``, ``batch(1)``, ...: an iterator whose state is ``{"next_index": n}``."""
     # An element is a whole batch: grain's own range, shuffle, repeat and batch over rows gave 77,000 images of 28x28 a
     # second, this 2.6 million. It reads without threads, because making a batch takes less time than handing it over.
     pipeline = grain.MapDataset.range(ENDLESS).map(batch)
     return iter(pipeline.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+
+def check_rows(batch_size: int, process_index: int, process_count: int, seed: int = 0) -> None:
+    """Raise ``ValueError`` unless each process can take its equal share of a batch's rows, and for a bad seed."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; choose at least 1")
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index is {process_index}, expected 0 to process_count - 1 (process_count is {process_count})"
+        )
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size {batch_size} is not divisible by process_count {process_count}; choose a multiple"
+        )
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; choose an integer of at least 0")
 
 
 def _rows(order: Callable, n: int, start: int, count: int) -> Int64[np.ndarray, " count"]:
