@@ -1,6 +1,6 @@
 """A training step of the article's classifier against Keras and PyTorch, optimiser and input included.
 
-    python benchmarks/train_step.py --peers PYTHON                   # batch 64 and 256, 5 minutes
+    python benchmarks/train_step.py --peers PYTHON                   # batch 64 and 256, 6 minutes
 
 PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``). Run it on
 an otherwise idle machine. It first gives every library the same weights and one batch: loss and weights after a step of
@@ -46,9 +46,9 @@ class Config:
     """The interpreter that has Keras and PyTorch; without it there is nobody to compare with."""
     out: Path = Path("runs/benchmarks/train_step")
     batch_sizes: tuple[int, ...] = (64, 256)
-    images: int = 6400
-    """Images of one turn."""
-    rounds: int = 7
+    images: int = 25_600
+    """Images of one turn. With 6,400 half of Keras's time was the start of `fit`."""
+    rounds: int = 3
     """Turns of each library."""
     threads: int = os.cpu_count() or 1
     """Threads that the peers may use."""
