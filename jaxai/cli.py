@@ -13,7 +13,8 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import jax
 
@@ -28,15 +29,31 @@ INSTALL = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Common:
-    """What every experiment takes."""
+class Platform:
+    """Where to run."""
 
-    preset: str = "default"
-    """Which set of values to start from; the other options change single ones."""
     platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Where to run; auto takes what JAX finds."""
     devices: int = 0
     """How many devices to use; 0 means all of them. On a CPU, N > 0 splits it into N devices."""
+
+    def __post_init__(self) -> None:
+        self.check_at_least(0, "devices")
+
+    def check_at_least(self, least: float, *names: str) -> None:
+        """Raise ValueError for the first of these fields that is less than ``least``, or NaN."""
+        for name in names:
+            if not getattr(self, name) >= least:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} must be at least {least}, got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common(Platform):
+    """What every experiment takes."""
+
+    preset: str = "default"
+    """Which set of values to start from; the other options change single ones."""
     shard_parameters: bool = False
     """Shard parameters and optimiser state over the devices as well as the batch."""
     steps: int = 1000
@@ -53,17 +70,11 @@ class Common:
     """Also write TensorBoard events (extra: tensorboard)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.check_at_least(1, "steps")
-        self.check_at_least(0, "devices", "seed")
+        self.check_at_least(0, "seed")
         if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
             raise ValueError("--tensorboard needs the extra: pip install -e '.[tensorboard]'")
-
-    def check_at_least(self, least: float, *names: str) -> None:
-        """Raise ValueError for the first of these fields that is less than ``least``, or NaN."""
-        for name in names:
-            if not getattr(self, name) >= least:
-                option = name.replace("_", "-")
-                raise ValueError(f"--{option} must be at least {least}, got {getattr(self, name)}")
 
 
 def parse[ConfigT: Common](
@@ -141,15 +152,27 @@ def use_compilation_cache() -> None:
 
 
 def run[ConfigT: Common](
-    main: Callable[[ConfigT], None], presets: Mapping[str, ConfigT], description: str | None
+    main: Callable[[ConfigT], None],
+    presets: Mapping[str, ConfigT],
+    description: str | None,
+    commands: Mapping[str, tuple[Callable[[Any], None], type[Platform]]] = MappingProxyType({}),
 ) -> None:
-    """Parse the command line, start the platform, run ``main``; a user's error is one line and exit code 2."""
+    """Parse the command line, start the platform, run ``main``; a user's error is one line and exit code 2.
+
+    ``commands`` are what else there is to do, by the name that is the first argument then: a function, and the
+    dataclass of its options.
+    """
 
     def experiment() -> None:
-        config = parse(presets, description, sys.argv[1:])
+        name, *arguments = sys.argv[1:] or [""]
+        if name in commands:
+            action, form = commands[name]
+            config = command.read(form, arguments, description=form.__doc__)
+        else:
+            action, config = main, parse(presets, description, sys.argv[1:])
         start_platform(config.platform, config.devices)
         use_compilation_cache()
-        main(config)
+        action(config)
 
     command.show_messages()
     command.guard(experiment, interrupted="interrupted: --resume auto goes on from the last checkpoint")

@@ -59,6 +59,20 @@ def test_curves_from_incomplete_records(tmp_path):
         pictures.plot_curves(tmp_path / "c.png", tmp_path / "absent.jsonl", [["a"]])
 
 
+def test_attention_pictures(tmp_path):
+    weights = np.full((2, 3, 4, 5), 0.2)
+    pictures.save_attention_maps(tmp_path / "maps.png", weights, list("abcd"), list("vwxyz"))
+    pictures.save_attention_statistics(tmp_path / "long.png", np.ones((2, 40, 3)), np.ones((2, 50, 3)))
+    for name in ("maps.png", "long.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 300
+            assert len(np.unique(np.asarray(picture))) > 10
+    with pytest.raises(ValueError, match="3 queries, 5 keys"):
+        pictures.save_attention_maps(tmp_path / "maps.png", weights, list("abc"), list("vwxyz"))
+    with pytest.raises(ValueError, match=r"give finite \[layers, T, N\]"):
+        pictures.save_attention_statistics(tmp_path / "long.png", np.ones((2, 40, 3)), np.ones((2, 50, 4)))
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     target = tmp_path / "a.png"
     pictures.save_png(target, np.zeros((2, 2), np.uint8))

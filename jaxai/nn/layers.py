@@ -1,4 +1,4 @@
-"""Convolution layers with the parameters of `flax.linen.Conv` and `ConvTranspose`, over `jaxai.ops`."""
+"""Layers with the parameters of `flax.linen.Dense`, `Conv` and `ConvTranspose`, over `jaxai.ops`."""
 
 from typing import Any
 
@@ -8,8 +8,28 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Float
 
 from jaxai.ops.conv import conv, conv_transpose
+from jaxai.ops.dense import dense
 from jaxai.ops.windows import Padding, Pair
 from jaxai.typing import Array, Images
+
+
+class Dense(nn.Module):
+    """A dense layer: kernel [I, features] and bias [features], as `flax.linen.Dense`; parameters are interchangeable.
+
+    `dtype` is that of the computation (None: as input and parameters promote); parameters are float32.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: Any = None
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B F"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)) if self.use_bias else None
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return dense(x, kernel, bias)
 
 
 class Conv(nn.Module):

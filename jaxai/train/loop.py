@@ -143,8 +143,8 @@ def compile_steps(
 ) -> Callable[[PyTree, list[PyTree]], tuple[PyTree, dict[str, Array]]]:
     """(state, 1 to ``limit`` batches) -> (state, each metric [limit]): that many steps, the rest of the metrics 0.
 
-    One program for every number of batches, compiled for this state and the iterator's batches, whose position stays
-    where it is.
+    One program for every number of batches, compiled for this state and the shapes of the iterator's next batch, whose
+    position stays where it is; batches of other shapes get theirs when they come. Batches of one call have one shape.
     """
     sharding = batch_sharding(mesh, axis=1)
 
@@ -152,12 +152,23 @@ def compile_steps(
         rows = rows + rows[-1:] * (limit - len(rows))
         return put_batch(jax.tree.map(lambda *x: np.stack(x) if limit > 1 else x[0][None], *rows), sharding)
 
-    position = batches.get_state()
-    stack = put([next(batches)])
-    batches.set_state(position)
     function = jax.jit(several(step, limit), donate_argnums=0, out_shardings=(shardings, None))
-    compiled = function.lower(state, stack, np.int32(1)).compile()
-    return lambda state, rows: compiled(state, put(rows), np.int32(len(rows)))
+    programs: dict[tuple, Any] = {}
+
+    def program(state: PyTree, stack: PyTree) -> Any:
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(stack))
+        if shapes not in programs:
+            programs[shapes] = function.lower(state, stack, np.int32(1)).compile()
+        return programs[shapes]
+
+    def take(state: PyTree, rows: list[PyTree]) -> tuple[PyTree, dict[str, Array]]:
+        stack = put(rows)
+        return program(state, stack)(state, stack, np.int32(len(rows)))
+
+    position = batches.get_state()
+    program(state, put([next(batches)]))
+    batches.set_state(position)
+    return take
 
 
 def several(step: Step, limit: int) -> Callable[[PyTree, PyTree, Array], tuple[PyTree, dict[str, Array]]]:

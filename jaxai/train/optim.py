@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Hashable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +26,18 @@ class Adam:
     final_rate: float = 1.0
     """The learning rate at the horizon, as a share of learning_rate; a cosine leads there from the warm-up's end."""
     weight_decay: float = 0.0
+    decay: Literal["all", "matrices"] = "all"
+    """What decays: all parameters, or those of at least two axes."""
+    clip: float = 0.0
+    """The norm that gradients are scaled down to where they exceed it; 0: never."""
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ValueError(f"beta1 and beta2 must lie in [0, 1), got {self.beta1} and {self.beta2}")
-        if not (self.warmup >= 0 and self.final_rate >= 0 and self.weight_decay >= 0):
-            raise ValueError("warmup, final_rate and weight_decay must be 0 or more")
+        if not min(self.warmup, self.final_rate, self.weight_decay, self.clip) >= 0:
+            raise ValueError("warmup, final_rate, weight_decay and clip must be 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +72,11 @@ def optimizer(config: Adam, horizon: int) -> optax.GradientTransformation:
     """The optax transformation of a config whose learning rate takes its course over ``horizon`` steps."""
     rate = schedule(config, horizon)
     if config.weight_decay:
-        return optax.adamw(rate, config.beta1, config.beta2, weight_decay=config.weight_decay)
-    return optax.adam(rate, config.beta1, config.beta2)
+        mask = None if config.decay == "all" else lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+        adam = optax.adamw(rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=mask)
+    else:
+        adam = optax.adam(rate, config.beta1, config.beta2)
+    return optax.chain(optax.clip_by_global_norm(config.clip), adam) if config.clip else adam
 
 
 def airbench_optimizer(config: Airbench, horizon: int, batch_size: int) -> optax.GradientTransformation:

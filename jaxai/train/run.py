@@ -12,8 +12,9 @@ from jaxai.cli import Common
 
 logger = logging.getLogger(__name__)
 
-FREE = {"steps", "platform", "devices", "workdir", "data_dir", "resume", "tensorboard", "steps_per_call", "parts"}
-"""Options that may differ between two starts of one run; every other one is part of what the run is."""
+FREE = {"steps", "platform", "devices", "workdir", "data_dir", "text", "resume", "tensorboard"}
+FREE |= {"steps_per_call", "parts"}
+"""Options that may differ between two starts of one run; every other one, and the data, is part of what the run is."""
 
 
 @dataclasses.dataclass(frozen=True)

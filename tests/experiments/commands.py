@@ -40,7 +40,15 @@ def environment(workdir: Path) -> dict[str, str]:
 
 def run(script: Path, workdir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The finished run."""
-    line = command(script, workdir, *arguments)
+    return finish(command(script, workdir, *arguments), workdir)
+
+
+def run_command(script: Path, workdir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Another command of the script, finished."""
+    return finish([sys.executable, str(script), *arguments], workdir)
+
+
+def finish(line: list[str], workdir: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         line, capture_output=True, text=True, env=environment(workdir), cwd=workdir.parent, check=False
     )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxai.nn import layers
-from jaxai.nn.layers import Conv, ConvTranspose
+from jaxai.nn.layers import Conv, ConvTranspose, Dense
 from tests.ops.oracle import compiled
 
 LAYERS = {"Conv": (Conv, nn.Conv), "ConvTranspose": (ConvTranspose, nn.ConvTranspose)}
@@ -52,6 +52,17 @@ def test_parameters_are_interchangeable(name, options, key):
     # bfloat16 keeps 8 bits; float32 sums 48 terms in another order
     tolerance = 0.05 if y.dtype == jnp.bfloat16 else 1e-5
     np.testing.assert_allclose(np.asarray(y, np.float32), np.asarray(desired, np.float32), atol=tolerance)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_bias": False}, {"dtype": jnp.bfloat16}])
+def test_dense_parameters_are_interchangeable(options, key):
+    x = jax.random.normal(key, (2, 3, 5))
+    ours, flax = (layer(4, **options) for layer in (Dense, nn.Dense))
+    variables, theirs = (compiled(layer.init)(key, x) for layer in (ours, flax))
+    jax.tree.map(partial(np.testing.assert_array_equal, strict=True), variables, theirs)
+    y, desired = (compiled(layer.apply)(variables, x) for layer in (ours, flax))
+    assert y.dtype == desired.dtype
+    np.testing.assert_allclose(np.asarray(y, np.float32), np.asarray(desired, np.float32), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", LAYERS)

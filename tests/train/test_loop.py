@@ -72,6 +72,27 @@ def test_several_steps_in_one_call_are_the_same_steps(tmp_path):
     assert {path.name for path in (tmp_path / "four" / "checkpoints").iterdir()} == {"10", "11"}
 
 
+class Uneven(Blobs):
+    """Batches of 8 and of 4 in turn."""
+
+    def __next__(self):
+        image = super().__next__()["image"]
+        return {"image": image[: 8 if self.position % 2 else 4]}
+
+
+def test_batches_of_other_shapes(tmp_path):
+    step, init = tiny_gan()
+    result = fit(step, init, Uneven(), run=Run(tmp_path), steps=5, checkpoint_every=5, mesh=make_mesh(1))
+    state, batches, taken = jax.jit(init)(), Uneven(), jax.jit(step)
+    for _ in range(5):
+        state, _ = taken(state, next(batches))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),  # XLA may round apart in two programs
+        result.state.generator,
+        state.generator,
+    )
+
+
 def test_run_that_breaks_off_between_checkpoints_goes_on_without_a_trace(tmp_path):
     def breaks_off(done, state):
         if done == 8:

@@ -1,11 +1,11 @@
-"""airbench's optimiser against its recipe, written out in NumPy."""
+"""airbench's optimiser against its recipe, written out in NumPy; Adam's clipping and decay."""
 
 import jax
 import numpy as np
 import optax
 import pytest
 
-from jaxai.train.optim import Airbench, airbench_groups, airbench_optimizer
+from jaxai.train.optim import Adam, Airbench, airbench_groups, airbench_optimizer, optimizer
 
 HORIZON, BATCH = 40, 20
 SHAPES = {
@@ -124,3 +124,17 @@ def test_groups():
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         Airbench(**options)
+
+
+def test_decay_of_matrices_alone_and_clipping():
+    params = {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}
+    config = Adam(learning_rate=0.1, weight_decay=0.5, decay="matrices", clip=1.0)
+    tx = optimizer(config, 10)
+    zero = jax.tree.map(np.zeros_like, params)
+    updates, _ = tx.update(zero, tx.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.05)
+    np.testing.assert_array_equal(updates["bias"], 0)
+    # Adam's first moment tells what came through the clipping: 0.1 of the gradient.
+    large = jax.tree.map(lambda x: 100 * np.ones_like(x), params)
+    _, state = tx.update(large, tx.init(params), params)
+    np.testing.assert_allclose(optax.tree.norm(optax.tree.get(state, "mu")), 0.1, rtol=1e-5)

@@ -1,0 +1,246 @@
+"""The small language model of nanoGPT's documented CPU command, against the same network and run in PyTorch.
+
+    python benchmarks/text_generation.py step --peers PYTHON                # ms an iteration, 2 minutes
+    python benchmarks/text_generation.py run --peers PYTHON --text FILE     # whole runs, three seeds, 10 minutes
+    python benchmarks/text_generation.py sampling                           # tokens/s with and without the cache
+
+PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``), FILE the
+text, such as the one that nanoGPT trains on. Run it on an otherwise idle machine. ``step`` first compares the losses of
+20 steps from the same weights on the same batches. ``run`` times processes from their start to their last line, ours
+with an empty compilation cache, so compiling counts. Each section writes its JSON to --out.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import runpy
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from timing import Turn, check_interpreter, figure, peer_process, race, ratio, spread, write
+
+from jaxai import cli, command
+from jaxai.data.text import windows
+from jaxai.nn.generation import generate
+from jaxai.nn.transformer import LanguageModel, init_cache
+from jaxai.ops.sampling import Sampling
+from jaxai.train.loop import compile_steps
+from jaxai.train.optim import optimizer
+from jaxai.train.sharding import make_mesh, state_sharding
+from jaxai.train.state import TrainState
+from jaxai.train.supervised import init_state, train_step
+
+REPOSITORY = Path(__file__).parent.parent
+OURS = REPOSITORY / "experiments" / "text_generation.py"
+PEER = REPOSITORY / "benchmarks" / "peers" / "torch_gpt.py"
+EXPERIMENT = runpy.run_path(str(OURS))
+PRESET = EXPERIMENT["PRESETS"]["nanogpt_cpu"]
+VOCABULARY = 65
+NETWORK = LanguageModel(VOCABULARY, PRESET.shape)
+CHECKED = 20  # steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to compare, and with what."""
+
+    section: tyro.conf.Positional[Literal["step", "run", "sampling"]]
+    peers: Path | None = None
+    """The interpreter that has PyTorch."""
+    text: Path | None = None
+    """The text of the whole runs."""
+    out: Path = Path("runs/benchmarks/text_generation")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One whole run of each program per seed."""
+    rounds: int = 9
+    """Turns of each in the other sections."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or not self.seeds:
+            raise ValueError(f"--rounds and --seeds need at least one, got {self.rounds} and {self.seeds}")
+        if self.section == "run" and not (self.peers and self.text):
+            raise ValueError("run needs --peers PYTHON and --text FILE")
+        if self.text and not self.text.is_file():
+            raise FileNotFoundError(f"--text {self.text} is not a file")
+
+
+def main(config: Config) -> None:
+    """Check, measure, print, write JSON."""
+    check_interpreter(config.peers, "benchmarks/text_generation.py")
+    cli.start_platform("cpu", 0)
+    config.out.mkdir(parents=True, exist_ok=True)
+    result = {"step": step, "run": whole_runs, "sampling": sampling}[config.section](config)
+    write(config.out / f"{config.section}.json", result)
+
+
+def first_state() -> TrainState:
+    """Parameters and optimiser before the first step."""
+    params = NETWORK.init(jax.random.key(0), jnp.zeros((1, PRESET.length), jnp.int32))["params"]
+    return init_state(params, TX, jax.random.key(1))
+
+
+TX = optimizer(PRESET.optimizer, PRESET.horizon)
+STEP = partial(train_step, loss_fn=partial(EXPERIMENT["loss_fn"], NETWORK), tx=TX)
+
+
+def random_windows() -> Any:
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, 1_000_000)
+    return windows(ids, PRESET.batch_size, PRESET.length, seed=0)
+
+
+def step(config: Config) -> dict[str, Any]:
+    """Losses of the first steps compared, then ms an iteration with input and optimiser."""
+    with peer_process(config.peers, PEER) as ask:
+        contenders = {"jaxai": ours(20)}
+        row: dict[str, Any] = {}
+        if ask:
+            row["largest_difference"] = difference(ask)
+            contenders["torch"] = lambda repeats: [ask(ask="time", steps=20)["seconds"] for _ in range(repeats)]
+        seconds = race(contenders, config.rounds)
+    row["ms_an_iteration"] = {name: spread([50 * x for x in values]) for name, values in seconds.items()}
+    figures = []
+    if ask:
+        row["times_faster"] = ratio(seconds["torch"], seconds["jaxai"])
+        figures = [figure("iteration, times faster than PyTorch", row["times_faster"]["median"], ">=", 2.5)]
+    return row | {"figures": figures}
+
+
+def difference(ask: Any) -> float:
+    """The largest relative difference of a peer's losses from ours over some steps. ValueError above 1e-4."""
+    state, batches, ours, theirs = first_state(), random_windows(), [], []
+    rows = [next(batches) for _ in range(CHECKED)]
+    names = jax.tree_util.tree_leaves_with_path(state.params)
+    arrays: dict[str, Any] = {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in names
+    }
+    take = jax.jit(STEP)
+    for batch in rows:
+        state, metrics = take(state, batch)
+        ours.append(float(metrics["loss"]))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: str(Path(folder) / f"{name}.npz") for name in ("inputs", "outputs")}
+        arrays |= {f"{name}s": np.stack([batch[name] for batch in rows]) for name in ("input", "target")}
+        np.savez(paths["inputs"], **arrays)
+        ask(ask="check", **paths)
+        with np.load(paths["outputs"]) as saved:
+            theirs = saved["losses"]
+    apart = float(np.abs(np.array(ours) / theirs - 1).max())
+    if not apart <= 1e-4:
+        raise ValueError(f"losses of {CHECKED} steps differ by {apart:.1e}: the programs are not the same")
+    return apart
+
+
+def ours(steps: int) -> Turn:
+    """Turns of so many steps with their input, as `jaxai.train.loop` runs them."""
+    mesh = make_mesh(1)
+    with jax.set_mesh(mesh):
+        shardings = state_sharding(jax.eval_shape(first_state), mesh)
+        state = jax.jit(first_state, out_shardings=shardings)()
+        stream = random_windows()
+        take = compile_steps(STEP, state, shardings, stream, mesh, PRESET.steps_per_call)
+
+    def turn(repeats: int) -> list[float]:
+        nonlocal state
+        seconds = []
+        for _ in range(repeats):
+            before = time.perf_counter()
+            metrics = None
+            for first in range(0, steps, PRESET.steps_per_call):
+                count = min(PRESET.steps_per_call, steps - first)
+                late, (state, metrics) = metrics, take(state, [next(stream) for _ in range(count)])
+                jax.device_get(late)
+            jax.block_until_ready(metrics)
+            seconds.append(time.perf_counter() - before)
+        return seconds
+
+    return turn
+
+
+def whole_runs(config: Config) -> dict[str, Any]:
+    """Seconds and validation loss of each program's run, turn and turn about."""
+    assert config.peers
+    rows = []
+    for seed in config.seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            line = [sys.executable, OURS, "--text", config.text, "--workdir", f"{folder}/run", "--seed", seed]
+            cache = {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
+            mine = timed([*line, "--platform", "cpu"], cache)
+        peer = timed([config.peers, PEER, "--train", config.text, "--seed", seed, "--threads", os.cpu_count() or 1], {})
+        rows.append({"seed": seed, "jaxai": mine, "torch": peer})
+        print(json.dumps(rows[-1]), flush=True)
+    seconds = {name: [row[name]["seconds"] for row in rows] for name in ("jaxai", "torch")}
+    losses = {name: [row[name]["validation_loss"] for row in rows] for name in seconds}
+    faster = ratio(seconds["torch"], seconds["jaxai"])
+    figures = [
+        figure("validation loss, mean of the seeds", statistics.mean(losses["jaxai"]), "<=", 1.88),
+        figure("whole run, times faster than PyTorch", faster["median"], ">=", 2.5),
+    ]
+    means = {name: round(statistics.mean(values), 4) for name, values in losses.items()}
+    return {"rows": rows, "times_faster": faster, "mean_validation_loss": means, "figures": figures}
+
+
+def timed(line: list[Any], variables: dict[str, str]) -> dict[str, float]:
+    """Seconds of a program, and the validation loss that it tells."""
+    before = time.perf_counter()
+    job = subprocess.run([str(part) for part in line], capture_output=True, text=True, env={**os.environ, **variables})
+    seconds = round(time.perf_counter() - before, 2)
+    said = re.search(r"^validation loss ([\d.]+)", job.stdout, re.MULTILINE)
+    if job.returncode or not said:
+        raise ValueError(f"{line[1]} failed: {(job.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return {"seconds": seconds, "validation_loss": float(said[1])}
+
+
+def sampling(config: Config) -> dict[str, Any]:
+    """Tokens/s of the 16 tokens up to a length of 256, with the cache and by reading the whole prefix each time."""
+    shape = EXPERIMENT["PRESETS"]["nanogpt"].shape
+    network = LanguageModel(VOCABULARY, shape)
+    prompt = np.random.default_rng(0).integers(0, VOCABULARY, (1, 240)).astype(np.int32)
+    params = jax.jit(network.init)(jax.random.key(0), prompt)["params"]
+    key, greedy = jax.random.key(1), Sampling(temperature=0)
+    whole = jax.jit(lambda params, tokens: network.apply({"params": params}, tokens)[0])
+    advance = partial(EXPERIMENT["advance"], network)
+    empty = init_cache(shape, 1, 256)
+
+    def cached() -> np.ndarray:
+        return np.concatenate(list(generate(advance, params, empty, prompt, 16, key, greedy, context=256)), 1)
+
+    def read_again() -> np.ndarray:
+        tokens = np.pad(prompt, ((0, 0), (0, 16)))
+        for length in range(240, 256):
+            tokens[0, length] = int(whole(params, tokens)[0, length - 1].argmax())
+        return tokens[:, 240:]
+
+    if not np.array_equal(cached(), read_again()):
+        raise ValueError("the cache gives other tokens than reading the prefix again")
+
+    def turn(function: Any) -> Turn:
+        def seconds(repeats: int) -> list[float]:
+            values = []
+            for _ in range(repeats):
+                before = time.perf_counter()
+                function()
+                values.append(time.perf_counter() - before)
+            return values
+
+        return seconds
+
+    seconds = race({"cache": turn(cached), "prefix": turn(read_again)}, config.rounds)
+    faster = ratio(seconds["prefix"], seconds["cache"])
+    rates = {name: spread([16 / x for x in values]) for name, values in seconds.items()}
+    figures = [figure("cache at 256 tokens, times the tokens/s without", faster["median"], ">=", 5)]
+    return {"tokens_per_second": rates, "times_faster": faster, "figures": figures}
+
+
+if __name__ == "__main__":
+    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))

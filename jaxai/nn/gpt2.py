@@ -1,0 +1,64 @@
+"""GPT-2's weights in the naming of Hugging Face's files, as parameters of `jaxai.nn.transformer.LanguageModel`."""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from jaxai.nn.transformer import Shape
+from jaxai.typing import PyTree
+
+LAYERS = {
+    "ln_1": "norm_attention",
+    "attn.c_attn": "attention.query_key_value",
+    "attn.c_proj": "attention.out",
+    "ln_2": "norm_mlp",
+    "mlp.c_fc": "mlp.in",
+    "mlp.c_proj": "mlp.out",
+}
+MASKS = re.compile(r"h\.\d+\.attn\.(masked_)?bias$")
+
+
+def from_gpt2(arrays: Mapping[str, np.ndarray], *, heads: int = 0) -> tuple[int, Shape, PyTree]:
+    """Vocabulary, shape and parameters of a GPT-2 (Radford et al. 2019) from the arrays of its safetensors file.
+
+    Names are ``wte.weight``, ``wpe.weight``, ``h.0.ln_1.weight``, ..., with or without ``transformer.`` before them; a
+    dense layer's weight is [in, out]. The file does not say how many ``heads`` there are; 0: of size 64, as in all of
+    OpenAI's. Masks and a tied ``lm_head.weight`` are left out. Raises ValueError naming the first array that is
+    missing, of another shape, or unknown.
+    """
+    arrays = {name.removeprefix("transformer."): array for name, array in arrays.items()}
+    arrays = {name: array for name, array in arrays.items() if not MASKS.match(name) and name != "lm_head.weight"}
+    for name in ("wte.weight", "wpe.weight"):
+        if getattr(arrays.get(name), "ndim", 0) != 2:
+            raise ValueError(f"{name} is no matrix or missing: give the arrays of a GPT-2 file")
+    (vocabulary, width), length = arrays["wte.weight"].shape, len(arrays["wpe.weight"])
+    layers = 1 + max((int(name.split(".")[1]) for name in arrays if re.match(r"h\.\d+\.", name)), default=-1)
+    if not heads and width % 64:
+        raise ValueError(f"heads: a width of {width} does not divide into heads of 64, say how many there are")
+    shape = Shape(width, layers, heads or width // 64, activation="gelu_tanh", position="learned", max_length=length)
+    hidden = shape.hidden or 4 * width
+    sizes = {"ln_1": (width,), "attn.c_attn": (width, 3 * width), "attn.c_proj": (width, width), "ln_2": (width,)}
+    sizes |= {"mlp.c_fc": (width, hidden), "mlp.c_proj": (hidden, width)}
+
+    def take(name: str, size: tuple[int, ...]) -> np.ndarray:
+        found = arrays.pop(name).shape if (array := arrays.get(name)) is not None else "absent"
+        if array is None or found != size:
+            raise ValueError(f"{name} is {found}, not {size}: give the arrays of a GPT-2 file")
+        return np.asarray(array, np.float32)
+
+    def layer(name: str, size: tuple[int, ...]) -> dict[str, np.ndarray]:
+        weight = "scale" if len(size) == 1 else "kernel"
+        return {weight: take(f"{name}.weight", size), "bias": take(f"{name}.bias", size[-1:])}
+
+    decoder: dict[str, PyTree] = {"norm": layer("ln_f", (width,))}
+    for number in range(layers):
+        block: dict[str, PyTree] = {}
+        for theirs, ours in LAYERS.items():
+            *part, name = ours.split(".")
+            (block.setdefault(part[0], {}) if part else block)[name] = layer(f"h.{number}.{theirs}", sizes[theirs])
+        decoder[f"block_{number}"] = block
+    embedding = {"tokens": take("wte.weight", (vocabulary, width)), "positions": take("wpe.weight", (length, width))}
+    if arrays:
+        raise ValueError(f"{next(iter(arrays))} is not an array of GPT-2's")
+    return vocabulary, shape, {"embedding": embedding, "decoder": decoder}

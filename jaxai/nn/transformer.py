@@ -1,0 +1,416 @@
+"""Transformers: encoder, decoder and encoder-decoder from one block, as thin Linen modules over `jaxai.attention`.
+
+Source: Vaswani et al. 2017, arXiv:1706.03762; pre-norm (GPT-2), so the residual stream runs through untouched.
+"""
+
+import dataclasses
+from typing import Any, Literal, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import DTypeLike, Float, Int
+
+from jaxai.attention import AttentionStats, KVCache, attention_stats, dot_product_attention, rotary
+from jaxai.nn.layers import Dense
+from jaxai.ops.dense import dense as product
+from jaxai.typing import Array
+
+Hidden = Float[Array, "B T E"]
+Tokens = Int[Array | np.ndarray, "B T"]
+Lengths = Int[Array | np.ndarray, " B"] | None
+"""How many tokens of each row are real; the others are padding behind them."""
+Memory = Float[Array, "M S E"] | None
+MemoryLengths = Int[Array | np.ndarray, " M"] | None
+
+ACTIVATIONS = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_tanh": nn.gelu,
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a stack of blocks is."""
+
+    width: int = 128
+    """E, of the residual stream."""
+    layers: int = 4
+    heads: int = 4
+    """N, of the queries."""
+    kv_heads: int = 0
+    """K, of keys and values, a divisor of heads (arXiv:2305.13245); 0: as many."""
+    hidden: int = 0
+    """F, between a block's dense layers; 0: four times the width."""
+    gated: bool = False
+    """activation(x W) * (x V) between them instead of activation(x W) (arXiv:2002.05202)."""
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
+    """gelu is exact, gelu_tanh GPT-2's approximation of it."""
+    norm: Literal["layer", "rms"] = "layer"
+    """Layer normalisation (arXiv:1607.06450), or by the root mean square alone (arXiv:1910.07467)."""
+    bias: bool = True
+    """Whether dense layers and layer normalisation have one."""
+    position: Literal["learned", "rotary"] = "rotary"
+    """A learned embedding of each position, or queries and keys turned by it (arXiv:2104.09864)."""
+    max_length: int = 1024
+    """Positions that are learned; the rotary ones have no end."""
+    tied: bool = True
+    """Whether the logits' kernel is the embedding, transposed (arXiv:1608.05859)."""
+    dropout: float = 0.0
+    """Of embeddings, attention weights, and what each half of a block adds."""
+    shared: bool = False
+    """One block's parameters for all layers (Universal Transformer, arXiv:1807.03819)."""
+    init_std: float = 0.02
+    """Of kernels and embeddings; kernels that write to the residual stream start at 1 / sqrt(2 layers) of it."""
+    remat: bool = False
+    """Compute a block's inside again in the backward pass instead of keeping it."""
+    scan: bool = False
+    """Compile one block and loop over all blocks' stacked parameters: for deep stacks."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads} must divide width={self.width}")
+        if self.kv_heads < 0 or self.hidden < 0 or not self.init_std > 0:
+            raise ValueError("kv_heads and hidden must be 0 or more, init_std more")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"kv_heads={self.kv_heads} must divide heads={self.heads}")
+        if self.position == "rotary" and self.head_size % 2:
+            raise ValueError(f"position=rotary turns pairs: heads of size {self.head_size} must be even")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+        if self.shared and self.scan:
+            raise ValueError("scan stacks all blocks' parameters, with shared there is one block: choose one of them")
+
+    @property
+    def head_size(self) -> int:
+        """H."""
+        return self.width // self.heads
+
+
+def dense(shape: Shape, features: int, dtype: Any, name: str, *, writes: bool = False) -> Dense:
+    """A dense layer with the stack's initialisation; ``writes`` if its result is added to the residual stream."""
+    init = nn.initializers.normal(shape.init_std / (2 * shape.layers) ** 0.5 if writes else shape.init_std)
+    return Dense(features, shape.bias, dtype, init, name=name)
+
+
+def norm(shape: Shape, dtype: Any, name: str) -> nn.Module:
+    """The stack's normalisation of the last axis."""
+    if shape.norm == "rms":
+        return nn.RMSNorm(epsilon=1e-6, dtype=dtype, name=name)
+    return nn.LayerNorm(epsilon=1e-5, use_bias=shape.bias, dtype=dtype, name=name)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """What a decoder's block keeps of earlier tokens: their keys and values, and those of the encoder's memory."""
+
+    tokens: Any
+    memory: Any = None
+
+
+def init_cache(shape: Shape, batch: int, capacity: int, dtype: DTypeLike = jnp.float32) -> Any:
+    """An empty cache for each block (stacked with ``shape.scan``), with room for ``capacity`` tokens in each row."""
+    one = Cache(KVCache.init(batch, capacity, shape.kv_heads or shape.heads, shape.head_size, dtype=dtype))
+    if shape.scan:
+        return jax.tree.map(lambda x: jnp.repeat(x[None], shape.layers, 0), one)
+    return (one,) * shape.layers
+
+
+def lengths_of(cache: Any) -> Int[Array, " B"]:
+    """How many tokens of each row the caches of a stack hold."""
+    return cache[0].tokens.lengths if isinstance(cache, tuple) else cache.tokens.lengths[0]
+
+
+def reorder_cache(cache: Any, rows: Int[Array, " B"]) -> Any:
+    """The caches of a stack with these rows of the tokens' keys and values; what is kept of the memory stays."""
+    if isinstance(cache, tuple):
+        return tuple(dataclasses.replace(one, tokens=jax.tree.map(lambda x: x[rows], one.tokens)) for one in cache)
+    return dataclasses.replace(cache, tokens=jax.tree.map(lambda x: x[:, rows], cache.tokens))
+
+
+class SelfAttention(nn.Module):
+    """Attention of x over itself: one dense layer to queries, keys and values, one back."""
+
+    shape: Shape
+    causal: bool
+    train: bool
+    statistics: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: Hidden, lengths: Lengths, cache: KVCache | None
+    ) -> tuple[Hidden, KVCache | None, AttentionStats | None]:
+        shape, (B, T, _) = self.shape, x.shape
+        N, K, H = shape.heads, shape.kv_heads or shape.heads, shape.head_size
+        heads = dense(shape, (N + 2 * K) * H, self.dtype, "query_key_value")(x).reshape(B, T, N + 2 * K, H)
+        query, key, value = jnp.split(heads, [N, N + K], 2)
+        if shape.position == "rotary":
+            positions = None if cache is None else cache.lengths[:, None] + jnp.arange(T)[None]
+            query, key = rotary(query, positions), rotary(key, positions)
+        if cache is not None:
+            cache = cache.update(key, value)
+            y, found = cast(Array, cache.attend(query)), None
+        else:
+            y, found = attend(self, query, key, value, self.causal, lengths)
+        return dense(shape, shape.width, self.dtype, "out", writes=True)(y.reshape(B, T, -1)), cache, found
+
+
+class CrossAttention(nn.Module):
+    """Attention of x over the memory, or over a memory's keys and values [M, S, K, H] made earlier.
+
+    Each of the M rows of the memory serves B / M adjacent rows of x: the beams of one sentence.
+    """
+
+    shape: Shape
+    train: bool
+    statistics: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: Hidden, memory: Memory, lengths: MemoryLengths, pair: tuple[Array, Array] | None
+    ) -> tuple[Hidden, tuple[Array, Array], AttentionStats | None]:
+        shape, K = self.shape, self.shape.kv_heads or self.shape.heads
+        if memory is not None:
+            both = dense(shape, 2 * K * shape.head_size, self.dtype, "key_value")(memory)
+            key, value = jnp.split(both.reshape(*both.shape[:2], 2 * K, shape.head_size), 2, 2)
+            pair = key, value
+        if pair is None:
+            raise ValueError("memory=None needs a cache that a call with memory has returned")
+        query = dense(shape, shape.width, self.dtype, "query")(x)
+        query = query.reshape(len(pair[0]), -1, shape.heads, shape.head_size)
+        y, found = attend(self, query, *pair, False, lengths)
+        return dense(shape, shape.width, self.dtype, "out", writes=True)(y.reshape(x.shape)), pair, found
+
+
+def attend(
+    module: SelfAttention | CrossAttention, query: Array, key: Array, value: Array, causal: bool, lengths: Lengths
+) -> tuple[Array, AttentionStats | None]:
+    """`jaxai.attention`'s attention with the module's dropout, and on request its statistics and all weights."""
+    how: dict[str, Any] = {"is_causal": causal, "key_value_seq_lengths": lengths}
+    rows = np.arange(query.shape[1])
+    found = attention_stats(query, key, rows=rows, **how) if module.statistics else None
+    if module.train and module.shape.dropout:
+        how |= {"dropout_rate": module.shape.dropout, "dropout_key": module.make_rng("dropout")}
+    return dot_product_attention(query, key, value, **how), found
+
+
+class MLP(nn.Module):
+    """The second half of a block: activation(x W) W', or with a gate activation(x W) * (x V) W'."""
+
+    shape: Shape
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Hidden) -> Hidden:
+        shape, hidden = self.shape, self.shape.hidden or 4 * self.shape.width
+        y = dense(shape, hidden * (2 if shape.gated else 1), self.dtype, "in")(x)
+        gate, *rest = jnp.split(y, 2, -1) if shape.gated else [y]
+        y = ACTIVATIONS[shape.activation](gate)
+        return dense(shape, shape.width, self.dtype, "out", writes=True)(y * rest[0] if rest else y)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), with memory or a cache of it x + cross_attention(norm(x)), then x + mlp(norm(x))."""
+
+    shape: Shape
+    causal: bool
+    cross: bool
+    train: bool
+    statistics: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: Hidden, lengths: Lengths, memory: Memory, memory_lengths: MemoryLengths, cache: Cache | None
+    ) -> tuple[Hidden, tuple[Cache | None, dict[str, AttentionStats | None]]]:
+        shape, how = self.shape, (self.train, self.statistics, self.dtype)
+        drop = nn.Dropout(shape.dropout, deterministic=not self.train)
+        tokens, pair = (None, None) if cache is None else (cache.tokens, cache.memory)
+        attention = SelfAttention(shape, self.causal, *how, name="attention")
+        y, tokens, found = attention(norm(shape, self.dtype, "norm_attention")(x), lengths, tokens)
+        x, statistics = x + drop(y), {"attention": found}
+        if self.cross:
+            attention = CrossAttention(shape, *how, name="cross_attention")
+            y, pair, found = attention(norm(shape, self.dtype, "norm_cross")(x), memory, memory_lengths, pair)
+            x, statistics = x + drop(y), statistics | {"cross_attention": found}
+        y = MLP(shape, self.dtype, name="mlp")(norm(shape, self.dtype, "norm_mlp")(x))
+        return x + drop(y), (None if tokens is None else Cache(tokens, pair), statistics)
+
+
+class Stack(nn.Module):
+    """Blocks and a last normalisation: parameters ``block_0`` ..., or ``block`` where they are shared or stacked.
+
+    Returns hidden [B, T, E], the caches after it, and each block's statistics.
+    """
+
+    shape: Shape
+    causal: bool
+    cross: bool
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Hidden,
+        lengths: Lengths = None,
+        memory: Memory = None,
+        memory_lengths: MemoryLengths = None,
+        cache: Any = None,
+        *,
+        train: bool = False,
+        statistics: bool = False,
+    ) -> tuple[Hidden, Any, Any]:
+        shape, how = self.shape, (self.causal, self.cross, train, statistics, self.dtype)
+        x = nn.Dropout(shape.dropout, deterministic=not train)(x)
+        block_class = nn.remat(Block, prevent_cse=not shape.scan) if shape.remat else Block
+        if shape.scan:
+            loop = nn.scan(
+                block_class,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
+                length=shape.layers,
+            )
+            x, (cache, found) = loop(shape, *how, name="block")(x, lengths, memory, memory_lengths, cache)
+        else:
+            names = ["block"] if shape.shared else [f"block_{layer}" for layer in range(shape.layers)]
+            blocks = [block_class(shape, *how, name=name) for name in names]
+            caches, outs = cache or [None] * shape.layers, []
+            for layer in range(shape.layers):
+                block = blocks[layer % len(blocks)]
+                x, out = block(x, lengths, memory, memory_lengths, caches[layer])
+                outs.append(out)
+            cache, found = zip(*outs, strict=True)
+        return norm(shape, self.dtype, "norm")(x), cache, found
+
+
+class Embedding(nn.Module):
+    """Tokens to the residual stream, and from it to logits: parameters ``tokens`` [V, E], ``positions`` [max_length, E]
+    where these are learned, ``logits`` [E, V] where they are not tied."""
+
+    vocabulary: int
+    shape: Shape
+    dtype: Any = None
+
+    def setup(self) -> None:
+        shape, init = self.shape, nn.initializers.normal(self.shape.init_std)
+        self.tokens = self.param("tokens", init, (self.vocabulary, shape.width))
+        if shape.position == "learned":
+            self.positions = self.param("positions", init, (shape.max_length, shape.width))
+        if not shape.tied:
+            self.kernel = self.param("logits", init, (shape.width, self.vocabulary))
+
+    def __call__(self, tokens: Tokens, before: Lengths = None) -> Hidden:
+        """``before``: how many tokens of each row came earlier."""
+        x, T = jnp.take(self.tokens, tokens, axis=0), tokens.shape[1]
+        if self.shape.position == "learned":
+            if self.shape.max_length < T:
+                raise ValueError(f"{T} tokens, but max_length={self.shape.max_length} positions were learned")
+            start = jnp.zeros((1, 1), jnp.int32) if before is None else before[:, None]
+            x = x + jnp.take(self.positions, start + jnp.arange(T)[None], axis=0)
+        return x.astype(self.dtype or x.dtype)
+
+    def logits(self, x: Hidden) -> Float[Array, "B T V"]:
+        kernel = self.tokens.T if self.shape.tied else self.kernel
+        return product(x, kernel.astype(x.dtype)).astype(jnp.float32)
+
+
+class LanguageModel(nn.Module):
+    """A decoder: the logits of the next token after each token, float32 [B, T, V].
+
+    ``tokens`` int [B, T]. With ``cache`` (see `init_cache`) they follow those in it; ``out["cache"]`` holds them too.
+    With ``statistics`` ``out["statistics"]`` has the attention of each block. ``train`` needs an rng ``dropout``.
+    Raises ValueError for more tokens than learned positions.
+
+    >>> model, tokens = LanguageModel(65, Shape(width=32, layers=2)), jnp.zeros((1, 8), int)
+    >>> variables = model.init(jax.random.key(0), tokens)
+    >>> logits, out = model.apply(variables, tokens, cache=init_cache(model.shape, batch=1, capacity=16))
+    >>> logits.shape, lengths_of(out["cache"]).tolist()
+    ((1, 8, 65), [8])
+    """
+
+    vocabulary: int
+    shape: Shape
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, tokens: Tokens, *, cache: Any = None, train: bool = False, statistics: bool = False
+    ) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
+        embedding = Embedding(self.vocabulary, self.shape, self.dtype, name="embedding")
+        x = embedding(tokens, None if cache is None else lengths_of(cache))
+        decoder = Stack(self.shape, causal=True, cross=False, dtype=self.dtype, name="decoder")
+        x, cache, found = decoder(x, cache=cache, train=train, statistics=statistics)
+        return embedding.logits(x), {"cache": cache, "statistics": found}
+
+
+class Encoder(nn.Module):
+    """Tokens [B, T], of which ``lengths`` [B] are real, to hidden [B, T, E]; every token sees all real ones."""
+
+    vocabulary: int
+    shape: Shape
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, tokens: Tokens, lengths: Lengths = None, *, train: bool = False, statistics: bool = False
+    ) -> tuple[Hidden, dict[str, Any]]:
+        x = Embedding(self.vocabulary, self.shape, self.dtype, name="embedding")(tokens)
+        encoder = Stack(self.shape, causal=False, cross=False, dtype=self.dtype, name="encoder")
+        x, _, found = encoder(x, lengths, train=train, statistics=statistics)
+        return x, {"statistics": found}
+
+
+class EncoderDecoder(nn.Module):
+    """An encoder and a decoder of one shape with one embedding: the logits of the next target token, [B, T, V].
+
+    Source and target tokens int [B, S] and [B, T], of the source ``source_lengths`` [B] real. To decode, call `encode`
+    once, `decode` with its memory [M, S, E] and an `init_cache` of B = M * beams rows, then `decode` with the cache it
+    returned and without memory.
+    """
+
+    vocabulary: int
+    shape: Shape
+    dtype: Any = None
+
+    def setup(self) -> None:
+        self.embedding = Embedding(self.vocabulary, self.shape, self.dtype)
+        self.encoder = Stack(self.shape, causal=False, cross=False, dtype=self.dtype)
+        self.decoder = Stack(self.shape, causal=True, cross=True, dtype=self.dtype)
+
+    def __call__(
+        self, source: Int[Array | np.ndarray, "B S"], target: Tokens, source_lengths: Lengths = None, **how: bool
+    ) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
+        memory, encoded = self.encode(source, source_lengths, **how)
+        logits, decoded = self.decode(target, memory, source_lengths, **how)
+        return logits, decoded | {"encoder_statistics": encoded["statistics"]}
+
+    def encode(
+        self, source: Tokens, lengths: Lengths = None, *, train: bool = False, statistics: bool = False
+    ) -> tuple[Hidden, dict[str, Any]]:
+        memory, _, found = self.encoder(self.embedding(source), lengths, train=train, statistics=statistics)
+        return memory, {"statistics": found}
+
+    def decode(
+        self,
+        target: Tokens,
+        memory: Memory,
+        memory_lengths: MemoryLengths = None,
+        *,
+        cache: Any = None,
+        train: bool = False,
+        statistics: bool = False,
+    ) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
+        x = self.embedding(target, None if cache is None else lengths_of(cache))
+        how = {"cache": cache, "train": train, "statistics": statistics}
+        x, cache, found = self.decoder(x, None, memory, memory_lengths, **how)
+        return self.embedding.logits(x), {"cache": cache, "statistics": found}

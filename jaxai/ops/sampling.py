@@ -1,0 +1,62 @@
+"""Drawing the next token from logits: temperature, top-k, top-p and min-p."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int, Key
+
+from jaxai.typing import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How to draw a token: each rule leaves out tokens, in this order, and the rest keep their ratios."""
+
+    temperature: float = 1.0
+    """Logits are divided by it first; 0 takes the likeliest token."""
+    top_k: int = 0
+    """Only so many of the likeliest tokens; 0: all (Fan et al. 2018, arXiv:1805.04833)."""
+    top_p: float = 1.0
+    """The fewest likeliest tokens with at least this probability together (arXiv:1904.09751)."""
+    min_p: float = 0.0
+    """Only tokens with at least this share of the likeliest one's probability (arXiv:2407.01082)."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (all) or more, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must lie in [0, 1], got {self.min_p}")
+
+
+def sampling_logits(logits: Float[Array, "*B V"], sampling: Sampling) -> Float[Array, "*B V"]:
+    """The logits [..., V] that `sample` draws from: softmax of them is the distribution; left out tokens have -inf.
+
+    Ties at the border of top-k and top-p go to the smaller token.
+
+    >>> p = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
+    >>> [f"{share:.3f}" for share in jax.nn.softmax(sampling_logits(p, Sampling(top_p=0.75)))]
+    ['0.625', '0.375', '0.000', '0.000']
+    """
+    if sampling.temperature == 0:
+        return jnp.log(jax.nn.one_hot(logits.argmax(-1), logits.shape[-1]))
+    logits = logits / sampling.temperature
+    order = jnp.argsort(-logits, axis=-1)
+    rank = jnp.argsort(order, axis=-1)
+    keep = rank < (sampling.top_k or logits.shape[-1])
+    if sampling.top_p < 1:
+        probabilities = jnp.take_along_axis(jax.nn.softmax(jnp.where(keep, logits, -jnp.inf)), order, -1)
+        likelier = jnp.cumsum(probabilities, -1) - probabilities  # the probability of all tokens before each
+        keep &= jnp.take_along_axis(likelier, rank, -1) < sampling.top_p
+    if sampling.min_p > 0:
+        keep &= logits >= logits.max(-1, keepdims=True) + jnp.log(sampling.min_p)
+    return jnp.where(keep, logits, -jnp.inf)
+
+
+def sample(logits: Float[Array, "*B V"], key: Key[Array, ""], sampling: Sampling) -> Int[Array, "*B"]:
+    """One token for each row of logits [..., V], int32 [...]."""
+    return jax.random.categorical(key, sampling_logits(logits, sampling)).astype(jnp.int32)

@@ -1,0 +1,118 @@
+"""Text generation as a person runs it: trained, continued, sampled from, misused."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from tests.experiments.commands import SCRIPTS, load, run, run_command
+
+SCRIPT = SCRIPTS / "text_generation.py"
+RUN = ("config.json", "vocabulary.json", "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A debug run that was stopped and continued, and what its last start said."""
+    workdir = tmp_path_factory.mktemp("text") / "run"
+    for steps in ("10", "20"):
+        result = run(SCRIPT, workdir, "--steps", steps)
+        assert result.returncode == 0, result.stderr
+    return workdir, result
+
+
+def sampled(workdir, *arguments):
+    return run_command(SCRIPT, workdir, "sample", "--workdir", str(workdir), *arguments)
+
+
+def test_debug_run(finished):
+    workdir, result = finished
+    assert "going on from step 10" in result.stderr
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert f"validation loss {summary['validation_loss']:.4f} nats" in result.stdout
+    assert 3.0 < summary["validation_loss"] < np.log(68)  # better than guessing among 68 characters
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    validated = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+    assert list(validated) == [0, 10, 20]
+    assert validated[20] == pytest.approx(summary["validation_loss"], abs=1e-6)
+    assert summary["validation_loss"] < validated[0]
+    assert (workdir / "samples" / "sample.txt").read_text()
+    assert set(RUN) < {path.name for path in workdir.iterdir()}
+    assert "this run is finished" in run(SCRIPT, workdir, "--steps", "20").stderr
+
+
+def test_samples_are_the_prompt_and_so_many_tokens_by_the_seed(finished):
+    workdir, _ = finished
+    first, again, other = (
+        sampled(workdir, "--prompt", "ROMEO:", "--tokens", "60", "--seed", seed) for seed in ("1", "1", "2")
+    )
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("ROMEO:")
+    assert len(first.stdout) == len("ROMEO:") + 60 + 1
+    assert first.stdout == again.stdout != other.stdout
+
+
+def test_attention_is_drawn(finished):
+    workdir, _ = finished
+    result = run_command(SCRIPT, workdir, "explain", "--workdir", str(workdir), "--prompt", "to be or not" * 5)
+    assert result.returncode == 0, result.stderr
+    assert "32 tokens" in result.stdout  # the run's window
+    with Image.open(workdir / "attention.png") as picture:
+        assert min(picture.size) > 300
+
+
+def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path):
+    workdir, _ = finished
+    (tmp_path / "tiny.txt").write_text("To be")
+    (tmp_path / "latin1.txt").write_bytes("é".encode("latin1") * 2000)
+    for arguments, word in [
+        (["--text", str(tmp_path / "none.txt")], "none.txt"),
+        (["--text", str(tmp_path / "tiny.txt")], "at least 1,000"),
+        (["--text", str(tmp_path / "latin1.txt")], "not UTF-8"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--shape.heads", "3"], "heads=3"),
+        (["--length", "128", "--shape.position", "learned", "--shape.max-length", "64"], "--length 128"),
+    ]:
+        result = run(SCRIPT, tmp_path / "run", *arguments)
+        assert result.returncode == 2, result.stderr
+        assert word in result.stderr.splitlines()[-1]
+        assert not (tmp_path / "run").exists()
+    for arguments, word in [
+        (["--prompt", "ROMÉO"], "É"),
+        (["--prompt", ""], "--prompt is empty"),
+        (["--temperature", "-1"], "temperature"),
+        (["--tokens", "-1"], "--tokens"),
+    ]:
+        result = sampled(workdir, *arguments)
+        assert result.returncode == 2
+        assert word in result.stderr.splitlines()[-1]
+    missing = sampled(tmp_path / "nowhere")
+    assert missing.returncode == 2
+    assert "holds no finished run" in missing.stderr
+
+
+def test_a_vocabulary_or_weights_of_another_run(finished, tmp_path):
+    workdir, _ = finished
+    for name in RUN:
+        (tmp_path / name).write_bytes((workdir / name).read_bytes())
+    (tmp_path / "vocabulary.json").write_text(json.dumps({"characters": "abc"}))
+    result = sampled(tmp_path, "--prompt", "a")
+    assert result.returncode == 2
+    assert "holds another model: embedding.tokens is (68, 32), not (3, 32)" in result.stderr
+    (tmp_path / "vocabulary.json").write_bytes((workdir / "vocabulary.json").read_bytes())
+    arrays = load_file(workdir / "model.safetensors")
+    arrays.pop("decoder.norm.scale")
+    save_file(arrays, tmp_path / "model.safetensors")
+    result = sampled(tmp_path)
+    assert result.returncode == 2
+    assert "decoder.norm.scale is absent" in result.stderr
+
+
+def test_bytes_that_are_split_between_pieces():
+    experiment = load(SCRIPT)
+    ids = np.frombuffer("né €".encode(), np.uint8)
+    for cut in range(len(ids) + 1):
+        assert "".join(experiment.decoded(experiment.BYTES, [ids[:cut], ids[cut:]])) == "né €"
+    assert "".join(experiment.decoded(experiment.BYTES, [ids[:2]])) == "n\N{REPLACEMENT CHARACTER}"

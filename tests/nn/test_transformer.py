@@ -1,0 +1,311 @@
+"""Transformers against the same in NumPy, and their invariants."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf
+
+from jaxai.nn.transformer import Encoder, EncoderDecoder, LanguageModel, Shape, init_cache, lengths_of
+from tests.ops.oracle import compiled
+
+TINY = Shape(width=16, layers=2, heads=4, init_std=0.2)
+SHAPES = {
+    "default": TINY,
+    "GPT-2": dataclasses.replace(TINY, position="learned", max_length=12, activation="gelu_tanh"),
+    "Llama": dataclasses.replace(TINY, norm="rms", bias=False, gated=True, activation="silu", kv_heads=2, tied=False),
+    "ReLU": dataclasses.replace(TINY, activation="relu", hidden=24, kv_heads=1),
+    "shared": dataclasses.replace(TINY, shared=True),
+}
+TOLERANCE = 1e-5  # float32; logits are about 1
+
+
+def tokens(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 11, shape).astype(np.int32)
+
+
+def initialised(network, *inputs, key):
+    """The network's parameters, biases and scales perturbed so that none is 0 or 1."""
+    params = compiled(network.init)(key, *inputs)["params"]
+    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.fold_in(key, x.size), x.shape), params)
+
+
+class Oracle:
+    """The decoder in NumPy, float64, without batch axis; one loop over heads."""
+
+    def __init__(self, shape, params):
+        self.shape, self.params = shape, jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+
+    def dense(self, x, layer):
+        return x @ layer["kernel"] + layer.get("bias", 0)
+
+    def norm(self, x, layer):
+        if self.shape.norm == "rms":
+            return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * layer["scale"]
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        return x * layer["scale"] + layer.get("bias", 0)
+
+    def activation(self, x):
+        return {
+            "gelu": lambda: x * 0.5 * (1 + erf(x / np.sqrt(2))),
+            "gelu_tanh": lambda: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+            "relu": lambda: np.maximum(x, 0),
+            "silu": lambda: x / (1 + np.exp(-x)),
+        }[self.shape.activation]()
+
+    def turned(self, x):
+        """Each pair (i, i + H/2) as a complex number, times exp(i position frequency)."""
+        half = x.shape[-1] // 2
+        angle = np.arange(len(x))[:, None] * 10000.0 ** (-np.arange(half) / half)
+        z = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angle)
+        return np.concatenate([z.real, z.imag], -1)
+
+    def attention(self, x, layer):
+        shape, size, time = self.shape, self.shape.head_size, len(x)
+        groups = shape.heads // (shape.kv_heads or shape.heads)
+        heads = self.dense(x, layer["query_key_value"]).reshape(time, -1, size).swapaxes(0, 1)
+        turn = self.turned if shape.position == "rotary" else lambda x: x
+        out = []
+        for n in range(shape.heads):
+            query, key = turn(heads[n]), turn(heads[shape.heads + n // groups])
+            value = heads[shape.heads + shape.heads // groups + n // groups]
+            score = np.where(np.tri(time, dtype=bool), query @ key.T / np.sqrt(size), -np.inf)
+            weights = np.exp(score - score.max(-1, keepdims=True))
+            out.append(weights / weights.sum(-1, keepdims=True) @ value)
+        return self.dense(np.concatenate(out, -1), layer["out"])
+
+    def mlp(self, x, layer):
+        y = self.dense(x, layer["in"])
+        if not self.shape.gated:
+            return self.dense(self.activation(y), layer["out"])
+        half = y.shape[-1] // 2
+        return self.dense(self.activation(y[:, :half]) * y[:, half:], layer["out"])
+
+    def logits(self, ids):
+        embedding, decoder = self.params["embedding"], self.params["decoder"]
+        x = embedding["tokens"][ids]
+        if self.shape.position == "learned":
+            x = x + embedding["positions"][: len(ids)]
+        for number in range(self.shape.layers):
+            block = decoder["block" if self.shape.shared else f"block_{number}"]
+            x = x + self.attention(self.norm(x, block["norm_attention"]), block["attention"])
+            x = x + self.mlp(self.norm(x, block["norm_mlp"]), block["mlp"])
+        kernel = embedding["tokens"].T if self.shape.tied else embedding["logits"]
+        return self.norm(x, decoder["norm"]) @ kernel
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_logits_are_those_of_numpy(name, key):
+    network, ids = LanguageModel(11, SHAPES[name]), tokens(2, 9)
+    params = initialised(network, ids, key=key)
+    logits, _ = compiled(network.apply)({"params": params}, ids)
+    assert logits.dtype == jnp.float32
+    for row in range(2):
+        np.testing.assert_allclose(logits[row], Oracle(network.shape, params).logits(ids[row]), atol=TOLERANCE)
+
+
+def test_parameters_of_nanogpt_s_networks(key):
+    """nanoGPT prints 0.80M and 10.65M for these, without the positions."""
+    for shape, count in [
+        (Shape(position="learned", max_length=64, bias=False), 804_096),
+        (Shape(width=384, layers=6, heads=6, position="learned", max_length=256, bias=False), 10_745_088),
+    ]:
+        params = jax.eval_shape(LanguageModel(65, shape).init, key, jnp.zeros((1, 8), int))["params"]
+        assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+
+
+def test_initialisation_is_gpt2_s(key):
+    network = LanguageModel(50, Shape(width=64, layers=8, position="learned", max_length=32))
+    params = compiled(network.init)(key, tokens(1, 4))["params"]
+    block = params["decoder"]["block_3"]
+    for kernel, std in [
+        (params["embedding"]["tokens"], 0.02),
+        (block["attention"]["query_key_value"]["kernel"], 0.02),
+        (block["mlp"]["in"]["kernel"], 0.02),
+        (block["attention"]["out"]["kernel"], 0.005),
+        (block["mlp"]["out"]["kernel"], 0.005),
+    ]:
+        np.testing.assert_allclose(kernel.std(), std, rtol=0.1)
+    assert all(not np.any(leaf["bias"]) for leaf in (block["norm_mlp"], block["mlp"]["in"]))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_cache_continues_the_text(name, key):
+    network, ids = LanguageModel(11, SHAPES[name]), tokens(2, 9)
+    params = initialised(network, ids, key=key)
+
+    @compiled
+    def both(params):
+        whole, _ = network.apply({"params": params}, ids)
+        cache, parts = init_cache(network.shape, 2, 10), []
+        for first, last in [(0, 5), (5, 6), (6, 9)]:
+            logits, out = network.apply({"params": params}, ids[:, first:last], cache=cache)
+            cache = out["cache"]
+            parts.append(logits)
+        return whole, jnp.concatenate(parts, 1), lengths_of(cache)
+
+    whole, parts, lengths = both(params)
+    np.testing.assert_allclose(parts, whole, atol=TOLERANCE)
+    assert lengths.tolist() == [9, 9]
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("scan", [False, True])
+def test_scan_and_remat_change_neither_values_nor_gradients(scan, remat, key):
+    ids = tokens(2, 7)
+    plain = LanguageModel(11, TINY)
+    other = LanguageModel(11, dataclasses.replace(TINY, scan=scan, remat=remat))
+    params = initialised(plain, ids, key=key)
+
+    def stacked(params):
+        if not scan:
+            return params
+        blocks = [params["decoder"][f"block_{layer}"] for layer in range(2)]
+        block = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+        return params | {"decoder": {"block": block, "norm": params["decoder"]["norm"]}}
+
+    def of(network, arranged):
+        loss = lambda params: jnp.sin(network.apply({"params": arranged(params)}, ids)[0]).sum()  # noqa: E731
+        return jax.value_and_grad(loss)(params)
+
+    expected, actual = compiled(lambda: (of(plain, lambda params: params), of(other, stacked)))()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), actual, expected)  # sums of 154 sines
+    shapes = jax.eval_shape(other.init, key, ids)["params"]
+    assert jax.tree.map(jnp.shape, stacked(params)) == jax.tree.map(jnp.shape, shapes)
+
+
+def test_scan_decodes_with_a_stacked_cache(key):
+    network, ids = LanguageModel(11, dataclasses.replace(TINY, scan=True)), tokens(2, 6)
+
+    @compiled
+    def both():
+        variables = network.init(key, ids)
+        whole, _ = network.apply(variables, ids)
+        first, out = network.apply(variables, ids[:, :4], cache=init_cache(network.shape, 2, 8))
+        second, out = network.apply(variables, ids[:, 4:], cache=out["cache"])
+        return whole, jnp.concatenate([first, second], 1), lengths_of(out["cache"])
+
+    whole, parts, lengths = both()
+    np.testing.assert_allclose(parts, whole, atol=TOLERANCE)
+    assert lengths.tolist() == [6, 6]
+
+
+def test_no_token_sees_the_future(key):
+    network, ids = LanguageModel(11, TINY), tokens(1, 8)
+    params = initialised(network, ids, key=key)
+    changed = ids.copy()
+    changed[0, 5] = (changed[0, 5] + 1) % 11
+    before, after = (np.asarray(compiled(network.apply)({"params": params}, x)[0]) for x in (ids, changed))
+    np.testing.assert_array_equal(before[0, :5], after[0, :5])
+    assert np.abs(before[0, 5:] - after[0, 5:]).max(-1).min() > 1e-4
+
+
+def test_padding_changes_nothing(key):
+    network, ids, lengths = Encoder(11, TINY), tokens(2, 8), np.array([8, 5], np.int32)
+    params = initialised(network, ids, lengths, key=key)
+    other = ids.copy()
+    other[1, 5:] = 3
+    apply = compiled(network.apply)
+    x, y = (apply({"params": params}, t, lengths)[0] for t in (ids, other))
+    np.testing.assert_array_equal(x[0], y[0])
+    np.testing.assert_allclose(x[1, :5], y[1, :5], atol=1e-6)
+    alone, _ = apply({"params": params}, ids[1:, :5], lengths[1:])
+    np.testing.assert_allclose(x[1:, :5], alone, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_beams_decode_as_the_whole_target(scan, key):
+    """Three beams of two sentences: each row of the memory serves its own, and is read once."""
+    network = EncoderDecoder(11, dataclasses.replace(TINY, scan=scan))
+    source, target, lengths = tokens(2, 7), tokens(6, 5, seed=1), np.array([7, 4], np.int32)
+    params = initialised(network, source, target[:2], lengths, key=key)
+
+    @compiled
+    def both(params):
+        repeated = np.repeat(source, 3, 0), target, np.repeat(lengths, 3)
+        whole, _ = network.apply({"params": params}, *repeated)
+        memory, _ = network.apply({"params": params}, source, lengths, method="encode")
+        cache, parts = init_cache(network.shape, 6, 8), []
+        for step in range(5):
+            logits, out = network.apply(
+                {"params": params}, target[:, step : step + 1], memory, lengths, cache=cache, method="decode"
+            )
+            memory, cache = None, out["cache"]
+            parts.append(logits)
+        return whole, jnp.concatenate(parts, 1)
+
+    whole, parts = both(params)
+    np.testing.assert_allclose(parts, whole, atol=TOLERANCE)
+
+
+def test_statistics_hold_the_weights(key):
+    network = EncoderDecoder(11, TINY)
+    source, target, lengths = tokens(2, 7), tokens(2, 5, seed=1), np.array([7, 4], np.int32)
+    variables = compiled(network.init)(key, source, target, lengths)
+    logits, out = compiled(lambda v: network.apply(v, source, target, lengths, statistics=True))(variables)
+    plain, _ = compiled(network.apply)(variables, source, target, lengths)
+    np.testing.assert_allclose(logits, plain, atol=TOLERANCE)
+    assert len(out["statistics"]) == len(out["encoder_statistics"]) == 2
+    for found in out["statistics"]:
+        cross, own = found["cross_attention"].weights, found["attention"].weights
+        assert cross.shape == (2, 5, 4, 7)
+        assert own.shape == (2, 5, 4, 5)
+        np.testing.assert_allclose(cross.sum(-1), 1, atol=1e-5)
+        assert not cross[1, ..., 4:].any()
+        assert not np.triu(own.swapaxes(1, 2), 1).any()
+
+
+def test_dropout_is_off_unless_training(key):
+    network, ids = LanguageModel(11, dataclasses.replace(TINY, dropout=0.5)), tokens(2, 6)
+    variables = compiled(network.init)(key, ids)
+    train = compiled(lambda key: network.apply(variables, ids, train=True, rngs={"dropout": key})[0])
+    first, again, other = (train(k) for k in (key, key, jax.random.key(1)))
+    plain, _ = compiled(network.apply)(variables, ids)
+    without, _ = compiled(LanguageModel(11, TINY).apply)(variables, ids)
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.1
+    np.testing.assert_array_equal(plain, without)
+
+
+def test_bfloat16_computes_in_it_and_keeps_float32_parameters(key):
+    ids = tokens(2, 6)
+    half, full = (LanguageModel(11, TINY, dtype) for dtype in (jnp.bfloat16, None))
+    variables = compiled(half.init)(key, ids)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    (a, _), (b, _) = (compiled(network.apply)(variables, ids) for network in (half, full))
+    assert a.dtype == b.dtype == jnp.float32
+    np.testing.assert_allclose(a, b, atol=0.15)  # 8 bits through two blocks
+    assert np.abs(a - b).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"width": 18}, "heads=4 must divide width=18"),
+        ({"layers": 0}, "layers must be at least 1"),
+        ({"kv_heads": 3}, "kv_heads=3 must divide heads=4"),
+        ({"width": 12}, "must be even"),
+        ({"dropout": 1.0}, "dropout must lie in"),
+        ({"shared": True, "scan": True}, "choose one"),
+        ({"init_std": 0.0}, "init_std more"),
+    ],
+)
+def test_bad_shapes(fields, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **fields)
+
+
+def test_more_tokens_than_positions(key):
+    network = LanguageModel(11, SHAPES["GPT-2"])
+    with pytest.raises(ValueError, match="13 tokens, but max_length=12"):
+        network.init(key, tokens(1, 13))
+
+
+def test_memory_must_be_given_once(key):
+    network = EncoderDecoder(11, TINY)
+    source, target = tokens(1, 4), tokens(1, 3)
+    variables = compiled(network.init)(key, source, target)
+    with pytest.raises(ValueError, match="memory=None needs a cache"):
+        network.apply(variables, target, None, cache=init_cache(TINY, 1, 4), method="decode")
