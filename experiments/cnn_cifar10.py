@@ -10,7 +10,7 @@ It is the article's program, step for step: ``preprocess``, ``build``, ``train``
 1e-3, batches of 64. Expected on 2 CPU cores: 68.8 % of the test images (67.8 to 69.7, three seeds) in 143 s; in Keras
 the article's program gave 67.2 % in 135 s. ``fast`` and ``airbench`` take the same steps by the recipe of airbench94
 (Jordan 2024, arXiv 2404.00498): whitening, batch normalisation, Muon, alternating flip, the mean over six views.
-Expected: 80.5 % in 136 s, and 90.6 % in 40 to 50 minutes (all on a copy of CIFAR-10 that went through JPEG).
+Expected: 80.5 % in 136 s, and 90.6 % in 51 minutes (all on a copy of CIFAR-10 that went through JPEG).
 ``--held-out 5000`` leaves so many training images out and tests on them instead, to choose hyper-parameters.
 The run's folder ends with summary.json (accuracy, precision, recall, F1, ROC AUC, confusion matrix) and pictures: ROC
 curves, confusion matrix, the worst mistakes, the first layer's filters, and what the network looked at.

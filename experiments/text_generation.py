@@ -7,7 +7,8 @@
 
 The text is eight plays of Shakespeare that the package carries, or any UTF-8 file: ``--text FILE``. The first nine
 tenths are trained on, the rest validates. ``nanogpt_cpu`` and ``nanogpt`` are network, batch, schedule and evaluation
-of nanoGPT's documented commands for Shakespeare (Karpathy 2022).
+of nanoGPT's documented commands for Shakespeare (Karpathy 2022). Expected of ``nanogpt_cpu`` on the text that nanoGPT
+takes: a validation loss of 1.89 nats a character, in 80 s on 2 CPU cores.
 The run's folder ends with summary.json, model.safetensors, vocabulary.json and samples/sample.txt.
 """
 
@@ -69,7 +70,8 @@ class Config(cli.Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "length", "batch_size", "horizon", "eval_every", "steps_per_call", "checkpoint_every")
+        self.check_at_least(2, "length")
+        self.check_at_least(1, "batch_size", "horizon", "eval_every", "steps_per_call", "checkpoint_every")
         self.check_at_least(0, "eval_batches")
         if self.shape.position == "learned" and self.length > self.shape.max_length:
             raise ValueError(f"--length {self.length} needs --shape.max-length of at least that")
@@ -95,6 +97,9 @@ def main(config: Config) -> None:
     text = load_text(config.text)
     vocabulary = BYTES if config.vocabulary == "bytes" else characters(text.string)
     training, validation = split(vocabulary.encode(text.string))
+    if len(validation) <= config.length:
+        count = f"the {len(validation):,} tokens that validate"
+        raise ValueError(f"--length {config.length} does not fit into {count}: give less, or a longer --text")
     network = LanguageModel(vocabulary.size, config.shape)
     batches = windows(training, config.batch_size, config.length, seed=config.seed, **processes())
     mesh = make_mesh(config.devices, batch_size=config.batch_size)
@@ -128,14 +133,14 @@ def main(config: Config) -> None:
     )
     params = jax.device_get(result.state.params)
     save_weights(run.folder / "model.safetensors", params)
-    prompt, key = vocabulary.encode(text.string[:1]), jax.random.key(config.seed)
-    text_written = "".join(decoded(vocabulary, write(network, params, config.length, prompt, 1000, key, Sampling())))
+    prompt, key = text.string[:1], jax.random.key(config.seed)
+    pieces = write(network, params, config.length, vocabulary.encode(prompt), 1000, key, Sampling())
     run.samples.mkdir(exist_ok=True)
-    (run.samples / "sample.txt").write_text(text_written)
+    (run.samples / "sample.txt").write_text("".join([prompt, *decoded(vocabulary, pieces)]), encoding="utf-8")
     summary = {
         "steps": int(result.state.step),
         "data": text.source,
-        **validate(config.steps, result.state),
+        **validate(int(result.state.step), result.state),
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "compile_seconds": round(result.compile_seconds, 1),
         "train_seconds": round(result.train_seconds, 1),
@@ -180,10 +185,10 @@ def losses(
         return {"validation_loss": mean(ordered(validation, config.batch_size, config.length))}
     estimates = {}
     for name, ids in (("training_loss", training), ("validation_loss", validation)):
-        batches = windows(ids, config.batch_size * config.eval_batches, config.length, seed=config.seed + 1)
+        batches = windows(ids, config.batch_size, config.length, seed=config.seed + 1)
         batches.set_state({"next_index": done})
-        batch = next(batches)
-        estimates[name] = mean([batch | {"weight": np.ones(batch["target"].shape, np.float32)}])
+        weight = {"weight": np.ones((config.batch_size, config.length), np.float32)}
+        estimates[name] = mean(next(batches) | weight for _ in range(config.eval_batches))
     return estimates
 
 
@@ -252,7 +257,8 @@ def sample(options: Sample) -> None:
 def explain(options: Explain) -> None:
     """Draw the attention of all layers and heads over the prompt."""
     network, params, vocabulary, context = finished_run(options.folder)
-    ids = vocabulary.encode(options.prompt)[:context]
+    whole = vocabulary.encode(options.prompt)
+    ids = whole[:context]
     out: Any = network.apply({"params": params}, jnp.asarray(ids)[None], statistics=True)[1]
     blocks = out["statistics"]
     blocks = jax.tree.map(lambda *x: np.stack(x), *blocks) if isinstance(blocks, tuple) else blocks
@@ -262,7 +268,7 @@ def explain(options: Explain) -> None:
         pictures.save_attention_maps(path, np.swapaxes(found.weights[:, 0], 1, 2), names, names)
     else:
         pictures.save_attention_statistics(path, found.entropy[:, 0], found.mass[:, 0])
-    print(f"{len(ids)} tokens: {path}")
+    print(f"the first {len(ids)} of {len(whole)} tokens: {path}")
 
 
 def finished_run(folder: Path) -> tuple[LanguageModel, PyTree, Vocabulary, int]:
@@ -271,11 +277,15 @@ def finished_run(folder: Path) -> tuple[LanguageModel, PyTree, Vocabulary, int]:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no finished run (no {name}): train one first, or give --workdir")
     config = read_config(folder)
-    vocabulary = Vocabulary.from_json(json.loads((folder / "vocabulary.json").read_text()))
-    network = LanguageModel(vocabulary.size, Shape(**config["shape"]))
+    try:
+        vocabulary = Vocabulary.from_json(json.loads((folder / "vocabulary.json").read_text()))
+        network, length = LanguageModel(vocabulary.size, Shape(**config["shape"])), config["length"]
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"{folder} holds no run of this experiment, or a damaged vocabulary.json ({error}): train one first"
+        raise ValueError(message) from error
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     weights = folder / "model.safetensors"
-    return network, fill(shapes, load_weights(weights), weights), vocabulary, config["length"]
+    return network, fill(shapes, load_weights(weights), weights), vocabulary, length
 
 
 def write(

@@ -175,4 +175,6 @@ def run[ConfigT: Common](
         action(config)
 
     command.show_messages()
-    command.guard(experiment, interrupted="interrupted: --resume auto goes on from the last checkpoint")
+    trains = not (sys.argv[1:] and sys.argv[1] in commands)
+    advice = ": --resume auto goes on from the last checkpoint" if trains else ""
+    command.guard(experiment, interrupted=f"interrupted{advice}")

@@ -61,7 +61,7 @@ def read(params: PyTree, state: PyTree, tokens: Array, *, advance: Advance) -> t
     return advance(params, state, tokens)
 
 
-@partial(jax.jit, static_argnames=("advance", "sampling", "count"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("advance", "sampling", "count"))
 def write(
     params: PyTree,
     state: PyTree,

@@ -28,7 +28,9 @@ def from_gpt2(arrays: Mapping[str, np.ndarray], *, heads: int = 0) -> tuple[int,
     missing, of another shape, or unknown.
     """
     arrays = {name.removeprefix("transformer."): array for name, array in arrays.items()}
-    arrays = {name: array for name, array in arrays.items() if not MASKS.match(name) and name != "lm_head.weight"}
+    arrays = {name: array for name, array in arrays.items() if not MASKS.match(name)}
+    if "lm_head.weight" in arrays and np.array_equal(arrays["lm_head.weight"], arrays.get("wte.weight", ())):
+        del arrays["lm_head.weight"]
     for name in ("wte.weight", "wpe.weight"):
         if getattr(arrays.get(name), "ndim", 0) != 2:
             raise ValueError(f"{name} is no matrix or missing: give the arrays of a GPT-2 file")
@@ -37,7 +39,7 @@ def from_gpt2(arrays: Mapping[str, np.ndarray], *, heads: int = 0) -> tuple[int,
     if not heads and width % 64:
         raise ValueError(f"heads: a width of {width} does not divide into heads of 64, say how many there are")
     shape = Shape(width, layers, heads or width // 64, activation="gelu_tanh", position="learned", max_length=length)
-    hidden = shape.hidden or 4 * width
+    hidden = 4 * width
     sizes = {"ln_1": (width,), "attn.c_attn": (width, 3 * width), "attn.c_proj": (width, width), "ln_2": (width,)}
     sizes |= {"mlp.c_fc": (width, hidden), "mlp.c_proj": (hidden, width)}
 

@@ -116,7 +116,12 @@ class Cache:
 
 
 def init_cache(shape: Shape, batch: int, capacity: int, dtype: DTypeLike = jnp.float32) -> Any:
-    """An empty cache for each block (stacked with ``shape.scan``), with room for ``capacity`` tokens in each row."""
+    """An empty cache for each block (stacked with ``shape.scan``), with room for ``capacity`` tokens in each row.
+
+    Raises ValueError for more tokens than learned positions.
+    """
+    if shape.position == "learned" and capacity > shape.max_length:
+        raise ValueError(f"capacity={capacity}, but max_length={shape.max_length} positions were learned")
     one = Cache(KVCache.init(batch, capacity, shape.kv_heads or shape.heads, shape.head_size, dtype=dtype))
     if shape.scan:
         return jax.tree.map(lambda x: jnp.repeat(x[None], shape.layers, 0), one)
@@ -185,6 +190,8 @@ class CrossAttention(nn.Module):
             pair = key, value
         if pair is None:
             raise ValueError("memory=None needs a cache that a call with memory has returned")
+        if len(x) % len(pair[0]):
+            raise ValueError(f"{len(x)} rows of targets for {len(pair[0])} rows of memory: give a multiple of them")
         query = dense(shape, shape.width, self.dtype, "query")(x)
         query = query.reshape(len(pair[0]), -1, shape.heads, shape.head_size)
         y, found = attend(self, query, *pair, False, lengths)
@@ -375,7 +382,7 @@ class EncoderDecoder(nn.Module):
 
     Source and target tokens int [B, S] and [B, T], of the source ``source_lengths`` [B] real. To decode, call `encode`
     once, `decode` with its memory [M, S, E] and an `init_cache` of B = M * beams rows, then `decode` with the cache it
-    returned and without memory.
+    returned and without memory; each time with the memory's lengths.
     """
 
     vocabulary: int

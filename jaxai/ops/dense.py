@@ -26,5 +26,5 @@ def dense(
         raise ValueError(f"{shapes}: give kernel [{x.shape[-1]}, O] and bias [O]")
     y = x.reshape(-1, x.shape[-1]) @ kernel
     y = lax.platform_dependent(y, cpu=lax.optimization_barrier, default=lambda y: y)
-    y = y.reshape(*x.shape[:-1], -1)
+    y = y.reshape(*x.shape[:-1], kernel.shape[1])
     return y if bias is None else y + bias.reshape((1,) * (x.ndim - 1) + (-1,))

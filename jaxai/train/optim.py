@@ -27,7 +27,7 @@ class Adam:
     """The learning rate at the horizon, as a share of learning_rate; a cosine leads there from the warm-up's end."""
     weight_decay: float = 0.0
     decay: Literal["all", "matrices"] = "all"
-    """What decays: all parameters, or those of at least two axes."""
+    """What decays: all parameters, or only kernels and embeddings: neither a ``bias`` nor a ``scale``."""
     clip: float = 0.0
     """The norm that gradients are scaled down to where they exceed it; 0: never."""
 
@@ -36,7 +36,7 @@ class Adam:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ValueError(f"beta1 and beta2 must lie in [0, 1), got {self.beta1} and {self.beta2}")
-        if not min(self.warmup, self.final_rate, self.weight_decay, self.clip) >= 0:
+        if not all(value >= 0 for value in (self.warmup, self.final_rate, self.weight_decay, self.clip)):
             raise ValueError("warmup, final_rate, weight_decay and clip must be 0 or more")
 
 
@@ -72,11 +72,16 @@ def optimizer(config: Adam, horizon: int) -> optax.GradientTransformation:
     """The optax transformation of a config whose learning rate takes its course over ``horizon`` steps."""
     rate = schedule(config, horizon)
     if config.weight_decay:
-        mask = None if config.decay == "all" else lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+        mask = None if config.decay == "all" else matrices
         adam = optax.adamw(rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=mask)
     else:
         adam = optax.adam(rate, config.beta1, config.beta2)
     return optax.chain(optax.clip_by_global_norm(config.clip), adam) if config.clip else adam
+
+
+def matrices(params: PyTree) -> PyTree:
+    """Which parameters are neither a ``bias`` nor a ``scale``; by name, as those of stacked blocks have two axes."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ("bias", "scale"), params)
 
 
 def airbench_optimizer(config: Airbench, horizon: int, batch_size: int) -> optax.GradientTransformation:

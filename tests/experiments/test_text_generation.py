@@ -58,7 +58,7 @@ def test_attention_is_drawn(finished):
     workdir, _ = finished
     result = run_command(SCRIPT, workdir, "explain", "--workdir", str(workdir), "--prompt", "to be or not" * 5)
     assert result.returncode == 0, result.stderr
-    assert "32 tokens" in result.stdout  # the run's window
+    assert "the first 32 of 60 tokens" in result.stdout  # the run's window
     with Image.open(workdir / "attention.png") as picture:
         assert min(picture.size) > 300
 
@@ -66,12 +66,15 @@ def test_attention_is_drawn(finished):
 def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path):
     workdir, _ = finished
     (tmp_path / "tiny.txt").write_text("To be")
+    (tmp_path / "short.txt").write_text("To be or not\n" * 92)
     (tmp_path / "latin1.txt").write_bytes("é".encode("latin1") * 2000)
     for arguments, word in [
         (["--text", str(tmp_path / "none.txt")], "none.txt"),
         (["--text", str(tmp_path / "tiny.txt")], "at least 1,000"),
         (["--text", str(tmp_path / "latin1.txt")], "not UTF-8"),
         (["--batch-size", "0"], "--batch-size"),
+        (["--length", "1"], "--length must be at least 2"),
+        (["--text", str(tmp_path / "short.txt"), "--length", "200"], "the 120 tokens that validate"),
         (["--shape.heads", "3"], "heads=3"),
         (["--length", "128", "--shape.position", "learned", "--shape.max-length", "64"], "--length 128"),
     ]:

@@ -115,6 +115,7 @@ def test_optimizer_is_optaxs(key):
         ({"learning_rate": float("nan")}, "learning_rate must be positive"),
         ({"beta2": 1.0}, "beta1 and beta2"),
         ({"warmup": -1}, "must be 0 or more"),
+        ({"clip": float("nan")}, "must be 0 or more"),
     ],
 )
 def test_bad_options_are_named(options, message):
