@@ -33,7 +33,7 @@ from jaxai.nn.transformer import LanguageModel, Shape, init_cache
 from jaxai.ops.sampling import Sampling
 from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, optimizer
-from jaxai.train.run import open_run, read_config, write_json
+from jaxai.train.run import finished_folder, open_run, read_config, write_json
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import init_state, train_step
@@ -41,6 +41,7 @@ from jaxai.train.weights import fill, load_weights, save_weights
 from jaxai.typing import Array, PyTree
 
 NAME = "text_generation"
+FILES = ("vocabulary.json", "model.safetensors")  # of a finished run
 WRITTEN_OUT = 48  # tokens whose attention is drawn as maps
 NANOGPT = Adam(beta2=0.99, warmup=100, final_rate=0.1, weight_decay=0.1, decay="matrices", clip=1.0)
 
@@ -200,13 +201,11 @@ def report(summary: dict[str, Any]) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Finished(cli.Platform):
+class Prompted(cli.Finished):
     """A finished run and the beginning of a text."""
 
     preset: str = next(iter(PRESETS))
     """Whose run: that in runs/text_generation/PRESET, unless there is a workdir."""
-    workdir: Path | None = None
-    """The run's folder."""
     prompt: str = "\n"
     """What the text begins with."""
 
@@ -215,13 +214,9 @@ class Finished(cli.Platform):
         if not self.prompt:
             raise ValueError("--prompt is empty: give at least one character")
 
-    @property
-    def folder(self) -> Path:
-        return self.workdir or Path("runs") / NAME / self.preset
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sample(Finished):
+class Sample(Prompted):
     """Let a finished run write."""
 
     tokens: int = 500
@@ -236,7 +231,7 @@ class Sample(Finished):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Explain(Finished):
+class Explain(Prompted):
     """Draw what a finished run looks at in a text: attention.png in its folder."""
 
     prompt: str = "ROMEO:\nWhat is the time?"
@@ -245,7 +240,7 @@ class Explain(Finished):
 
 def sample(options: Sample) -> None:
     """Print the prompt and what the network writes after it, as it comes."""
-    network, params, vocabulary, context = finished_run(options.folder)
+    network, params, vocabulary, context = finished_run(finished_folder(NAME, options, FILES))
     prompt = vocabulary.encode(options.prompt)
     print(options.prompt, end="", flush=True)
     key = jax.random.key(options.seed)
@@ -256,13 +251,14 @@ def sample(options: Sample) -> None:
 
 def explain(options: Explain) -> None:
     """Draw the attention of all layers and heads over the prompt."""
-    network, params, vocabulary, context = finished_run(options.folder)
+    folder = finished_folder(NAME, options, FILES)
+    network, params, vocabulary, context = finished_run(folder)
     whole = vocabulary.encode(options.prompt)
     ids = whole[:context]
     out: Any = network.apply({"params": params}, jnp.asarray(ids)[None], statistics=True)[1]
     blocks = out["statistics"]
     blocks = jax.tree.map(lambda *x: np.stack(x), *blocks) if isinstance(blocks, tuple) else blocks
-    found, path = blocks["attention"], options.folder / "attention.png"
+    found, path = blocks["attention"], folder / "attention.png"
     if len(ids) <= WRITTEN_OUT:
         names = [repr(vocabulary.decode(ids[i : i + 1]))[1:-1] for i in range(len(ids))]
         pictures.save_attention_maps(path, np.swapaxes(found.weights[:, 0], 1, 2), names, names)
@@ -272,10 +268,7 @@ def explain(options: Explain) -> None:
 
 
 def finished_run(folder: Path) -> tuple[LanguageModel, PyTree, Vocabulary, int]:
-    """Network, parameters, vocabulary and context of a run. FileNotFoundError where it is not finished."""
-    for name in ("config.json", "vocabulary.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no finished run (no {name}): train one first, or give --workdir")
+    """Network, parameters, vocabulary and context of a run."""
     config = read_config(folder)
     try:
         vocabulary = Vocabulary.from_json(json.loads((folder / "vocabulary.json").read_text()))

@@ -77,6 +77,16 @@ class Common(Platform):
             raise ValueError("--tensorboard needs the extra: pip install -e '.[tensorboard]'")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finished(Platform):
+    """Which finished run a command takes up."""
+
+    preset: str = "default"
+    """Whose run: that in runs/EXPERIMENT/PRESET, unless there is a workdir."""
+    workdir: Path | None = None
+    """The run's folder."""
+
+
 def parse[ConfigT: Common](
     presets: Mapping[str, ConfigT], description: str | None, arguments: Sequence[str]
 ) -> ConfigT:

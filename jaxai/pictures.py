@@ -133,6 +133,27 @@ def save_attention_maps(
     save_figure(path, figure)
 
 
+def save_reading(
+    path: str | os.PathLike[str], weights: Float[Array | np.ndarray, "layers N S"], sentences: Sequence[str]
+) -> None:
+    """A PNG with how much each head of each layer looks at each sentence [S] of a story: sentences down, heads across.
+
+    A column sums to 1. ValueError for other shapes and NaN.
+    """
+    weights = np.asarray(weights, np.float64)
+    layers, heads, count = weights.shape
+    if count != len(sentences) or not np.isfinite(weights).all():
+        raise ValueError(f"weights: {weights.shape} for {len(sentences)} sentences, all must be finite")
+    figure = Figure(figsize=(4 + 0.12 * layers * (heads + 1), 0.8 + 0.24 * count), layout="constrained")
+    for layer, ax in enumerate(np.asarray(figure.subplots(1, layers, squeeze=False))[0]):
+        ax.imshow(weights[layer].T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        ax.set_title(f"layer {layer}", fontsize=7)
+        ax.set_xticks([])
+        ax.set_yticks(range(count), sentences if layer == 0 else [], fontsize=7)
+        ax.tick_params(length=0)
+    save_figure(path, figure)
+
+
 def save_attention_statistics(
     path: str | os.PathLike[str],
     entropy: Float[Array | np.ndarray, "layers T N"],

@@ -1,4 +1,4 @@
-"""The data that needs neither files nor a network: shipped MNIST digits, scikit-learn's digits, eight plays."""
+"""The data that needs neither files nor a network: MNIST digits, scikit-learn's digits, plays, translated sentences."""
 
 import gzip
 import hashlib
@@ -14,6 +14,10 @@ MNIST_SHA256 = "3e63986ee8d54a175bb7260d8a95b5b524e901f7dd0bf662328afbeeac176a54
 MNIST_TRAIN = 4_500
 TEXT_FILE = "shakespeare.txt.gz"  # files/make_shakespeare.py makes it
 TEXT_SHA256 = "7d7bf4395d61eedbe42d728f3365289a3087b3cf49b140e91376617559c1d1f9"
+PAIRS_FILE = "libreoffice.tsv.gz"  # files/make_libreoffice.py makes it
+PAIRS_SHA256 = "b4a346a6e7bd443fc16239f8e1e1e1676cc4ac7ff31d31949c683711a14171b9"
+PAIRS_SPLITS = ("train", "val", "test")
+LANGUAGES = ("en", "de", "fr")
 
 
 def mnist(split: str) -> Arrays:
@@ -43,6 +47,27 @@ def digits8x8(split: str) -> Arrays:
 def shakespeare() -> str:
     """Eight plays of Shakespeare in ASCII, 1,076,592 characters, 68 different ones; errors as in ``mnist``."""
     return gzip.decompress(_shipped(TEXT_FILE, TEXT_SHA256, "plays")[1]).decode("ascii")
+
+
+def libreoffice(split: str, source: str, target: str) -> list[tuple[str, str]]:
+    """LibreOffice's interface texts in two of English, German and French: 6,688 train, 500 val, 500 test pairs.
+
+    No two rows share a sentence in any language, case, punctuation and numbers aside. Raises ``ValueError`` for another
+    split or language and for one language twice, and as ``mnist`` does.
+    """
+    for name, value, known in (
+        ("split", split, PAIRS_SPLITS),
+        ("source", source, LANGUAGES),
+        ("target", target, LANGUAGES),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} {value!r} is not in the embedded pairs; choose one of: {', '.join(known)}")
+    if source == target:
+        raise ValueError(f"source and target are both {source!r}; choose two of: {', '.join(LANGUAGES)}")
+    text = gzip.decompress(_shipped(PAIRS_FILE, PAIRS_SHA256, "sentence pairs")[1]).decode()
+    header, *rows = (line.split("\t") for line in text.removesuffix("\n").split("\n"))
+    columns = header.index(source), header.index(target)
+    return [(row[columns[0]], row[columns[1]]) for row in rows if row[0] == split]
 
 
 def _shipped(name: str, sha256: str, what: str) -> tuple[str, bytes]:

@@ -1,6 +1,6 @@
-"""Sentence pairs for translation: reading parallel files, and batches of few fixed shapes.
+"""Sentence pairs for translation: embedded ones or parallel files, and batches of few fixed shapes.
 
-pairs = load_pairs("multi30k", "train", "de", "en")
+pairs = load_pairs(None, "train", "en", "de")         # or a folder: load_pairs("multi30k", "train", "de", "en")
 bpe = train_bpe(pairs.sources + pairs.targets, 8_000, lowercase=False)
 batches = bucketed(bpe.encode(pairs.sources), framed(bpe.encode(pairs.targets)), 4_096, seed=0)
 """
@@ -18,6 +18,7 @@ import grain
 import numpy as np
 from jaxtyping import Int32, Int64, Integer
 
+from jaxai.data import embedded
 from jaxai.data.pipeline import check_rows, endless
 from jaxai.data.specs import permutation
 from jaxai.data.text import read_utf8
@@ -27,37 +28,52 @@ logger = logging.getLogger("jaxai.data")
 Sentences = Sequence[Integer[np.ndarray, "_"]]
 Batch = dict[str, Int32[np.ndarray, "B _"]]
 
-SHAPES = 8  # each is a program to compile; on Multi30k 8 leave 13 % of the places to padding, 4 leave 22 %
-
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
     """Sentences and their translations, equally many and none empty; ``origin`` says in one line where they came from.
 
-    ``fingerprint`` is the start of the SHA-256 over both sides' lines, in hexadecimal.
+    ``embedded`` says whether the package carries them, ``fingerprint`` is the start of the SHA-256 over both sides'
+    lines, in hexadecimal.
     """
 
     name: str
     sources: tuple[str, ...] = dataclasses.field(repr=False)
     targets: tuple[str, ...] = dataclasses.field(repr=False)
     origin: str
+    embedded: bool
     fingerprint: str
 
     def identity(self) -> dict[str, str | bool]:
-        """What a run that goes on must find again: name, fingerprint, and that the package does not carry them."""
-        return {"name": self.name, "fingerprint": self.fingerprint, "embedded": False}
+        """What a run that goes on must find again: name, fingerprint, whether embedded."""
+        return {"name": self.name, "fingerprint": self.fingerprint, "embedded": self.embedded}
 
 
-def load_pairs(folder: str | os.PathLike, split: str, source: str, target: str) -> Pairs:
+def load_pairs(folder: str | os.PathLike | None, split: str, source: str, target: str) -> Pairs:
     """The pairs of ``folder/SPLIT.SOURCE`` and ``folder/SPLIT.TARGET``, line by line: train.de, train.en, also as .gz.
 
-    Whitespace at a line's ends is dropped, and so is a pair of which a side is empty: the log line (logger
-    ``jaxai.data``) counts them. Only LF, CR LF and CR end a line, not what else Unicode calls a line's end.
+    ``None``: LibreOffice's interface texts, which the package carries; splits train, val and test, languages en, de and
+    fr. Of files, whitespace at a line's ends is dropped, and so is a pair of which a side is empty: the log line
+    (logger ``jaxai.data``) counts them. Only LF, CR LF and CR end a line, not what else Unicode calls a line's end.
 
     Raises ``FileNotFoundError`` for a missing folder or file, ``ValueError`` for unequal numbers of lines, files that
-    are not UTF-8 and files without a pair.
+    are not UTF-8 and files without a pair, and for a split or language that the embedded set has not.
     """
-    root = Path(folder).expanduser()
+    if folder is None:
+        kept, where = embedded.libreoffice(split, source, target), " of LibreOffice's interface texts, embedded"
+    else:
+        kept, where = _read(Path(folder).expanduser(), split, source, target)
+    sources, targets = zip(*kept, strict=True)
+    data = "libreoffice" if folder is None else Path(folder).expanduser().resolve().name
+    name = f"{data} {split} {source}-{target}"
+    origin = f"{name}: {len(kept):,} pairs{where}"
+    logger.info(origin)
+    fingerprint = hashlib.sha256("\n".join(sources).encode() + b"\n\n" + "\n".join(targets).encode()).hexdigest()[:16]
+    return Pairs(name, sources, targets, origin, folder is None, fingerprint)
+
+
+def _read(root: Path, split: str, source: str, target: str) -> tuple[list[tuple[str, str]], str]:
+    """The pairs of two files, and the end of the origin line."""
     paths = [_find(root, f"{split}.{language}") for language in (source, target)]
     lines = [_lines(path) for path in paths]
     if len(lines[0]) != len(lines[1]):
@@ -66,14 +82,9 @@ def load_pairs(folder: str | os.PathLike, split: str, source: str, target: str) 
     kept = [pair for pair in zip(*lines, strict=True) if all(pair)]
     if not kept:
         raise ValueError(f"{paths[0]} and {paths[1]} have no line that is not empty in both; give other files")
-    sources, targets = zip(*kept, strict=True)
     dropped = len(lines[0]) - len(kept)
-    name = f"{root.resolve().name} {split} {source}-{target}"
     without = f", without {dropped:,} with an empty side" if dropped else ""
-    origin = f"{name}: {len(kept):,} pairs{without} from {paths[0]} and {paths[1].name}"
-    logger.info(origin)
-    fingerprint = hashlib.sha256("\n".join(sources).encode() + b"\n\n" + "\n".join(targets).encode()).hexdigest()[:16]
-    return Pairs(name, sources, targets, origin, fingerprint)
+    return kept, f"{without} from {paths[0]} and {paths[1].name}"
 
 
 def _lines(path: Path) -> list[str]:
@@ -101,15 +112,17 @@ class Bucket:
     target_length: int
 
 
-def buckets(sources: Sentences, targets: Sentences, tokens_per_batch: int, *, multiple: int = 1) -> list[Bucket]:
-    """The pairs in at most 8 groups by the length of their longer side, so cut that the fewest places are padding.
+def buckets(
+    sources: Sentences, targets: Sentences, tokens_per_batch: int, *, multiple: int = 1, shapes: int = 8
+) -> list[Bucket]:
+    """The pairs in at most ``shapes`` groups by the length of their longer side, cut for the least padding.
 
     A group's ``batch_size`` is the greatest multiple of ``multiple`` of whose rows neither side has more than
     ``tokens_per_batch`` places, padding included, but no more than the group has pairs (up to the next multiple). An
     epoch takes ``sum(len(b.rows) / b.batch_size)`` batches. Raises ``ValueError`` as ``bucketed`` does.
     """
-    if multiple < 1:
-        raise ValueError(f"multiple is {multiple}; choose the number of devices, at least 1")
+    if multiple < 1 or shapes < 1:
+        raise ValueError(f"multiple is {multiple}, shapes is {shapes}; choose the number of devices, and at least 1")
     if len(sources) != len(targets) or not len(sources):
         raise ValueError(f"{len(sources):,} sources and {len(targets):,} targets; they must be as many, and at least 1")
     lengths = np.array([[len(s), len(t)] for s, t in zip(sources, targets, strict=True)])
@@ -122,14 +135,14 @@ def buckets(sources: Sentences, targets: Sentences, tokens_per_batch: int, *, mu
             f" and a batch a multiple of {multiple} rows; choose at least {longer.max() * multiple:,}"
         )
     found = []
-    for low, high in _cuts(longer, lengths):
+    for low, high in _cuts(longer, lengths, shapes):
         rows = np.flatnonzero((low <= longer) & (longer <= high))
         fit, there = tokens_per_batch // high // multiple * multiple, -(-len(rows) // multiple) * multiple
         found.append(Bucket(rows, min(fit, there), *lengths[rows].max(axis=0).tolist()))
     return found
 
 
-def _cuts(longer: np.ndarray, lengths: np.ndarray) -> list[tuple[int, int]]:
+def _cuts(longer: np.ndarray, lengths: np.ndarray, shapes: int) -> list[tuple[int, int]]:
     """The shortest and the longest length of each group, by dynamic programming over the lengths that occur."""
     values, which = np.unique(longer, return_inverse=True)
     n = len(values)
@@ -141,7 +154,7 @@ def _cuts(longer: np.ndarray, lengths: np.ndarray) -> list[tuple[int, int]]:
         widths = np.maximum.accumulate(sides[first:], axis=0).sum(axis=1)
         cost[first, first + 1 :] = np.cumsum(counts[first:]) * widths
     least, choices = np.append(0, np.full(n, np.inf)), []
-    for _ in range(min(SHAPES, n)):
+    for _ in range(min(shapes, n)):
         totals = least[:n, None] + cost
         choices.append(totals.argmin(axis=0))
         least = totals.min(axis=0)
@@ -159,12 +172,14 @@ def bucketed(
     *,
     seed: int,
     multiple: int = 1,
+    shapes: int = 8,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """An endless iterator of ``source`` int32 [B, S] and ``target`` int32 [B, T], padded with 0, in at most 8 shapes.
+    """An endless iterator of ``source`` int32 [B, S] and ``target`` int32 [B, T], padded with 0.
 
-    The shapes are those of ``buckets``; a jitted step compiles once for each. Pairs and batches are shuffled anew in
+    Their shapes are those of ``buckets``; a jitted step compiles once for each. On Multi30k 8 leave 13 % of the places
+    to padding, 4 leave 22 %. Pairs and batches are shuffled anew in
     every epoch, by ``seed`` alone. A group's epochs follow each other without a gap, so no pair is left out or comes
     more often than another, and what is short of a batch at an epoch's end begins the next. With several devices give
     their number as ``multiple``. State, restoring and the rows of several processes are those of
@@ -174,11 +189,11 @@ def bucketed(
     longest, a multiple below 1, a process index that is not in 0 ... process_count - 1, and a negative seed.
     """
     check_rows(max(process_count, 1), process_index, process_count, seed)
-    groups = buckets(sources, targets, tokens_per_batch, multiple=math.lcm(multiple, process_count))
+    groups = buckets(sources, targets, tokens_per_batch, multiple=math.lcm(multiple, process_count), shapes=shapes)
     arrays = [
         {
-            "source": _padded([sources[row] for row in group.rows], group.source_length),
-            "target": _padded([targets[row] for row in group.rows], group.target_length),
+            "source": padded([sources[row] for row in group.rows], group.source_length),
+            "target": padded([targets[row] for row in group.rows], group.target_length),
         }
         for group in groups
     ]
@@ -220,7 +235,7 @@ def bucketed(
     return endless(batch)
 
 
-def _padded(sentences: Sentences, length: int) -> Int32[np.ndarray, "n _"]:
+def padded(sentences: Sentences, length: int) -> Int32[np.ndarray, "n _"]:
     result = np.zeros((len(sentences), length), np.int32)
     for row, sentence in zip(result, sentences, strict=True):
         row[: len(sentence)] = sentence

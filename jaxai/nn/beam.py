@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Float, Int
 
 from jaxai.nn.generation import Advance
+from jaxai.nn.transformer import EncoderDecoder, init_cache, reorder_cache, with_memory
 from jaxai.typing import Array, PyTree
 
 
@@ -79,3 +80,42 @@ def beam_search(
     start = Beams(jnp.int32(0), empty, none.at[:, 0].set(0.0), empty, none, state)  # the beams are equal: use one
     search = lax.while_loop(better_possible, step, start)
     return search.finished, search.scores
+
+
+def translate(
+    network: EncoderDecoder,
+    params: PyTree,
+    source: Int[Array, "B S"],
+    lengths: Int[Array, " B"],
+    *,
+    begin: int,
+    end: int,
+    beams: int,
+    max_length: int,
+    length_penalty: float = 1.0,
+) -> tuple[Int[Array, "B K T"], Float[Array, "B K"]]:
+    """`beam_search` over a network's targets: the K = ``beams`` best for each source int [B, S], ``lengths`` [B] real.
+
+    Each source is encoded once, and its keys and values are read by all of its beams. Targets begin with the token
+    ``begin``, which is not part of the result. Returns and raises what `beam_search` does; to be jitted by the caller.
+    """
+    B = len(source)
+
+    def decode(params: PyTree, cache: PyTree, tokens: Array, memory: Array | None = None) -> tuple[Array, PyTree]:
+        logits, out = network.apply({"params": params}, tokens, memory, lengths, cache=cache, method="decode")
+        return jnp.asarray(logits)[:, -1], out["cache"]
+
+    memory, _ = network.apply({"params": params}, source, lengths, method="encode")
+    empty = init_cache(network.shape, B * beams, max_length)
+    _, filled = decode(params, empty, jnp.full((B * beams, 1), begin, jnp.int32), jnp.asarray(memory))
+    return beam_search(
+        decode,
+        reorder_cache,
+        params,
+        with_memory(empty, filled),
+        jnp.full(B, begin, jnp.int32),
+        end=end,
+        beams=beams,
+        max_length=max_length,
+        length_penalty=length_penalty,
+    )

@@ -1,4 +1,4 @@
-"""Layers with the parameters of `flax.linen.Dense`, `Conv` and `ConvTranspose`, over `jaxai.ops`."""
+"""Layers with the parameters of `flax.linen.Dense`, `Conv` and `ConvTranspose`, and dropout, over `jaxai.ops`."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from jaxai.ops.conv import conv, conv_transpose
 from jaxai.ops.dense import dense
+from jaxai.ops.dropout import dropout
 from jaxai.ops.windows import Padding, Pair
 from jaxai.typing import Array, Images
 
@@ -30,6 +31,17 @@ class Dense(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         return dense(x, kernel, bias)
+
+
+class Dropout(nn.Module):
+    """`jaxai.ops.dropout` with the rng ``dropout``; the identity unless ``train``."""
+
+    rate: float
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return dropout(x, self.rate, self.make_rng("dropout")) if self.train and self.rate else x
 
 
 class Conv(nn.Module):

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import DTypeLike, Float, Int
 
 from jaxai.attention import AttentionStats, KVCache, attention_stats, dot_product_attention, rotary
-from jaxai.nn.layers import Dense
+from jaxai.nn.layers import Dense, Dropout
 from jaxai.ops.dense import dense as product
 from jaxai.typing import Array
 
@@ -140,6 +140,13 @@ def reorder_cache(cache: Any, rows: Int[Array, " B"]) -> Any:
     return dataclasses.replace(cache, tokens=jax.tree.map(lambda x: x[:, rows], cache.tokens))
 
 
+def with_memory(cache: Any, filled: Any) -> Any:
+    """The caches of a stack with the memory's keys and values of others, which a call with memory has returned."""
+    if isinstance(cache, tuple):
+        return tuple(dataclasses.replace(one, memory=other.memory) for one, other in zip(cache, filled, strict=True))
+    return dataclasses.replace(cache, memory=filled.memory)
+
+
 class SelfAttention(nn.Module):
     """Attention of x over itself: one dense layer to queries, keys and values, one back."""
 
@@ -240,7 +247,7 @@ class Block(nn.Module):
         self, x: Hidden, lengths: Lengths, memory: Memory, memory_lengths: MemoryLengths, cache: Cache | None
     ) -> tuple[Hidden, tuple[Cache | None, dict[str, AttentionStats | None]]]:
         shape, how = self.shape, (self.train, self.statistics, self.dtype)
-        drop = nn.Dropout(shape.dropout, deterministic=not self.train)
+        drop = Dropout(shape.dropout, self.train)
         tokens, pair = (None, None) if cache is None else (cache.tokens, cache.memory)
         attention = SelfAttention(shape, self.causal, *how, name="attention")
         y, tokens, found = attention(norm(shape, self.dtype, "norm_attention")(x), lengths, tokens)
@@ -277,7 +284,7 @@ class Stack(nn.Module):
         statistics: bool = False,
     ) -> tuple[Hidden, Any, Any]:
         shape, how = self.shape, (self.causal, self.cross, train, statistics, self.dtype)
-        x = nn.Dropout(shape.dropout, deterministic=not train)(x)
+        x = Dropout(shape.dropout, train)(x)
         block_class = nn.remat(Block, prevent_cse=not shape.scan) if shape.remat else Block
         if shape.scan:
             loop = nn.scan(

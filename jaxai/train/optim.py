@@ -30,6 +30,8 @@ class Adam:
     """What decays: all parameters, or only kernels and embeddings: neither a ``bias`` nor a ``scale``."""
     clip: float = 0.0
     """The norm that gradients are scaled down to where they exceed it; 0: never."""
+    muon: bool = False
+    """Muon for the kernels of dense layers (Jordan et al. 2024), its updates as large as Adam's (arXiv:2502.16982)."""
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
@@ -71,12 +73,40 @@ def schedule(config: Adam, horizon: int) -> optax.Schedule:
 def optimizer(config: Adam, horizon: int) -> optax.GradientTransformation:
     """The optax transformation of a config whose learning rate takes its course over ``horizon`` steps."""
     rate = schedule(config, horizon)
+    mask = None if config.decay == "all" else matrices
     if config.weight_decay:
-        mask = None if config.decay == "all" else matrices
-        adam = optax.adamw(rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=mask)
+        tx = optax.adamw(rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=mask)
     else:
-        adam = optax.adam(rate, config.beta1, config.beta2)
-    return optax.chain(optax.clip_by_global_norm(config.clip), adam) if config.clip else adam
+        tx = optax.adam(rate, config.beta1, config.beta2)
+    if config.muon:
+        tx = optax.partition({"adam": tx, "muon": muon(rate, config.weight_decay)}, muon_groups)
+    return optax.chain(optax.clip_by_global_norm(config.clip), tx) if config.clip else tx
+
+
+def muon(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    """Muon with momentum 0.95 (Nesterov) for kernels [I, O] or stacked [layers, I, O], and decoupled weight decay.
+
+    An orthogonalised update is scaled by 0.2 sqrt(max(I, O)), so that its elements are as large as Adam's and both take
+    one learning rate (Liu et al. 2025, arXiv:2502.16982).
+    """
+
+    def axes(kernels: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: MuonDimensionNumbers(x.ndim - 2, x.ndim - 1), kernels)
+
+    def scaled(updates: PyTree, _: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: 0.2 * math.sqrt(max(x.shape[-2:])) * x, updates)
+
+    return optax.chain(
+        scale_by_muon(weight_dimension_numbers=axes),
+        optax.stateless(scaled),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def muon_groups(params: PyTree) -> PyTree:
+    """``muon`` for the kernels of dense layers, ``adam`` for embeddings, biases and scales."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "muon" if path[-1].key == "kernel" else "adam", params)
 
 
 def matrices(params: PyTree) -> PyTree:

@@ -4,11 +4,11 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxai.cli import Common
+from jaxai.cli import Common, Finished
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Run:
         write_json(self.folder / "summary.json", summary)
 
 
-def run_folder(experiment: str, config: Common) -> Path:
+def run_folder(experiment: str, config: Common | Finished) -> Path:
     """Where this config's run lives: ``--workdir``, or runs/EXPERIMENT/PRESET."""
     return config.workdir or Path("runs") / experiment / config.preset
 
@@ -88,6 +88,15 @@ def open_run(experiment: str, config: Common, data: Mapping[str, Any]) -> Run:
         message = f"the run's folder {folder} can't be used ({error.strerror}): choose another --workdir"
         raise ValueError(message) from error
     return Run(folder)
+
+
+def finished_folder(experiment: str, options: Finished, files: Sequence[str]) -> Path:
+    """The folder of a finished run of an experiment, which holds these files. FileNotFoundError where it does not."""
+    folder = run_folder(experiment, options)
+    for name in ("config.json", *files):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no finished run (no {name}): train one first, or give --workdir")
+    return folder
 
 
 def read_config(folder: Path) -> dict[str, Any]:

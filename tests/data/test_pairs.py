@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxai.data.pairs import SHAPES, bucketed, buckets, load_pairs
+from jaxai.data.pairs import bucketed, buckets, load_pairs
 
 
 def write(folder, german, english, pack=bytes, ending=""):
@@ -90,6 +90,48 @@ def test_bad_encoding_and_missing_files(tmp_path):
         load_pairs(tmp_path, "train", "de", "en")
 
 
+# The shipped pairs
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 6_688), ("val", 500), ("test", 500)])
+def test_the_embedded_pairs(caplog, split, count):
+    caplog.set_level(logging.INFO, "jaxai.data")
+    pairs = load_pairs(None, split, "en", "de")
+    assert pairs.embedded
+    assert len(pairs.sources) == len(pairs.targets) == count
+    assert pairs.origin == f"libreoffice {split} en-de: {count:,} pairs of LibreOffice's interface texts, embedded"
+    assert caplog.messages == [pairs.origin]
+    assert pairs.identity() == {
+        "name": f"libreoffice {split} en-de",
+        "fingerprint": pairs.fingerprint,
+        "embedded": True,
+    }
+    back = load_pairs(None, split, "de", "en")
+    assert (back.sources, back.targets) == (pairs.targets, pairs.sources)
+
+
+def test_what_the_embedded_pairs_are_is_fixed():
+    """A resumed run relies on it."""
+    languages = [("en", "de"), ("en", "fr"), ("fr", "de")]
+    fingerprints = [load_pairs(None, "train", *pair).fingerprint for pair in languages]
+    assert fingerprints == ["8c86f33240fa5a53", "c66cb29d79a453db", "8534f92105d0be95"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("dev", "en", "de"),
+            "split 'dev' is not in the embedded pairs; choose one of: train, val, test",
+        ),
+        (("train", "cs", "en"), "source 'cs' is not in the embedded pairs; choose one of: en, de, fr"),
+    ],
+)
+def test_what_is_not_embedded(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_pairs(None, *arguments)
+
+
 # Buckets
 
 
@@ -104,13 +146,13 @@ def test_the_groups_leave_the_fewest_places_to_padding():
     longer = lengths.max(1)
     values = np.unique(longer)
     least = np.inf
-    for count in range(SHAPES):
+    for count in range(8):
         for cuts in itertools.combinations(values[1:], count):
             which = np.searchsorted(cuts, longer, side="right")
             parts = [lengths[which == i] for i in range(count + 1)]
             least = min(least, sum(len(part) * part.max(0).sum() for part in parts))
     groups = buckets(sources, targets, 100)
-    assert len(groups) == SHAPES < len(values)
+    assert len(groups) == 8 < len(values)
     assert places(groups) == least
 
 
@@ -118,7 +160,7 @@ def test_the_groups_leave_the_fewest_places_to_padding():
 def test_the_groups_hold_every_pair_once_and_keep_the_limits(count, seed, tokens, multiple):
     sources, targets = made_up(count, seed)
     groups = buckets(sources, targets, tokens, multiple=multiple)
-    assert 1 <= len(groups) <= SHAPES
+    assert 1 <= len(groups) <= 8
     np.testing.assert_array_equal(np.sort(np.concatenate([group.rows for group in groups])), np.arange(count))
     for group in groups:
         assert group.source_length == max(len(sources[row]) for row in group.rows)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxai.nn.beam import beam_search
+from jaxai.nn.beam import beam_search, translate
 from jaxai.nn.generation import generate
-from jaxai.nn.transformer import LanguageModel, Shape, init_cache, reorder_cache
+from jaxai.nn.transformer import EncoderDecoder, LanguageModel, Shape, init_cache, reorder_cache
 from jaxai.ops.sampling import Sampling
 from tests.ops.oracle import compiled
 
@@ -105,6 +105,55 @@ def test_one_beam_of_a_transformer_is_greedy_decoding(scan, key):
     empty = init_cache(network.shape, 2, 8)
     greedy = generate(advance, params, empty, np.asarray(first)[:, None], 6, key, Sampling(temperature=0))
     np.testing.assert_array_equal(sequences[:, 0], np.concatenate(list(greedy), 1))
+
+
+def read_again(log_probabilities, begin, beams, length, penalty):
+    """Beam search with lists, which reads whole prefixes at each token: the finished ones, and all beams' parents."""
+    alive: list[tuple[tuple[int, ...], float]] = [((begin,), 0.0)]
+    finished, parents = [], []
+    for size in range(1, length + 1):
+        following = log_probabilities([prefix for prefix, _ in alive])
+        every = [
+            ((*prefix, token), p + float(following[place, token]), place)
+            for place, (prefix, p) in enumerate(alive)
+            for token in range(following.shape[1])
+        ]
+        every = sorted(every, key=lambda one: -one[1])[: 2 * beams]
+        finished += [(p / size**penalty, prefix[1:]) for prefix, p, _ in every if prefix[-1] == END or size == length]
+        finished = sorted(finished, reverse=True)[:beams]
+        going_on = [one for one in every if one[0][-1] != END][:beams]
+        alive = [one[:2] for one in going_on]
+        parents.append([place for *_, place in going_on])
+    return finished, parents
+
+
+@pytest.mark.parametrize(("scan", "penalty"), [(False, 0.0), (True, 1.0)])
+def test_translations_are_those_of_reading_all_again(scan, penalty, key):
+    """Two sentences of 6 and 3 tokens, three beams each; the other search has neither cache, padding nor batch."""
+    V, K, T, begin = 9, 3, 7, 1
+    network = EncoderDecoder(V, Shape(width=16, layers=2, heads=4, kv_heads=2, tied=False, init_std=0.6, scan=scan))
+    source, lengths = np.array([[2, 3, 4, 5, 6, 7], [8, 2, 5, 0, 0, 0]], np.int32), np.array([6, 3], np.int32)
+    params = compiled(network.init)(key, source, source, lengths)["params"]
+    sizes = {"begin": begin, "end": END, "beams": K, "max_length": T, "length_penalty": penalty}
+    run = compiled(lambda: translate(network, params, jnp.asarray(source), jnp.asarray(lengths), **sizes))
+    sequences, scores = (np.asarray(x) for x in run())
+    read = compiled(
+        lambda sentence, prefixes: jax.nn.log_softmax(network.apply({"params": params}, sentence, prefixes)[0])
+    )
+    for row in range(2):
+
+        def log_probabilities(prefixes, sentence=source[row : row + 1, : lengths[row]]):
+            rows = np.zeros((K, T), np.int32)  # what is behind a prefix has no influence on it
+            for place, prefix in enumerate(prefixes):
+                rows[place, : len(prefix)] = prefix
+            return np.asarray(read(np.repeat(sentence, K, 0), rows))[: len(prefixes), len(prefixes[0]) - 1]
+
+        finished, parents = read_again(log_probabilities, begin, K, T, penalty)
+        np.testing.assert_allclose(scores[row], [score for score, _ in finished], rtol=1e-4)  # float32 sums of 7
+        for place, (_, best) in enumerate(finished):
+            assert sequences[row, place].tolist() == [*best, *[END] * (T - len(best))]
+        assert any(places != sorted(places) for places in parents)  # else the beams could stay in their places
+        assert any(len(set(places)) < len(places) for places in parents[1:])
 
 
 @pytest.mark.parametrize("options", [{"beams": 0, "max_length": 3}, {"beams": 2, "max_length": 0}])

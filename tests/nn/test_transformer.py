@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from jaxai.nn.transformer import Encoder, EncoderDecoder, LanguageModel, Shape, init_cache, lengths_of
+from jaxai.nn.transformer import (
+    Encoder,
+    EncoderDecoder,
+    LanguageModel,
+    Shape,
+    init_cache,
+    lengths_of,
+    reorder_cache,
+)
 from tests.ops.oracle import compiled
 
 TINY = Shape(width=16, layers=2, heads=4, init_std=0.2)
@@ -235,6 +243,28 @@ def test_beams_decode_as_the_whole_target(scan, key):
             memory, cache = None, out["cache"]
             parts.append(logits)
         return whole, jnp.concatenate(parts, 1)
+
+    whole, parts = both(params)
+    np.testing.assert_allclose(parts, whole, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_reordered_beams_go_on_from_their_parents(scan, key):
+    """Three beams of two sentences take other places within their sentence, one parent twice; the memory stays."""
+    network = EncoderDecoder(11, dataclasses.replace(TINY, scan=scan, kv_heads=2))
+    source, target, lengths = tokens(2, 7), tokens(6, 6, seed=1), np.array([7, 4], np.int32)
+    params = initialised(network, source, target[:2], lengths, key=key)
+    parents = jnp.array([2, 0, 1, 5, 5, 3])
+    chosen = np.concatenate([target[np.asarray(parents), :3], target[:, 3:]], 1)
+
+    @compiled
+    def both(params):
+        whole, _ = network.apply({"params": params}, np.repeat(source, 3, 0), chosen, np.repeat(lengths, 3))
+        memory, _ = network.apply({"params": params}, source, lengths, method="encode")
+        decode = lambda *inputs, cache: network.apply({"params": params}, *inputs, cache=cache, method="decode")  # noqa: E731
+        _, out = decode(target[:, :3], memory, lengths, cache=init_cache(network.shape, 6, 8))
+        logits, _ = decode(chosen[:, 3:], None, lengths, cache=reorder_cache(out["cache"], parents))
+        return whole[:, 3:], logits
 
     whole, parts = both(params)
     np.testing.assert_allclose(parts, whole, atol=TOLERANCE)

@@ -1,0 +1,338 @@
+"""English to German or French: a Transformer with encoder and decoder, from parallel text to BLEU.
+
+    python experiments/translation.py                                       # LibreOffice's interface texts, embedded
+    python experiments/translation.py --preset multi30k --data-dir DIR      # Multi30k's raw files, train.en, train.de ...
+    python experiments/translation.py translate --sentence "Open the file."                   # by a finished run
+    python experiments/translation.py explain --sentence "Open the file."   # and where it looks
+
+Byte pairs of both languages in one vocabulary (Sennrich et al. 2016), batches of sentences of one length, label
+smoothing, an average of the weights over the last steps, beam search. ``multi30k`` has the size of Transformer-Tiny (Wu
+et al. 2021, arXiv:2105.14462: 41.02 BLEU on test_2016_flickr, lower-cased). Scores are sacrebleu's, on plain text, with
+their signatures: lower-cased as in the literature and, where the run is not, cased too.
+The run's folder ends with summary.json, model.safetensors, vocabulary.json, samples/translations.txt, attention.png.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxai import cli, pictures
+from jaxai.data.bpe import BOS, EOS, PAD, Bpe, framed, train_bpe
+from jaxai.data.pairs import Pairs, bucketed, load_pairs, padded
+from jaxai.metrics.text import translation_scores
+from jaxai.nn.beam import translate as beam_translate
+from jaxai.nn.transformer import EncoderDecoder, Shape
+from jaxai.train.loop import Every, fit
+from jaxai.train.optim import Adam, optimizer
+from jaxai.train.run import finished_folder, open_run, read_config, write_json
+from jaxai.train.sharding import make_mesh, processes
+from jaxai.train.state import TrainState
+from jaxai.train.supervised import init_state, train_step
+from jaxai.train.weights import fill, load_weights, save_weights
+from jaxai.typing import Array, PyTree
+
+NAME = "translation"
+FILES = ("vocabulary.json", "model.safetensors")  # of a finished run
+ROWS = 64  # sentences that are decoded at once
+SMALL = Shape(width=128, layers=4, heads=4, hidden=256, gated=True, activation="silu", norm="rms", dropout=0.3)
+MUON = Adam(learning_rate=4e-3, beta2=0.98, warmup=300, final_rate=0.0, clip=1.0, muon=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(cli.Common):
+    """Options of this experiment."""
+
+    source: str = "en"
+    """The language to translate from: the ending of its files."""
+    target: str = "de"
+    test: str = "test"
+    """The files that the final scores are from."""
+    vocabulary_size: int = 4000
+    """Tokens of the byte pair encoding, both languages together."""
+    lowercase: bool = False
+    """Fold the case of all text."""
+    shape: Shape = SMALL
+    """Of encoder and decoder each."""
+    tokens_per_batch: int = 4096
+    """Tokens of either side of a batch, padding included."""
+    shapes: int = 8
+    """Shapes of batches: more leave less to padding, but each is a program to compile."""
+    label_smoothing: float = 0.1
+    """The share of a target's probability that goes to all tokens alike (arXiv:1512.00567)."""
+    optimizer: Adam = MUON
+    horizon: int = 1500
+    """Steps over which the learning rate takes its course."""
+    average_half_life: float = 40_000
+    """Of the average of the weights, in sentence pairs."""
+    beams: int = 5
+    length_penalty: float = 1.0
+    """A translation's score is its log-probability over its length to this power."""
+    eval_every: int = 250
+    checkpoint_every: int = 250
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = "vocabulary_size", "tokens_per_batch", "horizon", "average_half_life", "beams", "shapes", "eval_every"
+        self.check_at_least(1, *names, "checkpoint_every")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"--label-smoothing must lie in [0, 1), got {self.label_smoothing}")
+        if self.source == self.target:
+            raise ValueError(f"--source and --target are both {self.source}: choose two languages")
+        if self.shape.position == "learned":
+            raise ValueError("--shape.position learned has an end, sentences have none: leave it rotary")
+
+
+PRESETS = {
+    "default": Config(steps=1500, shape=dataclasses.replace(SMALL, layers=2)),
+    "multi30k": Config(
+        steps=4000,
+        horizon=4000,
+        test="test_2016_flickr",
+        vocabulary_size=5000,
+        lowercase=True,
+        tokens_per_batch=8192,
+        shape=SMALL,
+        eval_every=500,
+    ),
+    "debug": Config(
+        steps=20,
+        vocabulary_size=400,
+        shape=Shape(width=32, layers=1, heads=2, hidden=32),
+        tokens_per_batch=1024,
+        beams=2,
+        eval_every=10,
+        checkpoint_every=10,
+    ),
+}
+
+
+def main(config: Config) -> None:
+    """Load, train, translate, score."""
+    names = {"train": "train", "val": "val", "test": config.test}
+    splits = {key: load_pairs(config.data_dir, name, config.source, config.target) for key, name in names.items()}
+    train, val = splits["train"], splits["val"]
+    bpe = train_bpe(train.sources + train.targets, config.vocabulary_size, lowercase=config.lowercase)
+    network = EncoderDecoder(bpe.size, config.shape)
+    mesh = make_mesh(config.devices)
+    sides = bpe.encode(train.sources), framed(bpe.encode(train.targets))
+    batches = bucketed(
+        *sides, config.tokens_per_batch, seed=config.seed, multiple=mesh.size, shapes=config.shapes, **processes()
+    )
+    run = open_run(NAME, config, train.identity())
+    if summary := run.finished(config.steps):
+        report(summary)
+        return
+    write_json(run.folder / "vocabulary.json", bpe.to_json())
+    tx = optimizer(config.optimizer, config.horizon)
+
+    def init() -> TrainState:
+        key_params, key = jax.random.split(jax.random.key(config.seed))
+        token = jnp.zeros((1, 1), jnp.int32)
+        params = network.init(key_params, token, token, jnp.ones(1, jnp.int32))["params"]
+        return init_state(params, tx, key, keep_average=True)
+
+    held_out = validation_batches(bpe, val)
+    evaluate = jax.jit(partial(total_loss, network))
+
+    def validate(done: int, state: TrainState) -> dict[str, float]:
+        sums = np.array([jax.device_get(evaluate(state.average, batch)) for batch in held_out])
+        return {"validation_loss": float(sums[:, 0].sum() / sums[:, 1].sum())}
+
+    loss = partial(loss_fn, network, config.label_smoothing)
+    result = fit(
+        partial(train_step, loss_fn=loss, tx=tx, average_half_life=config.average_half_life),
+        init,
+        batches,
+        run=run,
+        steps=config.steps,
+        checkpoint_every=config.checkpoint_every,
+        every=[Every(config.eval_every, validate)],
+        show=["loss", "validation_loss"],
+        mesh=mesh,
+        shard_parameters=config.shard_parameters,
+        tensorboard=config.tensorboard,
+    )
+    params = jax.device_get(result.state.average)
+    save_weights(run.folder / "model.safetensors", params)
+    translator = Translator(network, params, bpe, config.beams, config.length_penalty)
+    found = {key: translator(splits[key].sources) for key in ("val", "test")}
+    run.samples.mkdir(exist_ok=True)
+    write_translations(run.samples / "translations.txt", splits["test"], found["test"])
+    draw_attention(run.folder / "attention.png", network, params, bpe, splits["test"].sources[0], found["test"][0])
+    summary = {
+        "steps": int(result.state.step),
+        "data": train.origin,
+        **validate(int(result.state.step), result.state),
+        **{key: scores(splits[key].targets, found[key], config.lowercase) for key in found},
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "compile_seconds": round(result.compile_seconds, 1),
+        "train_seconds": round(result.train_seconds, 1),
+    }
+    run.write_summary(summary)
+    report(summary)
+
+
+def loss_fn(
+    network: EncoderDecoder, smoothing: float, params: PyTree, batch: dict[str, Array], key: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Mean over the target tokens of -(1 - e) log p[target] - e mean(log p), and its first part, in nats."""
+    likelihood, uniform, weight = token_losses(network, params, batch, train=True, rngs={"dropout": key})
+    count = weight.sum()
+    nll = (weight * likelihood).sum() / count
+    return (1 - smoothing) * nll + smoothing * (weight * uniform).sum() / count, {"nll": nll}
+
+
+def total_loss(network: EncoderDecoder, params: PyTree, batch: dict[str, Array]) -> tuple[Array, Array]:
+    """The sum of -log p over a batch's target tokens, and how many these are."""
+    likelihood, _, weight = token_losses(network, params, batch)
+    return (weight * likelihood).sum(), weight.sum()
+
+
+def token_losses(
+    network: EncoderDecoder, params: PyTree, batch: dict[str, Array], **how: Any
+) -> tuple[Array, Array, Array]:
+    """-log p[target], -mean(log p) over the vocabulary, and 1 for each real token, else 0: [B, T] each."""
+    source, target = batch["source"], batch["target"]
+    logits, _ = network.apply({"params": params}, source, target[:, :-1], (source != PAD).sum(-1), **how)
+    logits, labels = cast(Array, logits), target[:, 1:]
+    likelihood = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
+    return likelihood, uniform, (labels != PAD).astype(jnp.float32)
+
+
+def validation_batches(bpe: Bpe, pairs: Pairs) -> list[dict[str, np.ndarray]]:
+    """All pairs in batches of one shape; what fills the last one up has no target tokens."""
+    sides = {"source": bpe.encode(pairs.sources), "target": framed(bpe.encode(pairs.targets))}
+    count = -(-len(pairs.sources) // ROWS) * ROWS
+    arrays = {name: padded(side, max(map(len, side))) for name, side in sides.items()}
+    arrays = {name: np.pad(x, ((0, count - len(x)), (0, 0))) for name, x in arrays.items()}
+    return [{name: x[first : first + ROWS] for name, x in arrays.items()} for first in range(0, count, ROWS)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Translator:
+    """Sentences to translations, by beam search."""
+
+    network: EncoderDecoder
+    params: PyTree
+    bpe: Bpe
+    beams: int
+    length_penalty: float
+
+    @functools.cached_property
+    def search(self) -> Callable[..., tuple[Array, Array]]:
+        how = {"begin": BOS, "end": EOS, "beams": self.beams, "length_penalty": self.length_penalty}
+        return jax.jit(partial(beam_translate, self.network, **how), static_argnames="max_length")
+
+    def __call__(self, sentences: Sequence[str]) -> list[str]:
+        ids = self.bpe.encode(sentences)
+        found = dict.fromkeys(range(len(ids)), "")
+        for rows, source, lengths in chunks(ids):
+            longest = source.shape[1] * 3 // 2 + 8  # tokens of a translation
+            best = np.asarray(self.search(self.params, source, lengths, max_length=longest)[0][:, 0])
+            found |= {row: self.bpe.decode(best[place]) for place, row in enumerate(rows)}
+        return list(found.values())
+
+
+def chunks(ids: Sequence[np.ndarray]) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+    """Sentences of about one length: their numbers, and padded to few shapes tokens [64, S] and lengths [64]."""
+    order = sorted((row for row in range(len(ids)) if len(ids[row])), key=lambda row: len(ids[row]))
+    for first in range(0, len(order), ROWS):
+        rows = order[first : first + ROWS]
+        longest = len(ids[rows[-1]])
+        filled = [ids[row] for row in rows + rows[:1] * (ROWS - len(rows))]
+        yield rows, padded(filled, -(-longest // 16) * 16), np.array([len(x) for x in filled], np.int32)
+
+
+def scores(references: Sequence[str], hypotheses: Sequence[str], lowercase: bool) -> dict[str, Any]:
+    """BLEU and chrF without regard to case and, where the texts have it, with."""
+    found: dict[str, Any] = {"lowercase": translation_scores(hypotheses, references, lowercase=True)}
+    return found if lowercase else found | {"cased": translation_scores(hypotheses, references)}
+
+
+def write_translations(path: Path, pairs: Pairs, hypotheses: Sequence[str]) -> None:
+    """Source, reference and translation of every sentence."""
+    rows = zip(pairs.sources, pairs.targets, hypotheses, strict=True)
+    path.write_text("".join(f"{source}\n= {target}\n> {found}\n\n" for source, target, found in rows), encoding="utf-8")
+
+
+def draw_attention(path: Path, network: EncoderDecoder, params: PyTree, bpe: Bpe, source: str, target: str) -> None:
+    """A picture of what each head of the decoder looks at in the source before it writes each token of the target."""
+    tokens, written = bpe.encode([source])[0], framed(bpe.encode([target]))[0]
+    apply = jax.jit(partial(network.apply, statistics=True))
+    _, out = cast(Any, apply({"params": params}, tokens[None], written[None, :-1]))
+    blocks = out["statistics"]
+    blocks = jax.tree.map(lambda *x: np.stack(x), *blocks) if isinstance(blocks, tuple) else blocks
+    names = [[bpe.tokens[i] for i in side] for side in (tokens, written[1:])]
+    pictures.save_attention_maps(path, np.swapaxes(blocks["cross_attention"].weights[:, 0], 1, 2), names[1], names[0])
+
+
+def report(summary: dict[str, Any]) -> None:
+    """Tell a person what came out."""
+    for case, found in summary["test"].items():
+        print(f"test, {case}: BLEU {found['bleu']:.2f} ({found['bleu_signature']}), chrF {found['chrf']:.2f}")
+    print(f"validation loss {summary['validation_loss']:.4f} nats a token")
+    print(f"{summary['parameters']:,} parameters, trained in {summary['train_seconds']} s")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Translate(cli.Finished):
+    """Let a finished run translate."""
+
+    sentence: str
+    """What to translate."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sentence.strip():
+            raise ValueError("--sentence is empty: give at least one word")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Explain(Translate):
+    """Draw which words a finished run looks at while it translates: attention.png in its folder."""
+
+
+def translate(options: Translate) -> None:
+    """Print the translation."""
+    translator = finished_run(finished_folder(NAME, options, FILES))
+    print(*translator([options.sentence]))
+
+
+def explain(options: Explain) -> None:
+    """Draw the cross-attention of all layers and heads over the sentence and its translation."""
+    folder = finished_folder(NAME, options, FILES)
+    translator = finished_run(folder)
+    (found,) = translator([options.sentence])
+    path = folder / "attention.png"
+    draw_attention(path, translator.network, translator.params, translator.bpe, options.sentence, found)
+    print(f"{found}\n{path}")
+
+
+def finished_run(folder: Path) -> Translator:
+    """What a run has learned. ValueError where its files are damaged or another run's."""
+    config = read_config(folder)
+    try:
+        bpe = Bpe.from_json(json.loads((folder / "vocabulary.json").read_text()))
+        network = EncoderDecoder(bpe.size, Shape(**config["shape"]))
+        how = int(config["beams"]), float(config["length_penalty"])
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"{folder} holds no run of this experiment, or a damaged vocabulary.json ({error}): train one first"
+        raise ValueError(message) from error
+    token = jnp.zeros((1, 1), jnp.int32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), token, token)["params"]
+    weights = folder / "model.safetensors"
+    return Translator(network, fill(shapes, load_weights(weights), weights), bpe, *how)
+
+
+if __name__ == "__main__":
+    cli.run(main, PRESETS, __doc__, commands={"translate": (translate, Translate), "explain": (explain, Explain)})

@@ -1,0 +1,60 @@
+"""A reader of stories: a Transformer whose tokens are sentences, and which answers a question with one word."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxai.nn.layers import Dense
+from jaxai.nn.transformer import Shape, Stack
+from jaxai.typing import Array
+
+Integers = Int[Array | np.ndarray, "..."]
+
+
+class Reader(nn.Module):
+    """Facts int [B, S, width], of which ``fact_count`` [B] are real, and a question [B, width] to logits [B, labels].
+
+    Words are numbers below ``words``, 0 padding. A sentence is the sum of its words' embeddings, each times a learned
+    mask of its place (Dehghani et al. 2018, arXiv:1807.03819, section 3.1). Question and facts, the latest first, pass
+    through the blocks of ``shape``, all of them seeing each other; the answer is read off the question's place. With
+    ``shape.shared`` this is the Universal Transformer without halting. Parameters: ``words`` [words, E], ``places``
+    [width, E], ``recency`` [max_length, E] where positions are learned, ``blocks``, ``labels``.
+    With ``statistics`` ``out["statistics"]`` has the attention of each block. Raises ValueError for more facts than
+    learned positions.
+    """
+
+    words: int
+    labels: int
+    shape: Shape
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self,
+        facts: Integers,
+        fact_count: Integers,
+        question: Integers,
+        *,
+        train: bool = False,
+        statistics: bool = False,
+    ) -> tuple[Float[Array, "B labels"], dict[str, Any]]:
+        shape, (_, S, width) = self.shape, facts.shape
+        normal = nn.initializers.normal
+        words = self.param("words", normal(shape.init_std), (self.words, shape.width))
+        places = self.param("places", normal(1.0), (width, shape.width))
+        order = jnp.maximum(jnp.asarray(fact_count)[:, None] - 1 - jnp.arange(S)[None], 0)
+        latest = jnp.take_along_axis(jnp.asarray(facts), order[:, :, None], 1)
+        ids = jnp.concatenate([jnp.asarray(question)[:, None], latest], 1)
+        mask = jnp.where(ids == 0, 0, 1)[..., None] * places[None, None]
+        x = (jnp.take(words, ids, axis=0) * mask).sum(2)
+        if shape.position == "learned":
+            if shape.max_length <= S:
+                raise ValueError(f"{S} facts and a question, but max_length={shape.max_length} positions were learned")
+            x = x + self.param("recency", normal(shape.init_std), (shape.max_length, shape.width))[None, : S + 1]
+        blocks = Stack(shape, causal=False, cross=False, dtype=self.dtype, name="blocks")
+        x, _, found = blocks(x, jnp.asarray(fact_count) + 1, train=train, statistics=statistics)
+        logits = Dense(self.labels, dtype=self.dtype, name="labels")(x[:, 0])
+        return logits.astype(jnp.float32), {"statistics": found}
