@@ -8,7 +8,9 @@
 One network learns all tasks together (``--tasks`` chooses some). By default blocks share their parameters, as in the
 Universal Transformer (Dehghani et al. 2018, arXiv:1807.03819: 8.5 % mean error on bAbI's 1,000 examples, joint; MemN2N,
 arXiv:1503.08895: 12.4 %). The stories of our grammar that test have names and places that no training story has: the
-reader sees such words as anonymous slots, drawn anew for each story. A tenth of the training questions validates.
+reader sees such words as anonymous slots, drawn anew for each story. Stories are small: up to names, 43 % of the test
+questions of two-argument-relations are training questions too, 18 % of positions, 13 % of one-supporting-fact, 10 % of
+negation and path-finding, and next to none of the others. A tenth of the training questions validates.
 The run's folder ends with summary.json, model.safetensors, vocabulary.json, samples/answers.txt, attention.png.
 """
 
@@ -42,7 +44,9 @@ from jaxai.typing import Array, PyTree
 
 NAME = "question_answering"
 FILES = ("vocabulary.json", "model.safetensors")  # of a finished run
+UNKNOWN = 4  # words of a test file that no training file has, in one story
 ROWS = 500  # questions that are answered at once
+SHAPES = 4  # numbers of facts that stories are padded to; each is a program to compile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,23 +62,28 @@ class Config(cli.Common):
     shape: Shape = Shape(width=128, layers=6, heads=8, hidden=256, position="learned", max_length=129, shared=True)
     """The Transformer's; a story's last max_length - 1 facts are read."""
     batch_size: int = 128
-    optimizer: Adam = Adam(learning_rate=2e-3, beta2=0.98, warmup=500, final_rate=0.0, clip=1.0, muon=True)
-    horizon: int = 8000
+    optimizer: Adam = Adam(learning_rate=3e-3, beta2=0.98, warmup=200, final_rate=0.0, clip=1.0, muon=True)
+    horizon: int = 4000
     """Steps over which the learning rate takes its course."""
     eval_every: int = 1000
     checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "count", "test_count", "batch_size", "horizon", "eval_every", "checkpoint_every")
+        self.check_at_least(2, "count")
+        self.check_at_least(1, "test_count", "batch_size", "horizon", "eval_every", "checkpoint_every")
+        if self.shape.max_length < 2:
+            raise ValueError(
+                f"--shape.max-length must be at least 2, a question and a fact, got {self.shape.max_length}"
+            )
         known = BABI_TASKS if self.data_dir else range(1, len(STORY_TASKS) + 1)
         if strange := set(self.tasks) - set(known):
             raise ValueError(f"--tasks {min(strange)}: there are {known[0]} to {known[-1]}")
 
 
 PRESETS = {
-    "default": Config(steps=8000),
-    "babi": Config(steps=8000),
+    "default": Config(steps=4000),
+    "babi": Config(steps=8000, horizon=8000),
     "debug": Config(
         steps=20,
         count=200,
@@ -93,27 +102,29 @@ def main(config: Config) -> None:
         raise ValueError("--preset babi needs --data-dir, a folder with bAbI's files")
     learned, test = load(config, "train"), load(config, "test")
     train, val = held_out(learned)
-    slots, open_words = (0, frozenset()) if config.data_dir else (MOST_NAMES + MOST_PLACES, OPEN_WORDS)
+    slots, open_words = (UNKNOWN, frozenset()) if config.data_dir else (MOST_NAMES + MOST_PLACES, OPEN_WORDS)
     vocabulary = Words.build(learned.all, slots, open_words)
     width = max(len(line) for q in (*learned.all, *test.all) for line in (*q.facts, q.question))
     sizes = {"max_facts": config.shape.max_length - 1, "max_words": width}
     sizes["max_facts"] = min(sizes["max_facts"], max(len(q.facts) for q in (*learned.all, *test.all)))
     network = Reader(vocabulary.size, vocabulary.labels, config.shape)
-    batches = question_batches(train, vocabulary, config.batch_size, seed=config.seed, **sizes, **processes())
+    batches = question_batches(
+        train, vocabulary, config.batch_size, seed=config.seed, shapes=SHAPES, **sizes, **processes()
+    )
     mesh = make_mesh(config.devices, batch_size=config.batch_size)
-    run = open_run(NAME, config, learned.identity())
+    tx = optimizer(config.optimizer, config.horizon)
+    encoded = {"validation": encode(val, vocabulary, **sizes), "test": encode(test.all, vocabulary, **sizes)}
+    run = open_run(NAME, config, learned.identity() | {"test": test.fingerprint})
     if summary := run.finished(config.steps):
         report(summary)
         return
     write_json(run.folder / "vocabulary.json", vocabulary.to_json() | sizes)
-    tx = optimizer(config.optimizer, config.horizon)
 
     def init() -> TrainState:
         key_params, key = jax.random.split(jax.random.key(config.seed))
         return init_state(init_params(network, width, key_params), tx, key)
 
     answer = jax.jit(partial(likeliest, network))
-    encoded = {"validation": encode(val, vocabulary, **sizes), "test": encode(test.all, vocabulary, **sizes)}
 
     def validate(done: int, state: TrainState) -> dict[str, float]:
         wrong = answers(answer, state.params, encoded["validation"]) != encoded["validation"]["answer"]
@@ -262,6 +273,8 @@ class Explain(cli.Finished):
     """The number of the task."""
     seed: int = 1
     """Of the story."""
+    data_dir: Path | None = None
+    """bAbI's files, for a run that was trained on them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -272,12 +285,19 @@ def explain(options: Explain) -> None:
     """Answer a question of our grammar or of the test files, and draw the attention over its story."""
     folder = finished_folder(NAME, options, FILES)
     reader, config = finished_run(folder)
+    if config["tasks"] and options.task not in config["tasks"]:
+        raise ValueError(f"--task {options.task}: this run learned {', '.join(map(str, config['tasks']))}")
     if config["data"]["embedded"]:
+        if options.data_dir:
+            raise ValueError(f"{folder} was trained on our own stories: leave --data-dir out")
         if not 1 <= options.task <= len(STORY_TASKS):
             raise ValueError(f"--task {options.task}: there are 1 to {len(STORY_TASKS)}")
         question = load_stories("test", 1, options.seed).tasks[options.task][0]
+    elif options.data_dir:
+        questions = load_babi(options.data_dir, "test", [options.task]).all
+        question = questions[options.seed % len(questions)]
     else:
-        raise ValueError(f"{folder} was trained on files: its attention.png was drawn when it finished")
+        raise ValueError(f"{folder} was trained on bAbI's files: give --data-dir")
     path = folder / "attention.png"
     said = draw_attention(path, reader, question)
     print(*map(" ".join, question.facts), f"{' '.join(question.question)}? {said}", path, sep="\n")

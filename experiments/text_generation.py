@@ -1,13 +1,17 @@
-"""Text that writes itself, character by character: a Transformer as small as nanoGPT's.
+"""Text that writes itself, character by character: a Transformer as small as nanoGPT's, or char-rnn's LSTM.
 
     python experiments/text_generation.py                       # preset nanogpt_cpu: minutes on a CPU
+    python experiments/text_generation.py --preset fast         # the best that we know for five minutes on a CPU
+    python experiments/text_generation.py --preset rnn          # two layers of LSTM (Karpathy 2015)
     python experiments/text_generation.py --preset nanogpt      # for a GPU or, for hours, a CPU
     python experiments/text_generation.py sample --prompt "ROMEO:"                    # by a finished run
     python experiments/text_generation.py explain --prompt "ROMEO: What is the time?" # what it looks at
 
 The text is eight plays of Shakespeare that the package carries, or any UTF-8 file: ``--text FILE``. The first nine
 tenths are trained on, the rest validates. ``nanogpt_cpu`` and ``nanogpt`` are network, batch, schedule and evaluation
-of nanoGPT's documented commands for Shakespeare (Karpathy 2022). Expected of ``nanogpt_cpu`` on the text that nanoGPT
+of nanoGPT's documented commands for Shakespeare (Karpathy 2022). ``rnn`` has char-rnn's network, sequences and batch,
+with Adam and a cosine in place of RMSprop; its state goes on from batch to batch. ``fast`` has rotary positions, gated
+layers and Muon, chosen on the embedded plays. Expected of ``nanogpt_cpu`` on the text that nanoGPT
 takes: a validation loss of 1.89 nats a character, in 80 s on 2 CPU cores.
 The run's folder ends with summary.json, model.safetensors, vocabulary.json and samples/sample.txt.
 """
@@ -27,8 +31,10 @@ import optax
 import tyro
 
 from jaxai import cli, pictures
-from jaxai.data.text import BYTES, Vocabulary, characters, load_text, ordered, split, windows
+from jaxai.data.text import BYTES, Vocabulary, characters, load_text, ordered, split, streams, windows
 from jaxai.nn.generation import generate
+from jaxai.nn.rnn import RecurrentLanguageModel, RecurrentShape, reset_state
+from jaxai.nn.rnn import init_state as init_recurrent
 from jaxai.nn.transformer import LanguageModel, Shape, init_cache
 from jaxai.ops.sampling import Sampling
 from jaxai.train.loop import Every, fit
@@ -54,8 +60,11 @@ class Config(cli.Common):
     """A UTF-8 file; without it eight plays of Shakespeare."""
     vocabulary: Literal["characters", "bytes"] = "characters"
     """What the text is made of; bytes for any alphabet."""
+    network: Literal["transformer", "recurrent"] = "transformer"
     shape: Shape = Shape(position="learned", max_length=64, bias=False)
     """The Transformer's."""
+    recurrent: RecurrentShape = RecurrentShape()
+    """The recurrent network's."""
     length: int = 64
     """Tokens of a training window, T."""
     batch_size: int = 12
@@ -64,7 +73,7 @@ class Config(cli.Common):
     """Steps over which the learning rate takes its course."""
     eval_every: int = 250
     eval_batches: int = 20
-    """Random batches that estimate the loss, as in nanoGPT; 0: all of the validation text."""
+    """Random batches that estimate the loss, as in nanoGPT; 0: all of the validation text in order."""
     steps_per_call: int = 1
     """Steps that the device takes without the host in between."""
     checkpoint_every: int = 500
@@ -74,7 +83,9 @@ class Config(cli.Common):
         self.check_at_least(2, "length")
         self.check_at_least(1, "batch_size", "horizon", "eval_every", "steps_per_call", "checkpoint_every")
         self.check_at_least(0, "eval_batches")
-        if self.shape.position == "learned" and self.length > self.shape.max_length:
+        if self.network == "recurrent" and self.eval_batches:
+            raise ValueError("--network recurrent reads in order, it has no random windows: give --eval-batches 0")
+        if self.network == "transformer" and self.shape.position == "learned" and self.length > self.shape.max_length:
             raise ValueError(f"--length {self.length} needs --shape.max-length of at least that")
 
 
@@ -89,6 +100,30 @@ PRESETS = {
         eval_batches=200,
         checkpoint_every=50,
     ),
+    "fast": Config(
+        steps=1600,
+        shape=Shape(hidden=256, gated=True, activation="silu", norm="rms", bias=False),
+        length=128,
+        batch_size=16,
+        optimizer=dataclasses.replace(NANOGPT, learning_rate=1e-2, warmup=50, final_rate=0.0, muon=True),
+        horizon=1600,
+        eval_every=800,
+        eval_batches=0,
+        steps_per_call=10,
+        checkpoint_every=400,
+    ),
+    "rnn": Config(
+        steps=8000,
+        network="recurrent",
+        length=50,
+        batch_size=50,
+        optimizer=Adam(learning_rate=2e-3, final_rate=0.05, clip=5.0),
+        horizon=8000,
+        eval_every=1000,
+        eval_batches=0,
+        steps_per_call=10,
+        checkpoint_every=1000,
+    ),
     "debug": Config(steps=20, shape=Shape(width=32, layers=2), length=32, eval_every=10, checkpoint_every=10),
 }
 
@@ -101,25 +136,30 @@ def main(config: Config) -> None:
     if len(validation) <= config.length:
         count = f"the {len(validation):,} tokens that validate"
         raise ValueError(f"--length {config.length} does not fit into {count}: give less, or a longer --text")
-    network = LanguageModel(vocabulary.size, config.shape)
-    batches = windows(training, config.batch_size, config.length, seed=config.seed, **processes())
+    network = build(config.network, vocabulary.size, config.shape, config.recurrent)
+    if config.network == "recurrent":
+        batches = streams(training, config.batch_size, config.length, **processes())
+    else:
+        batches = windows(training, config.batch_size, config.length, seed=config.seed, **processes())
     mesh = make_mesh(config.devices, batch_size=config.batch_size)
+    tx = optimizer(config.optimizer, config.horizon)
     run = open_run(NAME, config, text.identity())
     if summary := run.finished(config.steps):
         report(summary)
         return
     write_json(run.folder / "vocabulary.json", vocabulary.to_json())
-    tx = optimizer(config.optimizer, config.horizon)
 
     def init() -> TrainState:
         key_params, key = jax.random.split(jax.random.key(config.seed))
         params = network.init(key_params, jnp.zeros((1, 1), jnp.int32))["params"]
-        return init_state(params, tx, key)
+        carry = empty_state(network, config.batch_size, 0) if config.network == "recurrent" else None
+        return init_state(params, tx, key, carry=carry)
 
+    loss: Any = carried_loss if config.network == "recurrent" else loss_fn
     evaluate = jax.jit(partial(total_loss, network))
     validate = partial(losses, evaluate, config, training, validation)
     result = fit(
-        partial(train_step, loss_fn=partial(loss_fn, network), tx=tx),
+        partial(train_step, loss_fn=partial(loss, network), tx=tx),
         init,
         batches,
         run=run,
@@ -150,10 +190,36 @@ def main(config: Config) -> None:
     report(summary)
 
 
+Network = LanguageModel | RecurrentLanguageModel
+
+
+def build(network: str, vocabulary: int, shape: Shape, recurrent: RecurrentShape) -> Network:
+    """The network of a config."""
+    if network == "recurrent":
+        return RecurrentLanguageModel(vocabulary, recurrent)
+    return LanguageModel(vocabulary, shape)
+
+
+def empty_state(network: Network, batch: int, context: int) -> PyTree:
+    """What a network knows before any token: a recurrent state, or a cache with room for ``context`` tokens."""
+    if isinstance(network, RecurrentLanguageModel):
+        return init_recurrent(network.shape, batch)
+    return init_cache(network.shape, batch, context)
+
+
 def loss_fn(network: LanguageModel, params: PyTree, batch: dict[str, Array], key: Array) -> tuple[Array, dict]:
     """Mean cross-entropy of the next tokens, in nats."""
     logits, _ = network.apply({"params": params}, batch["input"], train=True, rngs={"dropout": key})
     return next_token_losses(cast(Array, logits), batch["target"]).mean(), {}
+
+
+def carried_loss(
+    network: RecurrentLanguageModel, params: PyTree, batch: dict[str, Array], key: Array, carry: PyTree
+) -> tuple[Array, tuple[dict, PyTree]]:
+    """The same from the state that the last batch ended with, and the state after this one."""
+    state, how = reset_state(carry, batch["first"]), {"train": True, "rngs": {"dropout": key}}
+    logits, out = network.apply({"params": params}, batch["input"], cache=state, **how)
+    return next_token_losses(cast(Array, logits), batch["target"]).mean(), ({}, cast(dict, out)["cache"])
 
 
 def next_token_losses(logits: Array, targets: Array) -> Array:
@@ -161,15 +227,17 @@ def next_token_losses(logits: Array, targets: Array) -> Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
 
 
-def total_loss(network: LanguageModel, params: PyTree, batch: dict[str, Array]) -> tuple[Array, Array]:
-    """The weighted sum of the losses of a batch, and of the weights."""
-    logits, _ = network.apply({"params": params}, batch["input"])
-    weight = batch["weight"]
-    return (weight * next_token_losses(cast(Array, logits), batch["target"])).sum(), weight.sum()
+def total_loss(
+    network: Network, params: PyTree, batch: dict[str, Array], state: PyTree
+) -> tuple[tuple[Array, Array], PyTree]:
+    """The weighted sum of the losses of a batch, and of the weights; a recurrent network's state before and after."""
+    logits, out = network.apply({"params": params}, batch["input"], cache=state)
+    weight, after = batch["weight"], None if state is None else cast(dict, out)["cache"]
+    return ((weight * next_token_losses(cast(Array, logits), batch["target"])).sum(), weight.sum()), after
 
 
 def losses(
-    evaluate: Callable[[PyTree, dict[str, np.ndarray]], tuple[Array, Array]],
+    evaluate: Callable[[PyTree, dict[str, np.ndarray], PyTree], tuple[tuple[Array, Array], PyTree]],
     config: Config,
     training: np.ndarray,
     validation: np.ndarray,
@@ -179,8 +247,12 @@ def losses(
     """``validation_loss`` in nats a token, and where random batches estimate it ``training_loss`` too."""
 
     def mean(batches: Iterable[dict[str, np.ndarray]]) -> float:
-        sums = np.array([jax.device_get(evaluate(state.params, batch)) for batch in batches])
-        return float(sums[:, 0].sum() / sums[:, 1].sum())
+        sums, carry = [], jax.tree.map(jnp.zeros_like, state.carry)
+        for batch in batches:
+            values, carry = evaluate(state.params, batch, carry)
+            sums.append(values)
+        total, count = np.array(jax.device_get(sums)).sum(0)
+        return float(total / count)
 
     if not config.eval_batches:
         return {"validation_loss": mean(ordered(validation, config.batch_size, config.length))}
@@ -253,6 +325,8 @@ def explain(options: Explain) -> None:
     """Draw the attention of all layers and heads over the prompt."""
     folder = finished_folder(NAME, options, FILES)
     network, params, vocabulary, context = finished_run(folder)
+    if not isinstance(network, LanguageModel):
+        raise ValueError(f"{folder} holds a recurrent network, which has no attention to draw: give another --workdir")
     whole = vocabulary.encode(options.prompt)
     ids = whole[:context]
     out: Any = network.apply({"params": params}, jnp.asarray(ids)[None], statistics=True)[1]
@@ -267,12 +341,13 @@ def explain(options: Explain) -> None:
     print(f"the first {len(ids)} of {len(whole)} tokens: {path}")
 
 
-def finished_run(folder: Path) -> tuple[LanguageModel, PyTree, Vocabulary, int]:
+def finished_run(folder: Path) -> tuple[Network, PyTree, Vocabulary, int]:
     """Network, parameters, vocabulary and context of a run."""
     config = read_config(folder)
     try:
         vocabulary = Vocabulary.from_json(json.loads((folder / "vocabulary.json").read_text()))
-        network, length = LanguageModel(vocabulary.size, Shape(**config["shape"])), config["length"]
+        shapes = Shape(**config["shape"]), RecurrentShape(**config["recurrent"])
+        network, length = build(config["network"], vocabulary.size, *shapes), config["length"]
     except (ValueError, KeyError, TypeError) as error:
         message = f"{folder} holds no run of this experiment, or a damaged vocabulary.json ({error}): train one first"
         raise ValueError(message) from error
@@ -282,7 +357,7 @@ def finished_run(folder: Path) -> tuple[LanguageModel, PyTree, Vocabulary, int]:
 
 
 def write(
-    network: LanguageModel,
+    network: Network,
     params: PyTree,
     context: int,
     prompt: np.ndarray,
@@ -290,13 +365,14 @@ def write(
     key: Array,
     sampling: Sampling,
 ) -> Iterator[np.ndarray]:
-    """The ids after a prompt [T], a few at a time; the network sees ``context`` of them at most."""
-    empty = init_cache(network.shape, 1, context)
-    pieces = generate(partial(advance, network), params, empty, prompt[None], count, key, sampling, context=context)
+    """The ids after a prompt [T], a few at a time; a Transformer sees ``context`` of them at most."""
+    limit = context if isinstance(network, LanguageModel) else None
+    empty = empty_state(network, 1, context)
+    pieces = generate(partial(advance, network), params, empty, prompt[None], count, key, sampling, context=limit)
     return (piece[0] for piece in pieces)
 
 
-def advance(network: LanguageModel, params: PyTree, cache: PyTree, tokens: Array) -> tuple[Array, PyTree]:
+def advance(network: Network, params: PyTree, cache: PyTree, tokens: Array) -> tuple[Array, PyTree]:
     """The logits after tokens that follow those in the cache, and the cache with them."""
     logits, out = network.apply({"params": params}, tokens, cache=cache)
     return cast(Array, logits)[:, -1], out["cache"]

@@ -1,13 +1,13 @@
 """English to German or French: a Transformer with encoder and decoder, from parallel text to BLEU.
 
     python experiments/translation.py                                       # LibreOffice's interface texts, embedded
-    python experiments/translation.py --preset multi30k --data-dir DIR      # Multi30k's raw files, train.en, train.de ...
-    python experiments/translation.py translate --sentence "Open the file."                   # by a finished run
-    python experiments/translation.py explain --sentence "Open the file."   # and where it looks
+    python experiments/translation.py --preset multi30k --data-dir DIR      # Multi30k's raw files: train.en, train.de
+    python experiments/translation.py translate --sentence "Open the file."  # by a finished run
+    python experiments/translation.py explain --sentence "Open the file."    # by a finished run: where it looks
 
 Byte pairs of both languages in one vocabulary (Sennrich et al. 2016), batches of sentences of one length, label
 smoothing, an average of the weights over the last steps, beam search. ``multi30k`` has the size of Transformer-Tiny (Wu
-et al. 2021, arXiv:2105.14462: 41.02 BLEU on test_2016_flickr, lower-cased). Scores are sacrebleu's, on plain text, with
+et al. 2021, arXiv:2105.14462: 41.02 on test_2016_flickr, lower-cased). Scores are sacrebleu's, on plain text, with
 their signatures: lower-cased as in the literature and, where the run is not, cased too.
 The run's folder ends with summary.json, model.safetensors, vocabulary.json, samples/translations.txt, attention.png.
 """
@@ -43,6 +43,8 @@ from jaxai.typing import Array, PyTree
 NAME = "translation"
 FILES = ("vocabulary.json", "model.safetensors")  # of a finished run
 ROWS = 64  # sentences that are decoded at once
+DRAWN = 50  # characters of the test sentence whose attention is drawn
+WRITTEN_OUT = 48  # tokens whose attention fits into a picture
 SMALL = Shape(width=128, layers=4, heads=4, hidden=256, gated=True, activation="silu", norm="rms", dropout=0.3)
 MUON = Adam(learning_rate=4e-3, beta2=0.98, warmup=300, final_rate=0.0, clip=1.0, muon=True)
 
@@ -85,6 +87,8 @@ class Config(cli.Common):
         self.check_at_least(1, *names, "checkpoint_every")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"--label-smoothing must lie in [0, 1), got {self.label_smoothing}")
+        if not np.isfinite(self.length_penalty):
+            raise ValueError(f"--length-penalty must be finite, got {self.length_penalty}")
         if self.source == self.target:
             raise ValueError(f"--source and --target are both {self.source}: choose two languages")
         if self.shape.position == "learned":
@@ -117,6 +121,8 @@ PRESETS = {
 
 def main(config: Config) -> None:
     """Load, train, translate, score."""
+    if config.preset == "multi30k" and not config.data_dir:
+        raise ValueError("--preset multi30k needs --data-dir, a folder with train.en, train.de, val.en and so on")
     names = {"train": "train", "val": "val", "test": config.test}
     splits = {key: load_pairs(config.data_dir, name, config.source, config.target) for key, name in names.items()}
     train, val = splits["train"], splits["val"]
@@ -127,12 +133,14 @@ def main(config: Config) -> None:
     batches = bucketed(
         *sides, config.tokens_per_batch, seed=config.seed, multiple=mesh.size, shapes=config.shapes, **processes()
     )
-    run = open_run(NAME, config, train.identity())
+    tx = optimizer(config.optimizer, config.horizon)
+    held_out = validation_batches(bpe, val)
+    others = {key: splits[key].fingerprint for key in ("val", "test")}
+    run = open_run(NAME, config, train.identity() | others)
     if summary := run.finished(config.steps):
         report(summary)
         return
     write_json(run.folder / "vocabulary.json", bpe.to_json())
-    tx = optimizer(config.optimizer, config.horizon)
 
     def init() -> TrainState:
         key_params, key = jax.random.split(jax.random.key(config.seed))
@@ -140,7 +148,6 @@ def main(config: Config) -> None:
         params = network.init(key_params, token, token, jnp.ones(1, jnp.int32))["params"]
         return init_state(params, tx, key, keep_average=True)
 
-    held_out = validation_batches(bpe, val)
     evaluate = jax.jit(partial(total_loss, network))
 
     def validate(done: int, state: TrainState) -> dict[str, float]:
@@ -167,7 +174,6 @@ def main(config: Config) -> None:
     found = {key: translator(splits[key].sources) for key in ("val", "test")}
     run.samples.mkdir(exist_ok=True)
     write_translations(run.samples / "translations.txt", splits["test"], found["test"])
-    draw_attention(run.folder / "attention.png", network, params, bpe, splits["test"].sources[0], found["test"][0])
     summary = {
         "steps": int(result.state.step),
         "data": train.origin,
@@ -179,6 +185,8 @@ def main(config: Config) -> None:
     }
     run.write_summary(summary)
     report(summary)
+    example = min(splits["test"].sources, key=lambda sentence: abs(len(sentence) - DRAWN))
+    draw_attention(translator, example, run.folder / "attention.png")
 
 
 def loss_fn(
@@ -244,12 +252,12 @@ class Translator:
 
 
 def chunks(ids: Sequence[np.ndarray]) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-    """Sentences of about one length: their numbers, and padded to few shapes tokens [64, S] and lengths [64]."""
+    """Sentences of about one length: their numbers, and padded to few shapes tokens [B, S] and lengths, B up to 64."""
     order = sorted((row for row in range(len(ids)) if len(ids[row])), key=lambda row: len(ids[row]))
     for first in range(0, len(order), ROWS):
         rows = order[first : first + ROWS]
         longest = len(ids[rows[-1]])
-        filled = [ids[row] for row in rows + rows[:1] * (ROWS - len(rows))]
+        filled = [ids[row] for row in rows + rows[:1] * (min(ROWS, len(order)) - len(rows))]
         yield rows, padded(filled, -(-longest // 16) * 16), np.array([len(x) for x in filled], np.int32)
 
 
@@ -265,15 +273,21 @@ def write_translations(path: Path, pairs: Pairs, hypotheses: Sequence[str]) -> N
     path.write_text("".join(f"{source}\n= {target}\n> {found}\n\n" for source, target, found in rows), encoding="utf-8")
 
 
-def draw_attention(path: Path, network: EncoderDecoder, params: PyTree, bpe: Bpe, source: str, target: str) -> None:
-    """A picture of what each head of the decoder looks at in the source before it writes each token of the target."""
-    tokens, written = bpe.encode([source])[0], framed(bpe.encode([target]))[0]
-    apply = jax.jit(partial(network.apply, statistics=True))
-    _, out = cast(Any, apply({"params": params}, tokens[None], written[None, :-1]))
+def draw_attention(translator: Translator, source: str, path: Path) -> str:
+    """A picture of what each head of the decoder looks at in the source as it reads the translation; returns that.
+
+    The translation is cut into tokens anew; of each sentence the first 48 are drawn.
+    """
+    (target,) = translator([source])
+    bpe = translator.bpe
+    tokens, written = bpe.encode([source])[0][:WRITTEN_OUT], framed(bpe.encode([target]))[0][: WRITTEN_OUT + 1]
+    apply = jax.jit(partial(translator.network.apply, statistics=True))
+    _, out = cast(Any, apply({"params": translator.params}, tokens[None], written[None, :-1]))
     blocks = out["statistics"]
     blocks = jax.tree.map(lambda *x: np.stack(x), *blocks) if isinstance(blocks, tuple) else blocks
     names = [[bpe.tokens[i] for i in side] for side in (tokens, written[1:])]
     pictures.save_attention_maps(path, np.swapaxes(blocks["cross_attention"].weights[:, 0], 1, 2), names[1], names[0])
+    return target
 
 
 def report(summary: dict[str, Any]) -> None:
@@ -312,10 +326,8 @@ def explain(options: Explain) -> None:
     """Draw the cross-attention of all layers and heads over the sentence and its translation."""
     folder = finished_folder(NAME, options, FILES)
     translator = finished_run(folder)
-    (found,) = translator([options.sentence])
     path = folder / "attention.png"
-    draw_attention(path, translator.network, translator.params, translator.bpe, options.sentence, found)
-    print(f"{found}\n{path}")
+    print(draw_attention(translator, options.sentence, path), path, sep="\n")
 
 
 def finished_run(folder: Path) -> Translator:

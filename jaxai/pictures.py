@@ -127,8 +127,10 @@ def save_attention_maps(
         for head, ax in enumerate(row):
             ax.imshow(weights[layer, head], cmap="Blues", vmin=0, vmax=1, aspect="auto")
             ax.set_title(f"layer {layer}, head {head}", fontsize=7)
-            ax.set_xticks(range(len(keys)), keys if layer == layers - 1 else [], rotation=90, fontsize=6)
-            ax.set_yticks(range(len(queries)), queries if head == 0 else [], fontsize=6)
+            ax.set_xticks(
+                range(len(keys)), keys if layer == layers - 1 else [], rotation=90, fontsize=6, parse_math=False
+            )
+            ax.set_yticks(range(len(queries)), queries if head == 0 else [], fontsize=6, parse_math=False)
             ax.tick_params(length=0)
     save_figure(path, figure)
 
@@ -149,7 +151,7 @@ def save_reading(
         ax.imshow(weights[layer].T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         ax.set_title(f"layer {layer}", fontsize=7)
         ax.set_xticks([])
-        ax.set_yticks(range(count), sentences if layer == 0 else [], fontsize=7)
+        ax.set_yticks(range(count), sentences if layer == 0 else [], fontsize=7, parse_math=False)
         ax.tick_params(length=0)
     save_figure(path, figure)
 

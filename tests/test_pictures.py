@@ -73,6 +73,17 @@ def test_attention_pictures(tmp_path):
         pictures.save_attention_statistics(tmp_path / "long.png", np.ones((2, 40, 3)), np.ones((2, 50, 4)))
 
 
+def test_readings(tmp_path):
+    path, weights = tmp_path / "reading.png", np.full((2, 3, 4), 0.25)
+    pictures.save_reading(path, weights, ["where is the apple?", "mary went home", "* john got the apple", "it rained"])
+    with Image.open(path) as picture:
+        assert min(picture.size) > 80
+    for bad in (weights[..., :3], weights * np.nan):
+        with pytest.raises(ValueError, match="4 sentences, all must be finite"):
+            pictures.save_reading(tmp_path / "bad.png", bad, ["a", "b", "c", "d"])
+    assert not (tmp_path / "bad.png").exists()
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     target = tmp_path / "a.png"
     pictures.save_png(target, np.zeros((2, 2), np.uint8))

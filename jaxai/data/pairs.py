@@ -6,7 +6,6 @@ batches = bucketed(bpe.encode(pairs.sources), framed(bpe.encode(pairs.targets)),
 """
 
 import dataclasses
-import functools
 import hashlib
 import logging
 import math
@@ -19,8 +18,8 @@ import numpy as np
 from jaxtyping import Int32, Int64, Integer
 
 from jaxai.data import embedded
+from jaxai.data.groups import grouped, length_groups
 from jaxai.data.pipeline import check_rows, endless
-from jaxai.data.specs import permutation
 from jaxai.data.text import read_utf8
 
 logger = logging.getLogger("jaxai.data")
@@ -135,34 +134,11 @@ def buckets(
             f" and a batch a multiple of {multiple} rows; choose at least {longer.max() * multiple:,}"
         )
     found = []
-    for low, high in _cuts(longer, lengths, shapes):
+    for low, high in length_groups(longer, lengths, shapes):
         rows = np.flatnonzero((low <= longer) & (longer <= high))
         fit, there = tokens_per_batch // high // multiple * multiple, -(-len(rows) // multiple) * multiple
         found.append(Bucket(rows, min(fit, there), *lengths[rows].max(axis=0).tolist()))
     return found
-
-
-def _cuts(longer: np.ndarray, lengths: np.ndarray, shapes: int) -> list[tuple[int, int]]:
-    """The shortest and the longest length of each group, by dynamic programming over the lengths that occur."""
-    values, which = np.unique(longer, return_inverse=True)
-    n = len(values)
-    sides = np.zeros((n, 2), np.int64)
-    np.maximum.at(sides, which, lengths)
-    counts = np.bincount(which)
-    cost = np.full((n, n + 1), np.inf)  # places of a group of the lengths first ... end - 1
-    for first in range(n):
-        widths = np.maximum.accumulate(sides[first:], axis=0).sum(axis=1)
-        cost[first, first + 1 :] = np.cumsum(counts[first:]) * widths
-    least, choices = np.append(0, np.full(n, np.inf)), []
-    for _ in range(min(shapes, n)):
-        totals = least[:n, None] + cost
-        choices.append(totals.argmin(axis=0))
-        least = totals.min(axis=0)
-    groups, end = [], n
-    for first in reversed(choices):
-        groups.append((int(values[first[end]]), int(values[end - 1])))
-        end = first[end]
-    return groups[::-1]
 
 
 def bucketed(
@@ -179,11 +155,8 @@ def bucketed(
     """An endless iterator of ``source`` int32 [B, S] and ``target`` int32 [B, T], padded with 0.
 
     Their shapes are those of ``buckets``; a jitted step compiles once for each. On Multi30k 8 leave 13 % of the places
-    to padding, 4 leave 22 %. Pairs and batches are shuffled anew in
-    every epoch, by ``seed`` alone. A group's epochs follow each other without a gap, so no pair is left out or comes
-    more often than another, and what is short of a batch at an epoch's end begins the next. With several devices give
-    their number as ``multiple``. State, restoring and the rows of several processes are those of
-    ``jaxai.data.pipeline.batches``.
+    to padding, 4 leave 22 %. Their order is that of ``grouped``. With several devices give their number as
+    ``multiple``. State, restoring and the rows of several processes are those of ``jaxai.data.pipeline.batches``.
 
     Raises ``ValueError`` for unequal numbers of sentences, none, an empty one, too few ``tokens_per_batch`` for the
     longest, a multiple below 1, a process index that is not in 0 ... process_count - 1, and a negative seed.
@@ -197,39 +170,11 @@ def bucketed(
         }
         for group in groups
     ]
-    sizes = np.array([len(group.rows) for group in groups])
-    batch_sizes = np.array([group.batch_size for group in groups])
-
-    def before(epoch: int) -> np.ndarray:
-        """How many batches of each group are complete before an epoch."""
-        return epoch * sizes // batch_sizes
-
-    @functools.lru_cache(maxsize=2)
-    def plan(epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The group of each batch of an epoch, and which of the group's batches it is."""
-        begin, end = before(epoch), before(epoch + 1)
-        group = np.repeat(np.arange(len(groups)), end - begin)
-        number = np.concatenate([np.arange(b, e) for b, e in zip(begin, end, strict=True)])
-        shuffled = permutation(len(group), seed, epoch, 0)
-        return group[shuffled], number[shuffled]
-
-    @functools.lru_cache(maxsize=3 * len(groups))
-    def order(group: int, epoch: int) -> Int64[np.ndarray, " n"]:
-        return permutation(len(groups[group].rows), seed, epoch, group + 1)
-
-    def rows(group: int, start: int, count: int) -> np.ndarray:
-        """Places ``start`` ... ``start + count - 1`` of all epochs' orders of a group put one behind the other."""
-        epochs, places = np.divmod(np.arange(start, start + count), len(groups[group].rows))
-        parts = [order(group, epoch)[places[epochs == epoch]] for epoch in np.unique(epochs).tolist()]
-        return np.concatenate(parts)
+    sizes = [(len(group.rows), group.batch_size) for group in groups]
+    rows = grouped(sizes, seed=seed, process_index=process_index, process_count=process_count)
 
     def batch(index: int) -> Batch:
-        epoch = int(index / (sizes / batch_sizes).sum())  # or a later one: unfinished batches do not count
-        while before(epoch + 1).sum() <= index:
-            epoch += 1
-        group, number = (int(one[index - before(epoch).sum()]) for one in plan(epoch))
-        local = groups[group].batch_size // process_count
-        chosen = rows(group, number * groups[group].batch_size + process_index * local, local)
+        group, chosen = rows(index)
         return {name: array[chosen] for name, array in arrays[group].items()}
 
     return endless(batch)

@@ -6,18 +6,17 @@ test = encode(test.all, vocabulary, max_facts=20)
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Bool, Int32, Int64, UInt64
+from jaxtyping import Bool, Int32, UInt64
 
 from jaxai.data.babi import Question
+from jaxai.data.groups import grouped, length_groups
 from jaxai.data.pipeline import check_rows, endless
-from jaxai.data.specs import permutation
 
 Batch = dict[
     str,
@@ -113,13 +112,15 @@ def question_batches(
     seed: int,
     max_facts: int | None = None,
     max_words: int | None = None,
+    shapes: int = 1,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
     """An endless iterator of batches of what ``encode`` gives, with other slots whenever a question comes again.
 
-    Epochs, each in its own order, follow each other without a gap. State, restoring and the rows of several processes
-    are those of ``jaxai.data.pipeline.batches``.
+    A batch's stories are of about one number of facts, S of at most ``shapes`` numbers. Their order is that of
+    ``jaxai.data.groups.grouped``; state, restoring and the rows of several processes are those of
+    ``jaxai.data.pipeline.batches``.
 
     Raises ``ValueError`` as ``encode`` does, for an answer that is no label, a batch size below 1 or not divisible by
     ``process_count``, a process index that is not in 0 ... process_count - 1, and a negative seed.
@@ -129,18 +130,21 @@ def question_batches(
     if arrays["answer"].min() < 0:
         strange = questions[int(arrays["answer"].argmin())].answer
         raise ValueError(f"answer {strange!r} is neither in vocabulary nor a word of its story; take Words.build")
-    n, local = len(questions), batch_size // process_count
-    mine = slice(process_index * local, (process_index + 1) * local)
-
-    @functools.lru_cache(maxsize=2)
-    def order(epoch: int) -> Int64[np.ndarray, " n"]:
-        return permutation(n, seed, epoch)
+    counts = arrays["fact_count"]
+    members = [
+        np.flatnonzero((low <= counts) & (counts <= high))
+        for low, high in length_groups(counts, counts[:, None], shapes)
+    ]
+    mine = slice(*(batch_size // process_count * edge for edge in (process_index, process_index + 1)))
+    rows_of = grouped([(len(rows), batch_size) for rows in members], seed=seed)
 
     def batch(index: int) -> Batch:
-        epochs, places = np.divmod(np.arange(index * batch_size, (index + 1) * batch_size), n)
-        rows = np.concatenate([order(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs).tolist()])[mine]
+        group, places = rows_of(index)
+        rows, longest = members[group][places][mine], max(1, counts[members[group]].max())
         raw = _raw((seed, index, 1), batch_size, vocabulary.slots)[mine]  # 1 parts this stream from the orders'
-        return _draw_slots({name: array[rows] for name, array in arrays.items()}, vocabulary, raw)
+        parts = {name: array[rows] for name, array in arrays.items()}
+        shorter = {name: parts[name][:, :longest] for name in ("facts", "support")}
+        return _draw_slots(parts | shorter, vocabulary, raw)
 
     return endless(batch)
 

@@ -23,8 +23,9 @@ TRAIN_PLACES = (
     *("hallway", "kitchen", "library", "museum", "office", "park", "school", "stable"),
 )
 TEST_PLACES = ("bakery", "cinema", "harbour", "market", "pantry", "station", "studio", "theatre")
-OPEN_WORDS = frozenset(TRAIN_NAMES + TRAIN_PLACES)
-"""What a reader must not learn by heart, because test stories have others: read as slots."""
+COLOURS, FORMS = ("blue", "green", "red", "yellow"), ("circle", "rectangle", "square", "star")
+OPEN_WORDS = frozenset(TRAIN_NAMES + TRAIN_PLACES + COLOURS + FORMS)
+"""What a reader must not learn by heart, read as slots: in test stories names and places are others."""
 
 MOST_NAMES, MOST_PLACES = 4, 6  # in a story: a reader needs as many slots as both together
 
@@ -35,9 +36,7 @@ DROPS = ("dropped", "left", "discarded", "put down")
 THEN = ("then", "after that", "following that", "afterwards")
 NUMBERS = ("none", "one", "two", "three")
 PLURALS = {"cat": "cats", "fox": "foxes", "lion": "lions", "mouse": "mice", "sheep": "sheep", "wolf": "wolves"}
-SHAPES = tuple(
-    f"{c} {s}" for c in ("blue", "green", "red", "yellow") for s in ("circle", "rectangle", "square", "star")
-)
+SHAPES = tuple(f"{colour} {form}" for colour in COLOURS for form in FORMS)
 STEPS = {"north": (0, 1), "south": (0, -1), "east": (1, 0), "west": (-1, 0)}
 OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
 SIDES = {"north": "above", "south": "below", "east": "to the right of", "west": "to the left of"}

@@ -43,12 +43,12 @@ class Reader(nn.Module):
     ) -> tuple[Float[Array, "B labels"], dict[str, Any]]:
         shape, (_, S, width) = self.shape, facts.shape
         normal = nn.initializers.normal
-        words = self.param("words", normal(shape.init_std), (self.words, shape.width))
+        words = self.param("words", normal(1.0), (self.words, shape.width))
         places = self.param("places", normal(1.0), (width, shape.width))
         order = jnp.maximum(jnp.asarray(fact_count)[:, None] - 1 - jnp.arange(S)[None], 0)
         latest = jnp.take_along_axis(jnp.asarray(facts), order[:, :, None], 1)
         ids = jnp.concatenate([jnp.asarray(question)[:, None], latest], 1)
-        mask = jnp.where(ids == 0, 0, 1)[..., None] * places[None, None]
+        mask = jnp.where(ids[..., None] == 0, 0, places[None, None])
         x = (jnp.take(words, ids, axis=0) * mask).sum(2)
         if shape.position == "learned":
             if shape.max_length <= S:

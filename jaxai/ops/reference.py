@@ -90,3 +90,41 @@ def windows(
     return np.stack(
         [np.stack([x[:, p * dh :: sh, q * dw :: sw][:, :rows, :columns] for q in range(kw)]) for p in range(kh)]
     )
+
+
+def recurrent(
+    cell: str,
+    x: ndarray,
+    states: tuple[ndarray, ...],
+    kernel: ndarray,
+    bias: ndarray,
+    lengths: tuple[int, ...] | None = None,
+    reverse: bool = False,
+) -> tuple[ndarray, tuple[ndarray, ...]]:
+    """Cell "rnn", "lstm" or "gru" over x [T, B, G], a row and a step at a time: outputs [T, B, H], last states."""
+    outputs, states = np.zeros((*x.shape[:2], len(kernel)), x.dtype), tuple(state.copy() for state in states)
+    for row in range(x.shape[1]):
+        steps = range(len(x) if lengths is None else lengths[row])
+        for step in reversed(steps) if reverse else steps:
+            after = _step(cell, x[step, row], [state[row] for state in states], kernel, bias)
+            for state, value in zip(states, after, strict=True):
+                state[row] = value
+            outputs[step, row] = after[0]
+    return outputs, states
+
+
+def _step(cell: str, x: ndarray, states: list[ndarray], kernel: ndarray, bias: ndarray) -> tuple[ndarray, ...]:
+    h, g = states[0], states[0] @ kernel + bias
+    if cell == "rnn":
+        return (np.tanh(x + g),)
+    if cell == "lstm":
+        i, f, c, o = np.split(x + g, 4)
+        c = _sigmoid(f) * states[1] + _sigmoid(i) * np.tanh(c)
+        return _sigmoid(o) * np.tanh(c), c
+    (x_r, x_z, x_n), (g_r, g_z, g_n) = np.split(x, 3), np.split(g, 3)
+    r, z = _sigmoid(x_r + g_r), _sigmoid(x_z + g_z)
+    return ((1 - z) * np.tanh(x_n + r * g_n) + z * h,)
+
+
+def _sigmoid(x: ndarray) -> ndarray:
+    return 1 / (1 + np.exp(-x))

@@ -105,8 +105,12 @@ def muon(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformat
 
 
 def muon_groups(params: PyTree) -> PyTree:
-    """``muon`` for the kernels of dense layers, ``adam`` for embeddings, biases and scales."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: "muon" if path[-1].key == "kernel" else "adam", params)
+    """``muon`` for the kernels of dense layers, ``adam`` for those of convolutions, embeddings, biases and scales."""
+
+    def group(path: tuple, leaf: Array) -> str:
+        return "muon" if path[-1].key == "kernel" and leaf.ndim <= 3 else "adam"
+
+    return jax.tree_util.tree_map_with_path(group, params)
 
 
 def matrices(params: PyTree) -> PyTree:

@@ -507,7 +507,7 @@ def assert_equal(first: list[dict], second: list[dict]) -> None:
             np.testing.assert_array_equal(one[name], two[name], strict=True)
 
 
-def test_every_question_comes_once_an_epoch_with_other_slots():
+def test_every_question_comes_equally_often_with_other_slots():
     numbered = [dataclasses.replace(WHERE, task=number) for number in range(10)]
     vocabulary = Words.build(numbered, 6, OPEN)
     batches = steps(question_batches(numbered, vocabulary, 4, seed=0), 50)
@@ -519,14 +519,29 @@ def test_every_question_comes_once_an_epoch_with_other_slots():
         "support": (bool, (4, 2)),
         "task": (np.int32, (4,)),
     }
-    epochs = np.concatenate([batch["task"] for batch in batches]).reshape(20, 10)
-    assert (np.sort(epochs) == np.arange(10)).all()
-    assert len(np.unique(epochs, axis=0)) == 20
+    assert np.bincount(np.concatenate([batch["task"] for batch in batches])).tolist() == [20] * 10
+    assert len({batch["task"].tobytes() for batch in batches}) == 50
     drawn = [batch["facts"][batch["task"] == 3] for batch in batches]
     assert len({facts.tobytes() for facts in drawn if facts.size}) > 10
     for batch in batches:
         np.testing.assert_array_equal(batch["answer"] + 1, batch["facts"][:, 0, 4])
         np.testing.assert_array_equal(batch["question"][:, 2], batch["facts"][:, 0, 0])
+
+
+def test_stories_of_about_one_length_share_a_batch(own):
+    questions, vocabulary = own
+    n = len(questions)
+    batches = steps(question_batches(questions, vocabulary, 4, seed=0, shapes=3), n)
+    sizes = {batch["facts"].shape[1] for batch in batches}
+    assert len(sizes) == 3
+    assert max(sizes) == max(len(question.facts) for question in questions)
+    assert np.bincount(np.concatenate([batch["task"] for batch in batches]), minlength=12)[1:].sum() == 4 * n
+    for batch in batches:
+        assert batch["support"].shape == batch["facts"].shape[:2]
+        shorter = max((size for size in sizes if size < batch["facts"].shape[1]), default=0)
+        assert (batch["fact_count"] > shorter).all()  # each is padded to the least size that it fits in
+        real = (batch["facts"] != 0).any(-1)
+        np.testing.assert_array_equal(real.sum(-1), batch["fact_count"])
 
 
 def test_a_batch_may_be_larger_than_the_data(own):
@@ -546,7 +561,7 @@ def test_batches_are_the_same_in_every_version():
     """A resumed run relies on it."""
     numbered = [dataclasses.replace(WHERE, task=number) for number in range(5)]
     batches = steps(question_batches(numbered, Words.build(numbered, 6, OPEN), 3, seed=1), 2)
-    assert [batch["task"].tolist() for batch in batches] == [[2, 0, 1], [4, 3, 1]]
+    assert [batch["task"].tolist() for batch in batches] == [[3, 4, 1], [2, 3, 1]]
     assert [batch["answer"].tolist() for batch in batches] == [[5, 4, 2], [0, 4, 5]]
 
 

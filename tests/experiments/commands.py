@@ -4,8 +4,14 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+
+import pytest
+
+from jaxai import cli
+from jaxai import command as commands
 
 REPOSITORY = Path(__file__).parent.parent.parent
 SCRIPTS = REPOSITORY / "experiments"
@@ -14,7 +20,7 @@ SCRIPTS = REPOSITORY / "experiments"
 def load(script: Path) -> ModuleType:
     """A script as a module, without running it."""
     spec = importlib.util.spec_from_file_location(script.stem, script)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where tyro looks a config's source up
     spec.loader.exec_module(module)
     return module
 
@@ -52,3 +58,23 @@ def finish(line: list[str], workdir: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         line, capture_output=True, text=True, env=environment(workdir), cwd=workdir.parent, check=False
     )
+
+
+def refusal(capsys: pytest.CaptureFixture[str], action: Callable[[], None]) -> str:
+    """The one line with which a command of a loaded script ends, in this process."""
+    with pytest.raises(SystemExit) as stop:
+        commands.guard(action)
+    assert stop.value.code == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    return line
+
+
+def start(script: ModuleType, workdir: Path, *arguments: str) -> None:
+    """A debug run of a loaded script in this process."""
+    line = ["--preset", "debug", "--workdir", str(workdir), *arguments]
+    script.main(cli.parse(script.PRESETS, script.__doc__, line))
+
+
+def start_command(action: Callable, form: type, *arguments: str) -> None:
+    """Another command of a loaded script in this process."""
+    action(commands.read(form, arguments))

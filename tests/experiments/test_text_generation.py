@@ -1,13 +1,14 @@
 """Text generation as a person runs it: trained, continued, sampled from, misused."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from tests.experiments.commands import SCRIPTS, load, run, run_command
+from tests.experiments.commands import SCRIPTS, load, refusal, run, run_command, start, start_command
 
 SCRIPT = SCRIPTS / "text_generation.py"
 RUN = ("config.json", "vocabulary.json", "model.safetensors")
@@ -61,6 +62,25 @@ def test_attention_is_drawn(finished):
     assert "the first 32 of 60 tokens" in result.stdout  # the run's window
     with Image.open(workdir / "attention.png") as picture:
         assert min(picture.size) > 300
+
+
+def test_a_recurrent_network_goes_on_with_its_state(tmp_path, capsys):
+    """Interrupted and continued it is the run in one go, bit for bit; then it writes, and has no attention to draw."""
+    network = "--network", "recurrent", "--recurrent.width", "16", "--eval-batches", "0", "--batch-size", "64"
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    for workdir, steps in ((once, "20"), (twice, "10"), (twice, "20")):
+        result = run(SCRIPT, workdir, "--steps", steps, *network)
+        assert result.returncode == 0, result.stderr
+    lines = [[json.loads(line) for line in (w / "metrics.jsonl").read_text().splitlines()] for w in (once, twice)]
+    assert [line.get("loss_hex") for line in lines[0]] == [line.get("loss_hex") for line in lines[1]]
+    assert lines[0][-1]["validation_loss"] < lines[0][0]["validation_loss"]
+    said = sampled(once, "--prompt", "ROMEO:", "--tokens", "40")
+    assert len(said.stdout) == len("ROMEO:") + 40 + 1, said.stderr
+    experiment = load(SCRIPT)
+    explain = partial(start_command, experiment.explain, experiment.Explain, "--workdir", str(once))
+    assert "recurrent network, which has no attention" in refusal(capsys, explain)
+    windows = partial(start, experiment, tmp_path / "new", "--network", "recurrent")
+    assert "give --eval-batches 0" in refusal(capsys, windows)
 
 
 def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path):

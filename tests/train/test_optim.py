@@ -138,3 +138,24 @@ def test_decay_of_matrices_alone_and_clipping():
     large = jax.tree.map(lambda x: 100 * np.ones_like(x), params)
     _, state = tx.update(large, tx.init(params), params)
     np.testing.assert_allclose(optax.tree.norm(optax.tree.get(state, "mu")), 0.1, rtol=1e-5)
+
+
+def test_muon_moves_kernels_as_far_as_adam_and_adam_the_rest():
+    """The first step of each: orthogonal with elements of 0.2 for kernels, alone or stacked, signs for the others."""
+    rng = np.random.default_rng(0)
+    shapes = {"tokens": (7, 4), "mlp": {"kernel": (4, 6), "bias": (6,)}, "blocks": {"kernel": (2, 4, 6)}}
+    draw = lambda shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    params, grads = (jax.tree.map(draw, shapes, is_leaf=lambda node: isinstance(node, tuple)) for _ in range(2))
+    tx = optimizer(Adam(learning_rate=0.1, muon=True, weight_decay=0.5, decay="matrices"), 10)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(updates["mlp"]["bias"], -0.1 * np.sign(grads["mlp"]["bias"]), rtol=1e-4)
+    decayed = -0.1 * (np.sign(grads["tokens"]) + 0.5 * params["tokens"])
+    np.testing.assert_allclose(updates["tokens"], decayed, rtol=1e-4, atol=1e-6)
+    pairs = [(updates["mlp"], params["mlp"], grads["mlp"], ...)]
+    pairs += [(updates["blocks"], params["blocks"], grads["blocks"], layer) for layer in range(2)]
+    for update, param, grad, part in pairs:
+        moved = -np.asarray(update["kernel"][part]) / 0.1 - 0.5 * param["kernel"][part]
+        values = np.linalg.svd(moved / (0.2 * 6**0.5), compute_uv=False)
+        assert ((values > 0.6) & (values < 1.3)).all()  # five Newton-Schulz steps bring them near 1, no further
+        left, _, right = np.linalg.svd(grad["kernel"][part], full_matrices=False)
+        assert (moved * (left @ right)).sum() > 0.9 * np.linalg.norm(moved) * np.linalg.norm(left @ right)

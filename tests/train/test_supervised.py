@@ -76,6 +76,53 @@ def test_parts_of_a_batch_make_the_same_step(key, devices):
         train_step(state, batch, loss_fn=without_noise, tx=tx, parts=3)
 
 
+def windowed(params, batch, key, carry):
+    """A leaky sum over time, carried from window to window; rows that begin anew start from 0."""
+    state, losses = jnp.where(batch["first"], 0.0, carry), []
+    for t in range(batch["x"].shape[1]):
+        state = params["w"] * state + batch["x"][:, t]
+        losses.append((state - 1) ** 2)
+    return jnp.stack(losses).mean(), ({"last": state.mean()}, state)
+
+
+def test_the_carry_goes_from_step_to_step_without_gradient():
+    x, params = jnp.arange(12.0).reshape(2, 6) / 10, {"w": jnp.array(0.9)}
+    batch = {"x": x, "first": jnp.array([False, False])}
+    halves = [{**batch, "x": x[:, :3]}, {**batch, "x": x[:, 3:]}]
+    tx = optax.sgd(0.0)  # so that both windows have the same parameters
+    step = jax.jit(lambda state, batch: train_step(state, batch, loss_fn=windowed, tx=tx))
+    state = init_state(params, tx, jax.random.key(0), carry=jnp.zeros(2))
+    after, first = step(state, halves[0])
+    end, second = step(after, halves[1])
+    whole, (_, last) = windowed(params, batch, None, jnp.zeros(2))
+    np.testing.assert_allclose((first["loss"] + second["loss"]) / 2, whole, rtol=1e-6)
+    np.testing.assert_allclose(end.carry, last, rtol=1e-6)
+    np.testing.assert_allclose(second["last"], last.mean(), rtol=1e-6)
+    # the second window's gradient takes the state before it as given
+    truncated = jax.grad(lambda w: windowed({"w": w}, halves[1], None, after.carry)[0])(params["w"])
+    through = jax.grad(
+        lambda w: (
+            2 * windowed({"w": w}, batch, None, jnp.zeros(2))[0] - windowed({"w": w}, halves[0], None, jnp.zeros(2))[0]
+        )
+    )
+    np.testing.assert_allclose(second["gradient_norm"], jnp.abs(truncated), rtol=1e-6)
+    assert jnp.abs(through(params["w"])) > 1.1 * second["gradient_norm"]
+
+
+def test_rows_that_begin_anew_forget_the_carry():
+    batch = {"x": jnp.ones((2, 3)), "first": jnp.array([True, False])}
+    state = init_state({"w": jnp.array(0.9)}, optax.sgd(0.0), jax.random.key(0), carry=jnp.array([5.0, 5.0]))
+    new, _ = train_step(state, batch, loss_fn=windowed, tx=optax.sgd(0.0))
+    np.testing.assert_allclose(new.carry, [1 + 0.9 + 0.81, 1 + 0.9 + 0.81 + 5 * 0.729], rtol=1e-6)
+
+
+def test_a_carry_belongs_to_the_whole_batch(key):
+    batch, params = problem(key)
+    state = init_state(params, optax.sgd(0.1), key, carry=jnp.zeros(16))
+    with pytest.raises(ValueError, match=r"parts=2 with a carry, .* give parts=1"):
+        train_step(state, batch, loss_fn=windowed, tx=optax.sgd(0.1), parts=2)
+
+
 def test_parts_draw_noise_of_their_own(key):
     batch, params = {"y": jnp.ones(4)}, {"w": jnp.ones(())}
 

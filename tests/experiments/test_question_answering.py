@@ -1,0 +1,105 @@
+"""Questions about stories as a person asks them: learned, continued, drawn, misused."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxai.data.babi import write_babi
+from jaxai.data.stories import load_stories
+from tests.experiments.commands import SCRIPTS, load, refusal, run, run_command, start, start_command
+
+SCRIPT = SCRIPTS / "question_answering.py"
+SMALL = "--count", "40", "--test-count", "10", "--tasks", "1", "5"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A debug run on two tasks that was stopped and continued, and what its last start said."""
+    workdir = tmp_path_factory.mktemp("questions") / "run"
+    for steps in ("10", "20"):
+        result = run(SCRIPT, workdir, "--steps", steps, *SMALL)
+        assert result.returncode == 0, result.stderr
+    return workdir, result
+
+
+def test_debug_run(finished):
+    workdir, result = finished
+    assert "going on from step 10" in result.stderr
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert list(summary["test_errors"]) == ["1 one-supporting-fact", "5 counting"]
+    assert summary["mean_error"] == pytest.approx(np.mean(list(summary["test_errors"].values())))
+    assert f"mean error {100 * summary['mean_error']:.2f} %" in result.stdout
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    assert [line["step"] for line in lines if "validation_error" in line] == [0, 10, 20]
+    assert " > " in (workdir / "samples" / "answers.txt").read_text()
+    with Image.open(workdir / "attention.png") as picture:
+        assert min(picture.size) > 80
+
+
+def test_explain(finished):
+    workdir, _ = finished
+    result = run_command(SCRIPT, workdir, "explain", "--workdir", str(workdir), "--task", "1")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == str(workdir / "attention.png")
+    assert "where is" in result.stdout.splitlines()[-2]
+
+
+def test_babi_files(tmp_path, capsys):
+    """Our own stories in bAbI's format, as its files are read."""
+    stories = load_stories("train", 30, 0)
+    for split in ("train", "test"):
+        write_babi(stories, tmp_path / "babi", split)
+    arguments = "--data-dir", str(tmp_path / "babi"), "--tasks", "1", "2", "--steps", "2"
+    result = run(SCRIPT, tmp_path / "run", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "tasks above 5 %" in result.stdout
+    experiment, line = load(SCRIPT), ("--workdir", str(tmp_path / "run"))
+    explain = partial(start_command, experiment.explain, experiment.Explain, *line)
+    assert "give --data-dir" in refusal(capsys, explain)
+    start_command(experiment.explain, experiment.Explain, *line, "--data-dir", str(tmp_path / "babi"), "--task", "1")
+    assert "attention.png" in capsys.readouterr().out
+
+
+def test_errors_by_task():
+    experiment = load(SCRIPT)
+    stories = load_stories("test", 4, 0)
+    task = np.repeat(np.arange(1, 12), 4)
+    wrong = np.zeros(44, bool)
+    wrong[:3] = True
+    found = experiment.errors(stories, wrong, task)
+    assert found["test_errors"]["1 one-supporting-fact"] == 0.75
+    assert found["mean_error"] == pytest.approx(0.75 / 11)
+    assert found["failed"] == 1
+
+
+def test_a_tenth_of_each_task_validates():
+    train, val = load(SCRIPT).held_out(load_stories("train", 20, 0))
+    assert [len(train), len(val)] == [198, 22]
+    assert {question.task for question in val} == set(range(1, 12))
+
+
+def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path, capsys):
+    (workdir, _), experiment = finished, load(SCRIPT)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "qa1_single-supporting-fact_train.txt").write_text("Mary went home.\n")
+    (tmp_path / "broken" / "qa1_single-supporting-fact_test.txt").write_text("1 Mary went home.\n")
+    for arguments, word in [
+        (["--tasks", "12"], "--tasks 12: there are 1 to 11"),
+        (["--data-dir", str(tmp_path / "none")], "none"),
+        (["--data-dir", str(tmp_path / "broken"), "--tasks", "1"], "qa1_single-supporting-fact_train.txt"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--count", "0"], "--count"),
+        (["--preset", "babi"], "needs --data-dir"),
+    ]:
+        assert word in refusal(capsys, partial(start, experiment, tmp_path / "run", *arguments))
+        assert not (tmp_path / "run").exists()
+    for arguments, word in [
+        (["--workdir", str(tmp_path / "nowhere")], "holds no finished run"),
+        (["--workdir", str(workdir), "--task", "12"], "--task 12: there are 1 to 11"),
+    ]:
+        assert word in refusal(capsys, partial(start_command, experiment.explain, experiment.Explain, *arguments))
