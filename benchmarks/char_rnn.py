@@ -1,0 +1,150 @@
+"""char-rnn's LSTM language model against the same network and training in PyTorch.
+
+    python benchmarks/char_rnn.py --peers PYTHON                # losses, then characters/s, 2 minutes
+
+PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``). Run it on
+an otherwise idle machine. Network and training are those of Karpathy 2015 (github.com/karpathy/char-rnn): two LSTM
+layers of 128 over one-hot characters, 50 sequences of 50 characters a step, the state carried from step to step,
+RMSprop, gradients clipped element by element. First the losses of 50 steps from the same weights on the same text must
+agree, then both train turn and turn about, input and optimiser included. It writes JSON to --out.
+"""
+
+import dataclasses
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from timing import Ask, Turn, check_interpreter, figure, peer_process, race, ratio, spread, write
+
+from jaxai import cli, command
+from jaxai.data.text import characters, load_text, streams
+from jaxai.nn.rnn import RecurrentLanguageModel, RecurrentShape, init_state, reset_state
+from jaxai.train import supervised
+from jaxai.train.loop import compile_steps
+from jaxai.train.sharding import make_mesh, state_sharding
+from jaxai.train.state import TrainState
+
+PEER = Path(__file__).parent / "peers" / "torch_char_rnn.py"
+VOCABULARY, BATCH, LENGTH = 68, 50, 50  # the plays that the package carries have 68 characters
+NETWORK = RecurrentLanguageModel(VOCABULARY, RecurrentShape())
+TX = optax.chain(optax.clip(5.0), optax.rmsprop(2e-3, decay=0.95, eps=1e-8, eps_in_sqrt=False))
+CHECKED = 50  # steps
+TIMED = 20
+STEPS_PER_CALL = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to compare, and with what."""
+
+    peers: Path | None = None
+    """The interpreter that has PyTorch; without it there is nobody to compare with."""
+    out: Path = Path("runs/benchmarks/char_rnn")
+    rounds: int = 9
+    """Turns of each."""
+    devices: int = 1
+    """Devices that a CPU is split into."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
+
+
+def main(config: Config) -> None:
+    """Check, measure, print, write JSON."""
+    check_interpreter(config.peers, "benchmarks/char_rnn.py")
+    cli.start_platform("cpu", config.devices)
+    config.out.mkdir(parents=True, exist_ok=True)
+    with peer_process(config.peers, PEER) as ask:
+        contenders = {"jaxai": ours()}
+        row: dict[str, Any] = {}
+        if ask:
+            row["largest_difference"] = difference(ask)
+            contenders["torch"] = lambda repeats: [ask(ask="time", steps=TIMED)["seconds"] for _ in range(repeats)]
+        seconds = race(contenders, config.rounds)
+    count = TIMED * BATCH * LENGTH
+    row["characters_per_second"] = {name: spread([count / x for x in values]) for name, values in seconds.items()}
+    row["figures"] = []
+    if ask:
+        row["times_faster"] = ratio(seconds["torch"], seconds["jaxai"])
+        row["figures"] = [
+            figure(f"losses of {CHECKED} steps, largest difference", row["largest_difference"], "<=", 1e-4),
+            figure("characters/s, times PyTorch's", row["times_faster"]["median"], ">=", 1.5),
+        ]
+    write(config.out / "char_rnn.json", row)
+
+
+def first_state() -> TrainState:
+    """Parameters, optimiser and the network's state before the first step."""
+    params = NETWORK.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return supervised.init_state(params, TX, jax.random.key(1), carry=init_state(NETWORK.shape, BATCH))
+
+
+def loss_fn(params: Any, batch: dict[str, jax.Array], _: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
+    """Mean cross-entropy of the next characters, in nats."""
+    logits, out = NETWORK.apply({"params": params}, batch["input"], cache=reset_state(carry, batch["first"]))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["target"])
+    return losses.mean(), ({}, out["cache"])
+
+
+STEP = partial(supervised.train_step, loss_fn=loss_fn, tx=TX)
+
+
+def difference(ask: Ask) -> float:
+    """The largest relative difference of the peer's losses from ours over some steps of real text."""
+    text = load_text().string
+    stream = streams(characters(text).encode(text), BATCH, LENGTH)
+    state, rows, ours = first_state(), [next(stream) for _ in range(CHECKED)], []
+    names = jax.tree_util.tree_leaves_with_path(state.params)
+    arrays: dict[str, Any] = {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in names
+    }
+    take = jax.jit(STEP)
+    for batch in rows:
+        state, metrics = take(state, batch)
+        ours.append(float(metrics["loss"]))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: str(Path(folder) / f"{name}.npz") for name in ("inputs", "outputs")}
+        arrays |= {f"{name}s": np.stack([batch[name] for batch in rows]) for name in ("input", "target")}
+        np.savez(paths["inputs"], **arrays)
+        ask(ask="check", **paths)
+        with np.load(paths["outputs"]) as saved:
+            apart = np.abs(np.array(ours) / saved["losses"] - 1)
+    print(f"losses {ours[0]:.4f} ... {ours[-1]:.4f}, relative differences up to {apart.max():.1e}", flush=True)
+    return float(apart.max())
+
+
+def ours() -> Turn:
+    """Turns of so many steps with their input, as `jaxai.train.loop` runs them."""
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        shardings = state_sharding(jax.eval_shape(first_state), mesh)
+        state = jax.jit(first_state, out_shardings=shardings)()
+        stream = streams(np.random.default_rng(0).integers(0, VOCABULARY, 1_000_000), BATCH, LENGTH)
+        take = compile_steps(STEP, state, shardings, stream, mesh, STEPS_PER_CALL)
+
+    def turn(repeats: int) -> list[float]:
+        nonlocal state
+        seconds = []
+        for _ in range(repeats):
+            before = time.perf_counter()
+            metrics = None
+            for _ in range(0, TIMED, STEPS_PER_CALL):
+                late, (state, metrics) = metrics, take(state, [next(stream) for _ in range(STEPS_PER_CALL)])
+                jax.device_get(late)
+            jax.block_until_ready(metrics)
+            seconds.append(time.perf_counter() - before)
+        return seconds
+
+    return turn
+
+
+if __name__ == "__main__":
+    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))

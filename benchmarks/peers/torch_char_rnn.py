@@ -1,0 +1,106 @@
+"""char-rnn's LSTM and training in PyTorch, the peer of `char_rnn.py`.
+
+    python torch_char_rnn.py --threads 2          # a line of JSON asked and a line answered:
+
+    {"ask": "check", "inputs": "inputs.npz", "outputs": "outputs.npz"}
+    {"ask": "time", "steps": 20}
+
+`check` sets the weights and gives the loss of each of some steps; `time` gives the seconds of so many steps over
+consecutive parts of a text, with input and optimiser; the state is carried from step to step. Source:
+github.com/karpathy/char-rnn (2015): two LSTM layers of 128 over one-hot characters, RMSprop, gradients clipped element
+by element; nn.LSTM takes oneDNN's layers on a CPU. Weights are named as in Flax, kernels [in, out].
+"""
+
+import argparse
+import json
+import sys
+import time
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+VOCABULARY, WIDTH, LAYERS, BATCH, LENGTH = 68, 128, 2, 50, 50
+RATE, DECAY, CLIP = 2e-3, 0.95, 5.0
+
+
+class CharRNN(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(VOCABULARY, WIDTH, LAYERS, batch_first=True)
+        self.logits = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, ids, targets, state):
+        x, state = self.lstm(functional.one_hot(ids, VOCABULARY).float(), state)
+        logits = self.logits(x)
+        return functional.cross_entropy(logits.view(-1, VOCABULARY), targets.reshape(-1)), state
+
+    def load(self, arrays):
+        """Our weights; of PyTorch's two biases the second becomes 0."""
+        for layer in range(LAYERS):
+            kernels = {"weight_ih": "kernel", "weight_hh": "recurrent_kernel", "bias_ih": "bias"}
+            for name, ours in kernels.items():
+                array = torch.from_numpy(arrays[f"layers.layer_{layer}.{ours}"])
+                getattr(self.lstm, f"{name}_l{layer}").data.copy_(array.T if array.ndim == 2 else array)
+            getattr(self.lstm, f"bias_hh_l{layer}").data.zero_()
+        self.logits.weight.data.copy_(torch.from_numpy(arrays["logits.kernel"]).T)
+        self.logits.bias.data.copy_(torch.from_numpy(arrays["logits.bias"]))
+
+
+class Training:
+    """Network, optimiser and the state after the last step."""
+
+    def __init__(self):
+        self.network = CharRNN()
+        # Of the two biases only one learns, as in char-rnn both together would learn twice as fast as ours.
+        learned = [p for name, p in self.network.named_parameters() if "bias_hh" not in name]
+        self.optimizer = torch.optim.RMSprop(learned, lr=RATE, alpha=DECAY)
+        self.state = tuple(torch.zeros(LAYERS, BATCH, WIDTH) for _ in range(2))
+
+    def step(self, ids, targets):
+        loss, state = self.network(ids, targets, self.state)
+        self.state = tuple(part.detach() for part in state)
+        loss.backward()
+        nn.utils.clip_grad_value_(self.network.parameters(), CLIP)
+        self.optimizer.step()
+        self.network.zero_grad(set_to_none=True)
+        return loss.item()
+
+
+def batches(ids):
+    """Each row goes on where it ended in the batch before."""
+    count = (len(ids) - 1) // (BATCH * LENGTH)
+    starts = np.arange(BATCH) * count * LENGTH
+    while True:
+        for column in range(count):
+            rows = np.stack([ids[start + column * LENGTH :][: LENGTH + 1] for start in starts]).astype(np.int64)
+            yield torch.from_numpy(rows[:, :-1]), torch.from_numpy(rows[:, 1:])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    torch.set_num_threads(parser.parse_args().threads)
+    answers, sys.stdout = sys.stdout, sys.stderr  # messages must not look like answers
+    print(json.dumps({"torch": torch.__version__}), file=answers, flush=True)
+    stream = batches(np.random.default_rng(0).integers(0, VOCABULARY, 1_000_000).astype(np.uint16))
+    training = Training()
+    for line in sys.stdin:
+        request, answer = json.loads(line), {}
+        if request["ask"] == "check":
+            checked = Training()
+            with np.load(request["inputs"]) as saved:
+                checked.network.load(saved)
+                pairs = torch.from_numpy(saved["inputs"]).long(), torch.from_numpy(saved["targets"]).long()
+            np.savez(request["outputs"], losses=[checked.step(*pair) for pair in zip(*pairs, strict=True)])
+        else:
+            before = time.perf_counter()
+            for _ in range(request["steps"]):
+                training.step(*next(stream))
+            answer = {"seconds": time.perf_counter() - before}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

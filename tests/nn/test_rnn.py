@@ -1,0 +1,250 @@
+"""Recurrent networks with the weights of PyTorch's and Flax's, and the language model's state."""
+
+import dataclasses
+import inspect
+from functools import partial
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxai.nn.generation import generate
+from jaxai.nn.rnn import Recurrent, RecurrentLanguageModel, RecurrentShape, init_state, reset_state
+from jaxai.ops.sampling import Sampling, sample
+from tests.ops.oracle import compiled
+
+CELLS = {"rnn": 1, "lstm": 4, "gru": 3}
+TINY = RecurrentShape(width=5, layers=2)
+TOLERANCE = 1e-5  # float32; values of size 1
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def torch_cell(cell, x, state, weights):
+    """The equations in PyTorch's documentation of RNN, LSTM and GRU: x [I], state a list of [H]."""
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
+    a, b, h = weight_ih @ x + bias_ih, weight_hh @ state[0] + bias_hh, state[0]
+    if cell == "rnn":
+        return [np.tanh(a + b)]
+    if cell == "lstm":
+        i, f, g, o = np.split(a + b, 4)
+        c = sigmoid(f) * state[1] + sigmoid(i) * np.tanh(g)
+        return [sigmoid(o) * np.tanh(c), c]
+    (a_r, a_z, a_n), (b_r, b_z, b_n) = np.split(a, 3), np.split(b, 3)
+    r, z = sigmoid(a_r + b_r), sigmoid(a_z + b_z)
+    return [(1 - z) * np.tanh(a_n + r * b_n) + z * h]
+
+
+def torch_row(cell, x, states, layers):
+    """A packed row x [T, I] through layers of directions: outputs [T, F], and each layer's last states."""
+    last = []
+    for weights, before in zip(layers, states, strict=True):
+        outputs, after = np.zeros((len(x), 0)), []
+        for reverse, (own, state) in enumerate(zip(weights, before, strict=True)):
+            found = [np.zeros(0)] * len(x)
+            for t in reversed(range(len(x))) if reverse else range(len(x)):
+                state = torch_cell(cell, x[t], state, own)
+                found[t] = state[0]
+            outputs = np.concatenate([outputs, np.array(found).reshape(len(x), -1)], 1)
+            after.append(state)
+        x = outputs
+        last.append(after)
+    return x, last
+
+
+def torch_weights(cell, inputs, width, layers, directions, rng):
+    """weight_ih [G, I], weight_hh [G, H], bias_ih and bias_hh [G] of each layer and direction."""
+
+    def one(inputs):
+        gates = CELLS[cell] * width
+        return [rng.normal(size=shape) for shape in ((gates, inputs), (gates, width), (gates,), (gates,))]
+
+    return [[one(directions * width if layer else inputs) for _ in range(directions)] for layer in range(layers)]
+
+
+def carried_over(cell, layers):
+    """Our parameters for PyTorch's weights."""
+    params = {}
+    for number, directions in enumerate(layers):
+        for reverse, (weight_ih, weight_hh, bias_ih, bias_hh) in enumerate(directions):
+            one = {"kernel": weight_ih.T, "recurrent_kernel": weight_hh.T, "bias": bias_ih + bias_hh}
+            if cell == "gru":
+                width = len(weight_hh.T)
+                one["bias"] = bias_ih + np.where(np.arange(3 * width) < 2 * width, bias_hh, 0)
+                one["recurrent_bias"] = bias_hh[2 * width :]
+            params[f"layer_{number}" + "_reverse" * reverse] = one
+    return jax.tree.map(lambda x: jnp.asarray(x, "float32"), params)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_outputs_and_states_are_those_of_pytorch_packed(cell, bidirectional):
+    rng, directions, lengths = np.random.default_rng(0), 1 + bidirectional, [6, 1, 4]
+    layers = torch_weights(cell, 3, 4, 2, directions, rng)
+    x, states = rng.normal(size=(3, 6, 3)), rng.normal(size=(2, directions, 1 + (cell == "lstm"), 3, 4))
+    network = Recurrent(RecurrentShape(cell, 4, 2), bidirectional)
+
+    given = jax.tree.unflatten(
+        jax.tree.structure(init_state(network.shape, 3, bidirectional=bidirectional)),
+        list(states.reshape(-1, 3, 4).astype(np.float32)),
+    )
+    outputs, after = compiled(network.apply)(
+        {"params": carried_over(cell, layers)}, x.astype(np.float32), np.array(lengths), given
+    )
+    after = np.array(jax.tree.leaves(after)).reshape(states.shape)
+    for row, length in enumerate(lengths):
+        desired, last = torch_row(cell, x[row, :length], list(states[..., row, :]), layers)
+        np.testing.assert_allclose(outputs[row, :length], desired, atol=TOLERANCE)
+        np.testing.assert_array_equal(outputs[row, length:], 0)
+        np.testing.assert_allclose(after[..., row, :], np.array(last), atol=TOLERANCE)
+
+
+def flax_cell(cell, params):
+    """Flax's cell and its parameters for a layer of ours."""
+    gates = {"rnn": "", "lstm": "ifgo", "gru": "rzn"}[cell]
+    if cell == "rnn":
+        h = {"kernel": params["recurrent_kernel"]}
+        return nn.SimpleCell(5), {"i": {name: params[name] for name in ("kernel", "bias")}, "h": h}
+    parts = {name: jnp.split(x, len(gates), -1) for name, x in params.items() if name != "recurrent_bias"}
+    theirs = {}
+    for gate, kernel, recurrent, bias in zip(
+        gates, *(parts[n] for n in ("kernel", "recurrent_kernel", "bias")), strict=True
+    ):
+        theirs |= {f"i{gate}": {"kernel": kernel}, f"h{gate}": {"kernel": recurrent}}
+        theirs[f"{'h' if cell == 'lstm' else 'i'}{gate}"]["bias"] = bias
+    if cell == "lstm":
+        return nn.OptimizedLSTMCell(5), theirs
+    theirs["hn"]["bias"] = params["recurrent_bias"]
+    return nn.GRUCell(5), theirs
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_layer_is_flax_s_cell(cell, key):
+    shape, x = RecurrentShape(cell, 5, 1), jax.random.normal(key, (2, 7, 3))
+    network = Recurrent(shape)
+    params = network.init(key, x)["params"]
+    flax, theirs = flax_cell(cell, params["layer_0"])
+
+    @compiled
+    def both(params, theirs, x):
+        def value(params, x):
+            outputs, state = network.apply({"params": params}, x)
+            return (outputs**2).sum(), (outputs, state)
+
+        def flax_value(theirs, x):
+            state, outputs = nn.RNN(flax, return_carry=True).apply({"params": {"cell": theirs}}, x)
+            return (outputs**2).sum(), (outputs, (state[::-1],) if cell == "lstm" else (state,))
+
+        return tuple(
+            jax.value_and_grad(f, (0, 1), has_aux=True)(p, x) for f, p in ((value, params), (flax_value, theirs))
+        )
+
+    ((_, ours), (dparams, dx)), ((_, desired), (dtheirs, dx_desired)) = both(params, theirs, x)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=TOLERANCE), (ours, dx), (desired, dx_desired))
+    ours = flax_cell(cell, dparams["layer_0"])[1]
+    jax.tree.map(partial(np.testing.assert_allclose, atol=TOLERANCE), ours, dtheirs)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_initial_parameters_are_pytorch_s_but_for_the_forget_gate(cell, key):
+    params = Recurrent(RecurrentShape(cell, 100, 1)).init(key, jnp.zeros((1, 1, 50)))["params"]["layer_0"]
+    forget = np.asarray(params["bias"][100:200]) if cell == "lstm" else np.ones(1)
+    np.testing.assert_array_equal(forget, 1)
+    for name, x in params.items():
+        x = np.asarray(x) if name != "bias" or cell != "lstm" else np.delete(x, np.arange(100, 200))
+        assert -0.1 <= x.min() < -0.09
+        assert 0.09 < x.max() <= 0.1
+        assert abs(x.mean()) < 0.02
+
+
+def tokens(*shape):
+    return np.random.default_rng(0).integers(0, 11, shape).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    "shape", [TINY, dataclasses.replace(TINY, embedding=3, cell="gru"), dataclasses.replace(TINY, cell="rnn")]
+)
+def test_the_state_is_all_of_the_text_before(shape, key):
+    model, text = RecurrentLanguageModel(11, shape), tokens(2, 9)
+    variables = compiled(model.init)(key, text)
+    whole, out = compiled(model.apply)(variables, text)
+    assert whole.shape == (2, 9, 11)
+    assert whole.dtype == jnp.float32
+    state, parts = init_state(shape, 2), []
+    for part in (text[:, :4], text[:, 4:5], text[:, 5:]):
+        logits, after = compiled(model.apply)(variables, part, cache=state)
+        state = after["cache"]
+        parts.append(logits)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=TOLERANCE)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=TOLERANCE), state, out["cache"])
+
+
+def test_one_hot_tokens_are_rows_of_the_first_kernel(key):
+    model, text = RecurrentLanguageModel(11, TINY), tokens(2, 6)
+    params = compiled(model.init)(key, text)["params"]
+    hidden, _ = Recurrent(TINY).apply({"params": params["layers"]}, jax.nn.one_hot(text, 11))
+    logits = hidden @ params["logits"]["kernel"] + params["logits"]["bias"][None, None]
+    np.testing.assert_allclose(model.apply({"params": params}, text)[0], logits, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0)])
+def test_sampling_by_state_gives_the_tokens_of_reading_everything_again(sampling, key):
+    model, prompt = RecurrentLanguageModel(11, TINY), tokens(2, 3)
+    params = jax.tree.map(lambda x: 5 * x, compiled(model.init)(key, prompt)["params"])  # likelier tokens stand out
+
+    def advance(params, state, tokens):
+        logits, out = model.apply({"params": params}, tokens, cache=state)
+        return logits[:, -1], out["cache"]
+
+    pieces = generate(advance, params, init_state(TINY, 2), prompt, 8, jax.random.key(7), sampling, chunk=5)
+    text = prompt
+    for number in range(8):
+        logits = model.apply({"params": params}, text)[0][:, -1]
+        token = sample(logits, jax.random.fold_in(jax.random.key(7), number), sampling)
+        text = np.concatenate([text, token[:, None]], 1)
+    np.testing.assert_array_equal(np.concatenate(list(pieces), 1), text[:, 3:])
+
+
+def test_dropout_is_between_layers_and_for_training_alone(key):
+    shape, x = dataclasses.replace(TINY, dropout=0.5), jax.random.normal(key, (2, 4, 3))
+    network = Recurrent(shape)
+    variables = network.init(key, x)
+    still = network.apply(variables, x)[0]
+    np.testing.assert_array_equal(still, Recurrent(TINY).apply(variables, x)[0])
+    (one, first), (two, second) = (
+        network.apply(variables, x, train=True, rngs={"dropout": jax.random.key(i)}) for i in (1, 2)
+    )
+    assert not np.allclose(one, two)
+    jax.tree.map(np.testing.assert_array_equal, first[0], second[0])  # nothing is dropped before the first layer
+    assert np.asarray(one).all()  # or behind the last
+
+
+def test_reset_rows_begin_anew():
+    state = jax.tree.map(jnp.ones_like, init_state(TINY, 3))
+    found = reset_state(state, jnp.array([True, False, True]))
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x[:, 0], [0, 1, 0]), found)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"layers": 0}, "layers must be at least 1, got 0"),
+        ({"embedding": -1}, "embedding must be at least 0, got -1"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+    ],
+)
+def test_bad_shapes_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        RecurrentShape(**options)
+
+
+def test_a_misspelt_cell_is_named():
+    shape = SimpleNamespace(**vars(TINY) | {"cell": "lstn"})
+    with pytest.raises(ValueError, match="cell must be one of lstm, gru, rnn, got 'lstn'"):
+        inspect.unwrap(RecurrentShape.__post_init__)(shape)  # without the tests' own type checker
