@@ -99,7 +99,9 @@ def plot_curves(path: str | os.PathLike[str], metrics: str | os.PathLike[str], g
     for ax, panel in zip(axes, panels, strict=True):
         for name, steps, values in panel:
             ax.plot(steps, values, label=name.replace("_", " "), linewidth=1, marker="." if len(steps) < 30 else None)
-        ax.set_yscale("symlog", linthresh=1)  # the first steps may be a hundred times the rest
+        sizes = np.abs(np.concatenate([values for _, _, values in panel]))
+        if sizes.max() > 10 * np.median(sizes):
+            ax.set_yscale("symlog", linthresh=1)  # the first steps may be a hundred times the rest
         ax.legend(fontsize="small")
         ax.grid(alpha=0.3)
     axes[-1].set_xlabel("step")
