@@ -100,6 +100,6 @@ def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path, capsys):
         assert not (tmp_path / "run").exists()
     for arguments, word in [
         (["--workdir", str(tmp_path / "nowhere")], "holds no finished run"),
-        (["--workdir", str(workdir), "--task", "12"], "--task 12: there are 1 to 11"),
+        (["--workdir", str(workdir), "--task", "2"], "--task 2: this run learned 1, 5"),
     ]:
         assert word in refusal(capsys, partial(start_command, experiment.explain, experiment.Explain, *arguments))
