@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Hashable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +107,7 @@ def muon(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformat
 def muon_groups(params: PyTree) -> PyTree:
     """``muon`` for the kernels of dense layers, ``adam`` for those of convolutions, embeddings, biases and scales."""
 
-    def group(path: tuple, leaf: Array) -> str:
+    def group(path: tuple, leaf: Any) -> str:
         return "muon" if path[-1].key == "kernel" and leaf.ndim <= 3 else "adam"
 
     return jax.tree_util.tree_map_with_path(group, params)
