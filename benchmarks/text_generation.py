@@ -3,17 +3,23 @@
     python benchmarks/text_generation.py step --peers PYTHON                # ms an iteration, 2 minutes
     python benchmarks/text_generation.py run --peers PYTHON --text FILE     # whole runs, three seeds, 10 minutes
     python benchmarks/text_generation.py sampling                           # tokens/s with and without the cache
+    python benchmarks/text_generation.py context                            # 16,384 characters in 24 GiB, 5 minutes
 
 PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``), FILE the
 text, such as the one that nanoGPT trains on. Run it on an otherwise idle machine. ``step`` first compares the losses of
 20 steps from the same weights on the same batches. ``run`` times processes from their start to their last line, ours
-with an empty compilation cache, so compiling counts. Each section writes its JSON to --out.
+with an empty compilation cache, so compiling counts. ``context`` trains the same network on windows of 16,384
+characters in a process that may have 24 GiB, with `jaxai.attention` and with `jax.nn`'s dense attention. Each section
+writes its JSON to --out.
 """
 
+import contextlib
 import dataclasses
 import json
+import multiprocessing
 import os
 import re
+import resource
 import runpy
 import statistics
 import subprocess
@@ -23,6 +29,7 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +38,7 @@ import tyro
 from timing import Turn, check_interpreter, figure, peer_process, race, ratio, spread, write
 
 from jaxai import cli, command
-from jaxai.data.text import windows
+from jaxai.data.text import characters, load_text, windows
 from jaxai.nn.generation import generate
 from jaxai.nn.transformer import LanguageModel, init_cache
 from jaxai.ops.sampling import Sampling
@@ -49,17 +56,18 @@ PRESET = EXPERIMENT["PRESETS"]["nanogpt_cpu"]
 VOCABULARY = 65
 NETWORK = LanguageModel(VOCABULARY, PRESET.shape)
 CHECKED = 20  # steps
+CONTEXT, CONTEXT_STEPS, CONTEXT_GIB = 16_384, 10, 24
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What to compare, and with what."""
 
-    section: tyro.conf.Positional[Literal["step", "run", "sampling"]]
+    section: tyro.conf.Positional[Literal["step", "run", "sampling", "context"]]
     peers: Path | None = None
     """The interpreter that has PyTorch."""
     text: Path | None = None
-    """The text of the whole runs."""
+    """The text of the whole runs, and of ``context``; without it that takes the embedded plays."""
     out: Path = Path("runs/benchmarks/text_generation")
     seeds: tuple[int, ...] = (0, 1, 2)
     """One whole run of each program per seed."""
@@ -80,7 +88,7 @@ def main(config: Config) -> None:
     check_interpreter(config.peers, "benchmarks/text_generation.py")
     cli.start_platform("cpu", 0)
     config.out.mkdir(parents=True, exist_ok=True)
-    result = {"step": step, "run": whole_runs, "sampling": sampling}[config.section](config)
+    result = {"step": step, "run": whole_runs, "sampling": sampling, "context": context}[config.section](config)
     write(config.out / f"{config.section}.json", result)
 
 
@@ -240,6 +248,55 @@ def sampling(config: Config) -> dict[str, Any]:
     rates = {name: spread([16 / x for x in values]) for name, values in seconds.items()}
     figures = [figure("cache at 256 tokens, times the tokens/s without", faster["median"], ">=", 5)]
     return {"tokens_per_second": rates, "times_faster": faster, "figures": figures}
+
+
+def context(config: Config) -> dict[str, Any]:
+    """Losses, memory and seconds of some steps at the long context, with our attention and with dense attention."""
+    found: dict[str, Any] = {}
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for name in ("jaxai", "jax.nn"):
+            found[name] = pool.apply(long_windows, (name, config.text))
+            print(json.dumps({name: found[name]}), flush=True)
+    mine, dense = found["jaxai"], found["jax.nn"]
+    first, *_, last = mine["losses"]
+    figures = [
+        figure("our peak memory, GiB", mine["peak_gib"], "<=", CONTEXT_GIB),
+        figure("our last loss over the first", last / first, "<=", 0.9),
+        figure("temporaries of dense attention, GiB", dense["temporaries_gib"], ">=", CONTEXT_GIB),
+    ]
+    return {"context": CONTEXT, "gib": CONTEXT_GIB, **found, "figures": figures}
+
+
+def long_windows(attention: str, text: Path | None) -> dict[str, Any]:
+    """Train on one long window a step in a process that may have so much memory; what came out, or why nothing did."""
+    resource.setrlimit(resource.RLIMIT_DATA, (CONTEXT_GIB * 2**30, CONTEXT_GIB * 2**30))
+    loaded = load_text(text).string
+    vocabulary = characters(loaded)
+    network = LanguageModel(vocabulary.size, dataclasses.replace(PRESET.shape, max_length=CONTEXT))
+    batches = windows(vocabulary.encode(loaded), 1, CONTEXT, seed=0)
+
+    def first() -> TrainState:
+        params = network.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        return init_state(params, TX, jax.random.key(1))
+
+    step = partial(train_step, loss_fn=partial(EXPERIMENT["loss_fn"], network), tx=TX)
+    dense = mock.patch("jaxai.nn.transformer.dot_product_attention", jax.nn.dot_product_attention)
+    with dense if attention == "jax.nn" else contextlib.nullcontext():
+        take = jax.jit(step, donate_argnums=0).lower(jax.eval_shape(first), next(batches)).compile()
+    memory = take.memory_analysis()
+    assert memory
+    found: dict[str, Any] = {"temporaries_gib": round(memory.temp_size_in_bytes / 2**30, 2)}
+    losses, seconds, state = [], [], jax.jit(first)()
+    try:
+        for _ in range(CONTEXT_STEPS):
+            before = time.perf_counter()
+            state, metrics = take(state, next(batches))
+            losses.append(round(float(metrics["loss"]), 4))
+            seconds.append(time.perf_counter() - before)
+    except (RuntimeError, MemoryError) as error:
+        return found | {"failed": command.one_line(error)[:200]}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return found | {"losses": losses, "peak_gib": round(peak, 2), "seconds_a_step": spread(seconds)}
 
 
 if __name__ == "__main__":

@@ -46,7 +46,6 @@ NAME = "question_answering"
 FILES = ("vocabulary.json", "model.safetensors")  # of a finished run
 UNKNOWN = 4  # words of a test file that no training file has, in one story
 ROWS = 500  # questions that are answered at once
-SHAPES = 4  # numbers of facts that stories are padded to; each is a program to compile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +61,8 @@ class Config(cli.Common):
     shape: Shape = Shape(width=128, layers=6, heads=8, hidden=256, position="learned", max_length=129, shared=True)
     """The Transformer's; a story's last max_length - 1 facts are read."""
     batch_size: int = 128
+    shapes: int = 4
+    """Numbers of facts that stories are padded to: more leave less to padding, but each is a program to compile."""
     optimizer: Adam = Adam(learning_rate=3e-3, beta2=0.98, warmup=200, final_rate=0.0, clip=1.0, muon=True)
     horizon: int = 4000
     """Steps over which the learning rate takes its course."""
@@ -71,7 +72,7 @@ class Config(cli.Common):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_at_least(2, "count")
-        self.check_at_least(1, "test_count", "batch_size", "horizon", "eval_every", "checkpoint_every")
+        self.check_at_least(1, "test_count", "batch_size", "shapes", "horizon", "eval_every", "checkpoint_every")
         if self.shape.max_length < 2:
             raise ValueError(
                 f"--shape.max-length must be at least 2, a question and a fact, got {self.shape.max_length}"
@@ -90,6 +91,7 @@ PRESETS = {
         test_count=20,
         shape=Shape(width=32, layers=2, heads=2, hidden=32, position="learned", max_length=17),
         batch_size=32,
+        shapes=1,
         eval_every=10,
         checkpoint_every=10,
     ),
@@ -109,7 +111,7 @@ def main(config: Config) -> None:
     sizes["max_facts"] = min(sizes["max_facts"], max(len(q.facts) for q in (*learned.all, *test.all)))
     network = Reader(vocabulary.size, vocabulary.labels, config.shape)
     batches = question_batches(
-        train, vocabulary, config.batch_size, seed=config.seed, shapes=SHAPES, **sizes, **processes()
+        train, vocabulary, config.batch_size, seed=config.seed, shapes=config.shapes, **sizes, **processes()
     )
     mesh = make_mesh(config.devices, batch_size=config.batch_size)
     tx = optimizer(config.optimizer, config.horizon)

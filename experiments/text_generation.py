@@ -83,6 +83,8 @@ class Config(cli.Common):
         self.check_at_least(2, "length")
         self.check_at_least(1, "batch_size", "horizon", "eval_every", "steps_per_call", "checkpoint_every")
         self.check_at_least(0, "eval_batches")
+        if self.data_dir:
+            raise ValueError("--data-dir is not read by this experiment: give the file as --text FILE")
         if self.network == "recurrent" and self.eval_batches:
             raise ValueError("--network recurrent reads in order, it has no random windows: give --eval-batches 0")
         if self.network == "transformer" and self.shape.position == "learned" and self.length > self.shape.max_length:

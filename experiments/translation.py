@@ -112,6 +112,7 @@ PRESETS = {
         vocabulary_size=400,
         shape=Shape(width=32, layers=1, heads=2, hidden=32),
         tokens_per_batch=1024,
+        shapes=2,
         beams=2,
         eval_every=10,
         checkpoint_every=10,

@@ -95,10 +95,7 @@ def parse[ConfigT: Common](
     Raises ValueError for an unknown preset (naming the nearest one), an unknown option, or a bad value.
     """
     name = preset_name(arguments, next(iter(presets)))
-    if name not in presets:
-        near = difflib.get_close_matches(name, presets, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"--preset {name} is unknown: {hint}there are {', '.join(presets)}")
+    check_preset(name, presets)
     default = dataclasses.replace(presets[name], preset=name)
     return command.read(type(default), arguments, default=default, description=description)
 
@@ -112,6 +109,14 @@ def preset_name(arguments: Sequence[str], first: str) -> str:
         elif argument.startswith("--preset="):
             name = argument.removeprefix("--preset=")
     return name
+
+
+def check_preset(name: str, presets: Mapping[str, Any]) -> None:
+    """Raise ValueError for an unknown preset, naming the nearest one."""
+    if name not in presets:
+        near = difflib.get_close_matches(name, presets, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"--preset {name} is unknown: {hint}there are {', '.join(presets)}")
 
 
 def start_platform(platform: str, devices: int) -> None:
@@ -178,6 +183,8 @@ def run[ConfigT: Common](
         if name in commands:
             action, form = commands[name]
             config = command.read(form, arguments, description=form.__doc__)
+            if isinstance(config, Finished):
+                check_preset(config.preset, presets)
         else:
             action, config = main, parse(presets, description, sys.argv[1:])
         start_platform(config.platform, config.devices)

@@ -76,6 +76,14 @@ def test_devices_split_the_cpu():
     assert (result.returncode, result.stdout) == (0, "3\n"), result.stderr
 
 
+def test_a_command_on_a_finished_run_names_the_nearest_preset(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x.py", "show", "--preset", "wdie"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(print, PRESETS, "A test.", commands={"show": (print, cli.Finished)})
+    assert stop.value.code == 2
+    assert "--preset wdie is unknown: did you mean wide? there are default, wide" in capsys.readouterr().err
+
+
 def test_interrupt_says_how_to_go_on():
     result = run_main("raise KeyboardInterrupt")
     assert result.returncode == 130

@@ -83,8 +83,9 @@ def test_a_recurrent_network_goes_on_with_its_state(tmp_path, capsys):
     assert "give --eval-batches 0" in refusal(capsys, windows)
 
 
-def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path):
+def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path, capsys):
     workdir, _ = finished
+    experiment = load(SCRIPT)
     (tmp_path / "tiny.txt").write_text("To be")
     (tmp_path / "short.txt").write_text("To be or not\n" * 92)
     (tmp_path / "latin1.txt").write_bytes("é".encode("latin1") * 2000)
@@ -92,28 +93,27 @@ def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path):
         (["--text", str(tmp_path / "none.txt")], "none.txt"),
         (["--text", str(tmp_path / "tiny.txt")], "at least 1,000"),
         (["--text", str(tmp_path / "latin1.txt")], "not UTF-8"),
+        (["--data-dir", str(tmp_path)], "give the file as --text FILE"),
         (["--batch-size", "0"], "--batch-size"),
         (["--length", "1"], "--length must be at least 2"),
         (["--text", str(tmp_path / "short.txt"), "--length", "200"], "the 120 tokens that validate"),
         (["--shape.heads", "3"], "heads=3"),
         (["--length", "128", "--shape.position", "learned", "--shape.max-length", "64"], "--length 128"),
     ]:
-        result = run(SCRIPT, tmp_path / "run", *arguments)
-        assert result.returncode == 2, result.stderr
-        assert word in result.stderr.splitlines()[-1]
+        assert word in refusal(capsys, partial(start, experiment, tmp_path / "run", *arguments))
         assert not (tmp_path / "run").exists()
+    sample = partial(start_command, experiment.sample, experiment.Sample)
     for arguments, word in [
         (["--prompt", "ROMÉO"], "É"),
         (["--prompt", ""], "--prompt is empty"),
         (["--temperature", "-1"], "temperature"),
         (["--tokens", "-1"], "--tokens"),
     ]:
-        result = sampled(workdir, *arguments)
-        assert result.returncode == 2
-        assert word in result.stderr.splitlines()[-1]
-    missing = sampled(tmp_path / "nowhere")
+        assert word in refusal(capsys, partial(sample, "--workdir", str(workdir), *arguments))
+    assert "holds no finished run" in refusal(capsys, partial(sample, "--workdir", str(tmp_path / "nowhere")))
+    missing = run(SCRIPT, tmp_path / "run", "--text", str(tmp_path / "none.txt"))
     assert missing.returncode == 2
-    assert "holds no finished run" in missing.stderr
+    assert missing.stderr.splitlines()[-1].startswith("error: ")
 
 
 def test_a_vocabulary_or_weights_of_another_run(finished, tmp_path):
