@@ -61,7 +61,8 @@ class Config:
 def main(config: Config) -> None:
     """Check, measure, print, write JSON."""
     check_interpreter(config.peers, "benchmarks/char_rnn.py")
-    os.environ.setdefault("PJRT_NPROC", str(config.devices))  # with more threads than cores they wait for each other
+    # With more threads than cores they wait for each other.
+    os.environ.setdefault("PJRT_NPROC", str(max(config.devices, os.cpu_count() or 1)))
     cli.start_platform("cpu", config.devices)
     config.out.mkdir(parents=True, exist_ok=True)
     with peer_process(config.peers, PEER) as ask:
