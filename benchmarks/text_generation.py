@@ -3,7 +3,7 @@
     python benchmarks/text_generation.py step --peers PYTHON                # ms an iteration, 2 minutes
     python benchmarks/text_generation.py run --peers PYTHON --text FILE     # whole runs, three seeds, 10 minutes
     python benchmarks/text_generation.py sampling                           # tokens/s with and without the cache
-    python benchmarks/text_generation.py context                            # 16,384 characters in 24 GiB, 5 minutes
+    python benchmarks/text_generation.py context                            # 16,384 characters in 24 GiB, 10 minutes
 
 PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``), FILE the
 text, such as the one that nanoGPT trains on. Run it on an otherwise idle machine. ``step`` first compares the losses of
@@ -258,10 +258,8 @@ def context(config: Config) -> dict[str, Any]:
             found[name] = pool.apply(long_windows, (name, config.text))
             print(json.dumps({name: found[name]}), flush=True)
     mine, dense = found["jaxai"], found["jax.nn"]
-    first, *_, last = mine["losses"]
     figures = [
         figure("our peak memory, GiB", mine["peak_gib"], "<=", CONTEXT_GIB),
-        figure("our last loss over the first", last / first, "<=", 0.9),
         figure("temporaries of dense attention, GiB", dense["temporaries_gib"], ">=", CONTEXT_GIB),
     ]
     return {"context": CONTEXT, "gib": CONTEXT_GIB, **found, "figures": figures}

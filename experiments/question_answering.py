@@ -58,7 +58,9 @@ class Config(cli.Common):
     """Questions of each task of our grammar to learn from; bAbI's files have theirs."""
     test_count: int = 1000
     """Questions of each task of our grammar that test."""
-    shape: Shape = Shape(width=128, layers=6, heads=8, hidden=256, position="learned", max_length=129, shared=True)
+    shape: Shape = Shape(
+        width=128, layers=6, heads=4, hidden=256, position="learned", max_length=129, shared=True, mimetic=True
+    )
     """The Transformer's; a story's last max_length - 1 facts are read."""
     batch_size: int = 128
     shapes: int = 4
@@ -89,7 +91,7 @@ PRESETS = {
         steps=20,
         count=200,
         test_count=20,
-        shape=Shape(width=32, layers=2, heads=2, hidden=32, position="learned", max_length=17),
+        shape=Shape(width=32, layers=2, heads=2, hidden=32, position="learned", max_length=17, mimetic=True),
         batch_size=32,
         shapes=1,
         eval_every=10,

@@ -17,6 +17,7 @@ from jaxai.nn.layers import Dense, Dropout
 from jaxai.ops.dense import dense as product
 from jaxai.typing import Array
 
+Initializer = nn.initializers.Initializer
 Hidden = Float[Array, "B T E"]
 Tokens = Int[Array | np.ndarray, "B T"]
 Lengths = Int[Array | np.ndarray, " B"] | None
@@ -65,6 +66,9 @@ class Shape:
     """One block's parameters for all layers (Universal Transformer, arXiv:1807.03819)."""
     init_std: float = 0.02
     """Of kernels and embeddings; kernels that write to the residual stream start at 1 / sqrt(2 layers) of it."""
+    mimetic: bool = False
+    """Whether queries and keys of self-attention start as one, so that tokens look at those like them: a network finds
+    what was asked for sooner (the keys' half of mimetic initialisation, arXiv:2305.09828)."""
     remat: bool = False
     """Compute a block's inside again in the backward pass instead of keeping it."""
     scan: bool = False
@@ -93,10 +97,25 @@ class Shape:
         return self.width // self.heads
 
 
-def dense(shape: Shape, features: int, dtype: Any, name: str, *, writes: bool = False) -> Dense:
+def mimetic(shape: Shape) -> Initializer:
+    """The kernel of queries, keys and values [E, (N + 2 K) H] with queries that are their keys, of deviation E^-1/2."""
+
+    def init(key: Array, size: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        N, K, H = shape.heads, shape.kv_heads or shape.heads, shape.head_size
+        keys, values = jax.random.normal(key, (2, size[0], K, H), dtype)
+        keys = keys * size[0] ** -0.5
+        heads = [jnp.repeat(keys, N // K, 1), keys, shape.init_std * values]
+        return jnp.concatenate(heads, 1).reshape(size)
+
+    return init
+
+
+def dense(
+    shape: Shape, features: int, dtype: Any, name: str, *, writes: bool = False, init: Initializer | None = None
+) -> Dense:
     """A dense layer with the stack's initialisation; ``writes`` if its result is added to the residual stream."""
-    init = nn.initializers.normal(shape.init_std / (2 * shape.layers) ** 0.5 if writes else shape.init_std)
-    return Dense(features, shape.bias, dtype, init, name=name)
+    usual = nn.initializers.normal(shape.init_std / (2 * shape.layers) ** 0.5 if writes else shape.init_std)
+    return Dense(features, shape.bias, dtype, init or usual, name=name)
 
 
 def norm(shape: Shape, dtype: Any, name: str) -> nn.Module:
@@ -162,7 +181,8 @@ class SelfAttention(nn.Module):
     ) -> tuple[Hidden, KVCache | None, AttentionStats | None]:
         shape, (B, T, _) = self.shape, x.shape
         N, K, H = shape.heads, shape.kv_heads or shape.heads, shape.head_size
-        heads = dense(shape, (N + 2 * K) * H, self.dtype, "query_key_value")(x).reshape(B, T, N + 2 * K, H)
+        init = mimetic(shape) if shape.mimetic else None
+        heads = dense(shape, (N + 2 * K) * H, self.dtype, "query_key_value", init=init)(x).reshape(B, T, N + 2 * K, H)
         query, key, value = jnp.split(heads, [N, N + K], 2)
         if shape.position == "rotary":
             positions = None if cache is None else cache.lengths[:, None] + jnp.arange(T)[None]

@@ -51,6 +51,16 @@ def test_order_of_words_and_of_facts_counts(reader):
         assert np.abs(reader[2](changed, count, question)[0] - logits[0]).max() > 1e-4
 
 
+def test_a_word_starts_as_nearly_the_same_at_every_place():
+    facts, count, question = story()
+    network = Reader(9, 5, dataclasses.replace(SHAPE, width=256, heads=4, mimetic=True))
+    params = compiled(network.init)(jax.random.key(0), facts, count, question)["params"]
+    first, second = 1 + params["places"][:2]
+    word = params["words"][1]
+    alike = (word * first) @ (word * second) / jnp.linalg.norm(word * first) / jnp.linalg.norm(word * second)
+    assert 0.6 < alike < 0.95
+
+
 def test_one_block_for_all_layers(reader):
     _, params, _ = reader
     deeper = Reader(9, 5, dataclasses.replace(SHAPE, layers=5))

@@ -139,6 +139,18 @@ def test_initialisation_is_gpt2_s(key):
     assert all(not np.any(leaf["bias"]) for leaf in (block["norm_mlp"], block["mlp"]["in"]))
 
 
+def test_mimetic_queries_start_as_their_keys(key):
+    """Four heads of queries, two of keys: tokens that are alike look at each other from the start."""
+    network = LanguageModel(11, dataclasses.replace(TINY, width=64, kv_heads=2, mimetic=True, bias=False))
+    block = compiled(network.init)(key, tokens(1, 4))["params"]["decoder"]["block_1"]["attention"]
+    heads = np.asarray(block["query_key_value"]["kernel"]).reshape(64, 8, 16)
+    queries, keys, values = np.split(heads, [4, 6], 1)
+    np.testing.assert_array_equal(queries, np.repeat(keys, 2, 1))
+    assert keys.std() == pytest.approx(64**-0.5, rel=0.1)
+    assert values.std() == pytest.approx(TINY.init_std, rel=0.1)
+    assert np.abs(keys[:, 0] - keys[:, 1]).max() > 0.1
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_cache_continues_the_text(name, key):
     network, ids = LanguageModel(11, SHAPES[name]), tokens(2, 9)
