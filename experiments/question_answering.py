@@ -66,7 +66,7 @@ class Config(cli.Common):
     shapes: int = 4
     """Numbers of facts that stories are padded to: more leave less to padding, but each is a program to compile."""
     optimizer: Adam = Adam(learning_rate=3e-3, beta2=0.98, warmup=200, final_rate=0.0, clip=1.0, muon=True)
-    horizon: int = 4000
+    horizon: int = 13000
     """Steps over which the learning rate takes its course."""
     eval_every: int = 1000
     checkpoint_every: int = 1000
@@ -85,7 +85,7 @@ class Config(cli.Common):
 
 
 PRESETS = {
-    "default": Config(steps=4000),
+    "default": Config(steps=13000),
     "babi": Config(steps=8000, horizon=8000),
     "debug": Config(
         steps=20,
