@@ -183,7 +183,7 @@ def run[ConfigT: Common](
         if name in commands:
             action, form = commands[name]
             config = command.read(form, arguments, description=form.__doc__)
-            if isinstance(config, Finished):
+            if issubclass(form, Finished):
                 check_preset(config.preset, presets)
         else:
             action, config = main, parse(presets, description, sys.argv[1:])
