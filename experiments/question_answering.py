@@ -94,6 +94,7 @@ PRESETS = {
         shape=Shape(width=32, layers=2, heads=2, hidden=32, position="learned", max_length=17, mimetic=True),
         batch_size=32,
         shapes=1,
+        optimizer=dataclasses.replace(Config.optimizer, warmup=5),
         eval_every=10,
         checkpoint_every=10,
     ),
