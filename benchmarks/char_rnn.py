@@ -11,9 +11,8 @@ agree, then both train turn and turn about, input and optimiser included. It wri
 
 import dataclasses
 import os
+import runpy
 import sys
-import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from timing import Ask, Turn, check_interpreter, figure, peer_process, race, ratio, spread, write
+from timing import (
+    Ask,
+    check_interpreter,
+    figure,
+    losses_apart,
+    peer_process,
+    race,
+    ratio,
+    spread,
+    training_turns,
+    write,
+)
 
 from jaxai import cli, command
 from jaxai.data.text import characters, load_text, streams
-from jaxai.nn.rnn import RecurrentLanguageModel, RecurrentShape, init_state, reset_state
+from jaxai.nn.rnn import RecurrentLanguageModel, RecurrentShape, init_state
 from jaxai.train import supervised
-from jaxai.train.loop import compile_steps
-from jaxai.train.sharding import make_mesh, state_sharding
 from jaxai.train.state import TrainState
 
 PEER = Path(__file__).parent / "peers" / "torch_char_rnn.py"
+EXPERIMENT = runpy.run_path(str(Path(__file__).parent.parent / "experiments" / "text_generation.py"))
 VOCABULARY, BATCH, LENGTH = 68, 50, 50  # the plays that the package carries have 68 characters
 NETWORK = RecurrentLanguageModel(VOCABULARY, RecurrentShape())
 TX = optax.chain(optax.clip(5.0), optax.rmsprop(2e-3, decay=0.95, eps=1e-8, eps_in_sqrt=False))
@@ -56,17 +65,21 @@ class Config:
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.devices < 1:
             raise ValueError(f"--rounds and --devices must be at least 1, got {self.rounds} and {self.devices}")
+        if BATCH % self.devices:
+            raise ValueError(f"--devices {self.devices} must divide the batch of {BATCH}")
 
 
 def main(config: Config) -> None:
     """Check, measure, print, write JSON."""
     check_interpreter(config.peers, "benchmarks/char_rnn.py")
-    # With more threads than cores they wait for each other.
+    # Threads wait for each other: with 4 on two cores, as `cli` gives two devices, a step took 1.1 times as long.
     os.environ.setdefault("PJRT_NPROC", str(max(config.devices, os.cpu_count() or 1)))
     cli.start_platform("cpu", config.devices)
     config.out.mkdir(parents=True, exist_ok=True)
     with peer_process(config.peers, PEER) as ask:
-        contenders = {"jaxai": ours()}
+        stream = streams(np.random.default_rng(0).integers(0, VOCABULARY, 1_000_000), BATCH, LENGTH)
+        ours = training_turns(STEP, first_state, stream, TIMED, STEPS_PER_CALL, devices=config.devices)
+        contenders = {"jaxai": ours}
         row: dict[str, Any] = {}
         if ask:
             row["largest_difference"] = difference(ask)
@@ -90,63 +103,16 @@ def first_state() -> TrainState:
     return supervised.init_state(params, TX, jax.random.key(1), carry=init_state(NETWORK.shape, BATCH))
 
 
-def loss_fn(params: Any, batch: dict[str, jax.Array], _: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
-    """Mean cross-entropy of the next characters, in nats."""
-    logits, out = NETWORK.apply({"params": params}, batch["input"], cache=reset_state(carry, batch["first"]))
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["target"])
-    return losses.mean(), ({}, out["cache"])
-
-
-STEP = partial(supervised.train_step, loss_fn=loss_fn, tx=TX)
+STEP = partial(supervised.train_step, loss_fn=partial(EXPERIMENT["carried_loss"], NETWORK), tx=TX)
 
 
 def difference(ask: Ask) -> float:
     """The largest relative difference of the peer's losses from ours over some steps of real text."""
     text = load_text().string
     stream = streams(characters(text).encode(text), BATCH, LENGTH)
-    state, rows, ours = first_state(), [next(stream) for _ in range(CHECKED)], []
-    names = jax.tree_util.tree_leaves_with_path(state.params)
-    arrays: dict[str, Any] = {
-        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in names
-    }
-    take = jax.jit(STEP)
-    for batch in rows:
-        state, metrics = take(state, batch)
-        ours.append(float(metrics["loss"]))
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {name: str(Path(folder) / f"{name}.npz") for name in ("inputs", "outputs")}
-        arrays |= {f"{name}s": np.stack([batch[name] for batch in rows]) for name in ("input", "target")}
-        np.savez(paths["inputs"], **arrays)
-        ask(ask="check", **paths)
-        with np.load(paths["outputs"]) as saved:
-            apart = np.abs(np.array(ours) / saved["losses"] - 1)
-    print(f"losses {ours[0]:.4f} ... {ours[-1]:.4f}, relative differences up to {apart.max():.1e}", flush=True)
-    return float(apart.max())
-
-
-def ours() -> Turn:
-    """Turns of so many steps with their input, as `jaxai.train.loop` runs them."""
-    mesh = make_mesh(batch_size=BATCH)
-    with jax.set_mesh(mesh):
-        shardings = state_sharding(jax.eval_shape(first_state), mesh)
-        state = jax.jit(first_state, out_shardings=shardings)()
-        stream = streams(np.random.default_rng(0).integers(0, VOCABULARY, 1_000_000), BATCH, LENGTH)
-        take = compile_steps(STEP, state, shardings, stream, mesh, STEPS_PER_CALL)
-
-    def turn(repeats: int) -> list[float]:
-        nonlocal state
-        seconds = []
-        for _ in range(repeats):
-            before = time.perf_counter()
-            metrics = None
-            for _ in range(0, TIMED, STEPS_PER_CALL):
-                late, (state, metrics) = metrics, take(state, [next(stream) for _ in range(STEPS_PER_CALL)])
-                jax.device_get(late)
-            jax.block_until_ready(metrics)
-            seconds.append(time.perf_counter() - before)
-        return seconds
-
-    return turn
+    losses, apart = losses_apart(STEP, first_state(), [next(stream) for _ in range(CHECKED)], ask)
+    print(f"losses {losses[0]:.4f} ... {losses[-1]:.4f}, relative differences up to {apart:.1e}", flush=True)
+    return apart
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The small language model of nanoGPT's documented CPU command, against the same network and run in PyTorch.
 
     python benchmarks/text_generation.py step --peers PYTHON                # ms an iteration, 2 minutes
-    python benchmarks/text_generation.py run --peers PYTHON --text FILE     # whole runs, three seeds, 10 minutes
+    python benchmarks/text_generation.py run --peers PYTHON --text FILE     # whole runs, three seeds, 16 minutes
     python benchmarks/text_generation.py sampling                           # tokens/s with and without the cache
     python benchmarks/text_generation.py context                            # 16,384 characters in 24 GiB, 10 minutes
 
@@ -35,16 +35,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from timing import Turn, check_interpreter, figure, peer_process, race, ratio, spread, write
+from timing import (
+    Turn,
+    check_interpreter,
+    figure,
+    losses_apart,
+    peer_process,
+    race,
+    ratio,
+    spread,
+    training_turns,
+    write,
+)
 
 from jaxai import cli, command
 from jaxai.data.text import characters, load_text, windows
 from jaxai.nn.generation import generate
 from jaxai.nn.transformer import LanguageModel, init_cache
 from jaxai.ops.sampling import Sampling
-from jaxai.train.loop import compile_steps
 from jaxai.train.optim import optimizer
-from jaxai.train.sharding import make_mesh, state_sharding
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import init_state, train_step
 
@@ -55,7 +64,7 @@ EXPERIMENT = runpy.run_path(str(OURS))
 PRESET = EXPERIMENT["PRESETS"]["nanogpt_cpu"]
 VOCABULARY = 65
 NETWORK = LanguageModel(VOCABULARY, PRESET.shape)
-CHECKED = 20  # steps
+CHECKED, TIMED = 20, 20  # steps
 CONTEXT, CONTEXT_STEPS, CONTEXT_GIB = 16_384, 10, 24
 
 
@@ -92,9 +101,9 @@ def main(config: Config) -> None:
     write(config.out / f"{config.section}.json", result)
 
 
-def first_state() -> TrainState:
+def first_state(network: LanguageModel = NETWORK) -> TrainState:
     """Parameters and optimiser before the first step."""
-    params = NETWORK.init(jax.random.key(0), jnp.zeros((1, PRESET.length), jnp.int32))["params"]
+    params = network.init(jax.random.key(0), jnp.zeros((1, PRESET.length), jnp.int32))["params"]
     return init_state(params, TX, jax.random.key(1))
 
 
@@ -110,69 +119,22 @@ def random_windows() -> Any:
 def step(config: Config) -> dict[str, Any]:
     """Losses of the first steps compared, then ms an iteration with input and optimiser."""
     with peer_process(config.peers, PEER) as ask:
-        contenders = {"jaxai": ours(20)}
+        contenders = {"jaxai": training_turns(STEP, first_state, random_windows(), TIMED, PRESET.steps_per_call)}
         row: dict[str, Any] = {}
         if ask:
-            row["largest_difference"] = difference(ask)
-            contenders["torch"] = lambda repeats: [ask(ask="time", steps=20)["seconds"] for _ in range(repeats)]
+            batches = random_windows()
+            _, apart = losses_apart(STEP, first_state(), [next(batches) for _ in range(CHECKED)], ask)
+            if not apart <= 1e-4:
+                raise ValueError(f"losses of {CHECKED} steps differ by {apart:.1e}: the programs are not the same")
+            row["largest_difference"] = apart
+            contenders["torch"] = lambda repeats: [ask(ask="time", steps=TIMED)["seconds"] for _ in range(repeats)]
         seconds = race(contenders, config.rounds)
-    row["ms_an_iteration"] = {name: spread([50 * x for x in values]) for name, values in seconds.items()}
+    row["ms_an_iteration"] = {name: spread([1000 / TIMED * x for x in values]) for name, values in seconds.items()}
     figures = []
     if ask:
         row["times_faster"] = ratio(seconds["torch"], seconds["jaxai"])
         figures = [figure("iteration, times faster than PyTorch", row["times_faster"]["median"], ">=", 2.5)]
     return row | {"figures": figures}
-
-
-def difference(ask: Any) -> float:
-    """The largest relative difference of a peer's losses from ours over some steps. ValueError above 1e-4."""
-    state, batches, ours, theirs = first_state(), random_windows(), [], []
-    rows = [next(batches) for _ in range(CHECKED)]
-    names = jax.tree_util.tree_leaves_with_path(state.params)
-    arrays: dict[str, Any] = {
-        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in names
-    }
-    take = jax.jit(STEP)
-    for batch in rows:
-        state, metrics = take(state, batch)
-        ours.append(float(metrics["loss"]))
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {name: str(Path(folder) / f"{name}.npz") for name in ("inputs", "outputs")}
-        arrays |= {f"{name}s": np.stack([batch[name] for batch in rows]) for name in ("input", "target")}
-        np.savez(paths["inputs"], **arrays)
-        ask(ask="check", **paths)
-        with np.load(paths["outputs"]) as saved:
-            theirs = saved["losses"]
-    apart = float(np.abs(np.array(ours) / theirs - 1).max())
-    if not apart <= 1e-4:
-        raise ValueError(f"losses of {CHECKED} steps differ by {apart:.1e}: the programs are not the same")
-    return apart
-
-
-def ours(steps: int) -> Turn:
-    """Turns of so many steps with their input, as `jaxai.train.loop` runs them."""
-    mesh = make_mesh(1)
-    with jax.set_mesh(mesh):
-        shardings = state_sharding(jax.eval_shape(first_state), mesh)
-        state = jax.jit(first_state, out_shardings=shardings)()
-        stream = random_windows()
-        take = compile_steps(STEP, state, shardings, stream, mesh, PRESET.steps_per_call)
-
-    def turn(repeats: int) -> list[float]:
-        nonlocal state
-        seconds = []
-        for _ in range(repeats):
-            before = time.perf_counter()
-            metrics = None
-            for first in range(0, steps, PRESET.steps_per_call):
-                count = min(PRESET.steps_per_call, steps - first)
-                late, (state, metrics) = metrics, take(state, [next(stream) for _ in range(count)])
-                jax.device_get(late)
-            jax.block_until_ready(metrics)
-            seconds.append(time.perf_counter() - before)
-        return seconds
-
-    return turn
 
 
 def whole_runs(config: Config) -> dict[str, Any]:
@@ -272,11 +234,7 @@ def long_windows(attention: str, text: Path | None) -> dict[str, Any]:
     vocabulary = characters(loaded)
     network = LanguageModel(vocabulary.size, dataclasses.replace(PRESET.shape, max_length=CONTEXT))
     batches = windows(vocabulary.encode(loaded), 1, CONTEXT, seed=0)
-
-    def first() -> TrainState:
-        params = network.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-        return init_state(params, TX, jax.random.key(1))
-
+    first = partial(first_state, network)
     step = partial(train_step, loss_fn=partial(EXPERIMENT["loss_fn"], network), tx=TX)
     dense = mock.patch("jaxai.nn.transformer.dot_product_attention", jax.nn.dot_product_attention)
     with dense if attention == "jax.nn" else contextlib.nullcontext():

@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
@@ -19,6 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxai import command
+from jaxai.train.loop import Batches, Step, compile_steps
+from jaxai.train.sharding import make_mesh, state_sharding
+from jaxai.typing import PyTree
 
 Turn = Callable[[int], list[float]]
 """The seconds of so many calls."""
@@ -56,6 +60,33 @@ def turns(program: Callable[..., Any], *arguments: Any) -> Turn:
         if repeats > 1:
             seconds(1)  # the caches held another program's data
         return [seconds(repeats)] if queued else [seconds(1) for _ in range(repeats)]
+
+    return turn
+
+
+def training_turns(
+    step: Step, first_state: Callable[[], PyTree], stream: Batches, steps: int, steps_per_call: int, *, devices: int = 1
+) -> Turn:
+    """Turns of so many steps with their input, as `jaxai.train.loop` runs them."""
+    mesh = make_mesh(devices)
+    with jax.set_mesh(mesh):
+        shardings = state_sharding(jax.eval_shape(first_state), mesh)
+        state = jax.jit(first_state, out_shardings=shardings)()
+        take = compile_steps(step, state, shardings, stream, mesh, steps_per_call)
+
+    def turn(repeats: int) -> list[float]:
+        nonlocal state
+        seconds = []
+        for _ in range(repeats):
+            before = time.perf_counter()
+            metrics = None
+            for first in range(0, steps, steps_per_call):
+                count = min(steps_per_call, steps - first)
+                late, (state, metrics) = metrics, take(state, [next(stream) for _ in range(count)])
+                jax.device_get(late)
+            jax.block_until_ready(metrics)
+            seconds.append(time.perf_counter() - before)
+        return seconds
 
     return turn
 
@@ -150,6 +181,25 @@ def peer_process(python: Path | None, script: Path, *options: str) -> Iterator[A
 
         print(json.dumps(answer()), flush=True)
         yield ask
+
+
+def losses_apart(step: Step, state: Any, rows: Sequence[dict[str, np.ndarray]], ask: Ask) -> tuple[np.ndarray, float]:
+    """Our losses over these batches, and the largest relative difference of a peer's that starts from our weights."""
+    named = jax.tree_util.tree_leaves_with_path(state.params)
+    arrays: dict[str, Any] = {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in named
+    }
+    arrays |= {f"{name}s": np.stack([batch[name] for batch in rows]) for name in ("input", "target")}
+    take, losses = jax.jit(step), []
+    for batch in rows:
+        state, metrics = take(state, batch)
+        losses.append(float(metrics["loss"]))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: str(Path(folder) / f"{name}.npz") for name in ("inputs", "outputs")}
+        np.savez(paths["inputs"], **arrays)
+        ask(ask="check", **paths)
+        with np.load(paths["outputs"]) as saved:
+            return np.array(losses), float(np.abs(np.array(losses) / saved["losses"] - 1).max())
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import Ask, Turn, check_interpreter, figure, peer_libraries, race, ratio, spread, write
+from timing import Ask, Turn, check_interpreter, figure, peer_libraries, race, ratio, spread, training_turns, write
 
 from jaxai import cli, command
 from jaxai.data import Dataset
 from jaxai.data.pipeline import batches
 from jaxai.nn.cnn import ArticleCNN
-from jaxai.train.loop import compile_steps
 from jaxai.train.optim import Adam, optimizer
-from jaxai.train.sharding import make_mesh, state_sharding
 from jaxai.train.supervised import cross_entropy, init_state, train_step
 
 PEER = Path(__file__).parent / "peers" / "cnn.py"
@@ -147,30 +144,10 @@ def speed(config: Config, batch_size: int, asks: dict[str, Ask]) -> dict[str, An
 
 
 def ours(batch_size: int, steps: int) -> Turn:
-    """Turns of so many steps with their input, as `jaxai.train.loop` runs them; large batches in parts of 64."""
+    """Turns of so many steps with their input; large batches in parts of 64."""
     step = partial(STEP, parts=max(1, batch_size // 64) if batch_size % 64 == 0 else 1)
-    mesh = make_mesh(1)
-    with jax.set_mesh(mesh):
-        state = jax.jit(first_state, out_shardings=state_sharding(jax.eval_shape(first_state), mesh))()
-        stream = batches(random_data(steps * batch_size), batch_size, seed=0)
-        shardings = state_sharding(jax.eval_shape(first_state), mesh)
-        take = compile_steps(step, state, shardings, stream, mesh, STEPS_PER_CALL)
-
-    def turn(repeats: int) -> list[float]:
-        nonlocal state
-        seconds = []
-        for _ in range(repeats):
-            before = time.perf_counter()
-            metrics = None
-            for first in range(0, steps, STEPS_PER_CALL):
-                count = min(STEPS_PER_CALL, steps - first)
-                late, (state, metrics) = metrics, take(state, [next(stream) for _ in range(count)])
-                jax.device_get(late)
-            jax.block_until_ready(metrics)
-            seconds.append(time.perf_counter() - before)
-        return seconds
-
-    return turn
+    stream = batches(random_data(steps * batch_size), batch_size, seed=0)
+    return training_turns(step, first_state, stream, steps, STEPS_PER_CALL)
 
 
 if __name__ == "__main__":
