@@ -62,11 +62,14 @@ class Config(cli.Common):
         width=128, layers=6, heads=4, hidden=256, position="learned", max_length=129, shared=True, mimetic=True
     )
     """The Transformer's; a story's last max_length - 1 facts are read."""
+    slow: tuple[str, ...] = ()
+    """The titles of tasks that are learned last: each of their questions comes ``times`` times an epoch."""
+    times: int = 6
     batch_size: int = 128
     shapes: int = 4
     """Numbers of facts that stories are padded to: more leave less to padding, but each is a program to compile."""
     optimizer: Adam = Adam(learning_rate=3e-3, beta2=0.98, warmup=200, final_rate=0.0, clip=1.0, muon=True)
-    horizon: int = 13000
+    horizon: int = 18000
     """Steps over which the learning rate takes its course."""
     eval_every: int = 1000
     checkpoint_every: int = 1000
@@ -74,7 +77,8 @@ class Config(cli.Common):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_at_least(2, "count")
-        self.check_at_least(1, "test_count", "batch_size", "shapes", "horizon", "eval_every", "checkpoint_every")
+        self.check_at_least(1, "test_count", "times", "batch_size", "shapes", "horizon", "eval_every")
+        self.check_at_least(1, "checkpoint_every")
         if self.shape.max_length < 2:
             raise ValueError(
                 f"--shape.max-length must be at least 2, a question and a fact, got {self.shape.max_length}"
@@ -85,7 +89,7 @@ class Config(cli.Common):
 
 
 PRESETS = {
-    "default": Config(steps=13000),
+    "default": Config(steps=18000, slow=("positions", "path-finding")),
     "babi": Config(steps=8000, horizon=8000),
     "debug": Config(
         steps=20,
@@ -107,6 +111,7 @@ def main(config: Config) -> None:
         raise ValueError("--preset babi needs --data-dir, a folder with bAbI's files")
     learned, test = load(config, "train"), load(config, "test")
     train, val = held_out(learned)
+    train += (config.times - 1) * slow_questions(config, learned, train)
     slots, open_words = (UNKNOWN, frozenset()) if config.data_dir else (MOST_NAMES + MOST_PLACES, OPEN_WORDS)
     vocabulary = Words.build(learned.all, slots, open_words)
     width = max(len(line) for q in (*learned.all, *test.all) for line in (*q.facts, q.question))
@@ -186,6 +191,14 @@ def held_out(questions: Questions) -> tuple[list[Question], list[Question]]:
         cut = len(task) * 9 // 10
         train, val = [*train, *task[:cut]], [*val, *task[cut:]]
     return train, val
+
+
+def slow_questions(config: Config, questions: Questions, train: list[Question]) -> list[Question]:
+    """Those of the tasks that ``config.slow`` names."""
+    known = questions.titles.values() if config.data_dir else STORY_TASKS
+    if strange := set(config.slow) - set(known):
+        raise ValueError(f"--slow {min(strange)}: the tasks are {', '.join(known)}")
+    return [question for question in train if questions.titles[question.task] in config.slow]
 
 
 def init_params(network: Reader, width: int, key: Array) -> PyTree:

@@ -98,13 +98,12 @@ class Config(cli.Common):
 PRESETS = {
     "default": Config(steps=1500, shape=dataclasses.replace(SMALL, layers=2)),
     "multi30k": Config(
-        steps=4000,
-        horizon=4000,
+        steps=6000,
+        horizon=6000,
         test="test_2016_flickr",
-        vocabulary_size=5000,
         lowercase=True,
-        tokens_per_batch=8192,
-        shape=SMALL,
+        shape=dataclasses.replace(SMALL, dropout=0.2),
+        optimizer=dataclasses.replace(MUON, learning_rate=3e-3),
         eval_every=500,
     ),
     "debug": Config(

@@ -1,6 +1,7 @@
 """Questions about stories as a person asks them: learned, continued, drawn, misused."""
 
 import json
+import shutil
 from functools import partial
 
 import numpy as np
@@ -83,6 +84,15 @@ def test_a_tenth_of_each_task_validates():
     assert {question.task for question in val} == set(range(1, 12))
 
 
+def test_slow_tasks_come_more_often():
+    experiment = load(SCRIPT)
+    stories = load_stories("train", 10, 0)
+    train, _ = experiment.held_out(stories)
+    config = experiment.Config(slow=("positions", "path-finding"))
+    assert {question.task for question in experiment.slow_questions(config, stories, train)} == {10, 11}
+    assert len(experiment.slow_questions(config, stories, train)) == 18
+
+
 def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path, capsys):
     (workdir, _), experiment = finished, load(SCRIPT)
     (tmp_path / "broken").mkdir()
@@ -94,11 +104,18 @@ def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path, capsys):
         (["--data-dir", str(tmp_path / "broken"), "--tasks", "1"], "qa1_single-supporting-fact_train.txt"),
         (["--batch-size", "0"], "--batch-size"),
         (["--count", "0"], "--count"),
+        (["--slow", "walking", "--count", "10"], "--slow walking: the tasks are one-supporting-fact, two"),
+        (["--times", "0"], "--times"),
         (["--preset", "babi"], "needs --data-dir"),
     ]:
         assert word in refusal(capsys, partial(start, experiment, tmp_path / "run", *arguments))
         assert not (tmp_path / "run").exists()
+    everything = tmp_path / "everything"  # as a run that learned all tasks
+    shutil.copytree(workdir, everything)
+    config = json.loads((workdir / "config.json").read_text())
+    (everything / "config.json").write_text(json.dumps(config | {"tasks": []}))
     for arguments, word in [
+        (["--workdir", str(everything), "--task", "12"], "--task 12: there are 1 to 11"),
         (["--workdir", str(tmp_path / "nowhere")], "holds no finished run"),
         (["--workdir", str(workdir), "--task", "2"], "--task 2: this run learned 1, 5"),
     ]:
