@@ -29,7 +29,9 @@ from flax import linen as nn
 from PIL import Image
 
 from jaxai import cli, pictures
+from jaxai.adversarial.augment import Policy, augment
 from jaxai.adversarial.losses import LOSSES
+from jaxai.adversarial.penalties import r1_r2
 from jaxai.data import Dataset, load
 from jaxai.data.pipeline import batches
 from jaxai.metrics.digits import features_and_labels, preprocess
@@ -46,7 +48,7 @@ from jaxai.typing import Array
 NAME = "gan_mnist"
 
 
-CURVES = [["discriminator_loss", "generator_loss"], ["real_logit", "fake_logit"], ["r1", "r2"], ["quick_mnist_fd"]]
+CURVES = [["discriminator_loss", "generator_loss"], ["real_logit", "fake_logit"], ["penalty"], ["quick_mnist_fd"]]
 """The panels of curves.png."""
 
 
@@ -69,6 +71,11 @@ class Config(cli.Common):
     """Weight gamma of R1 and R2 at the first step; 0 switches them off."""
     final_penalty: float = 0.1
     """Their weight from step horizon on, along a cosine."""
+    augment: tuple[Policy, ...] = ()
+    """What real and generated images go through before the discriminator sees them (DiffAugment); digits are grey:
+    brightness, contrast, translation, cutout."""
+    adaptive: bool = False
+    """Whether an image goes through each with a probability that follows how sure the discriminator is, else always."""
     horizon: int = 4500
     """Steps over which penalty and learning rate take their course."""
     batch_size: int = 64
@@ -84,6 +91,10 @@ class Config(cli.Common):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_at_least(1, "batch_size", "latent_size", "hidden", "sample_every", "checkpoint_every", "horizon")
+        if "saturation" in self.augment:
+            raise ValueError("--augment saturation needs colour, digits are grey: leave it out")
+        if self.adaptive and not self.augment:
+            raise ValueError("--adaptive has nothing to adapt: give --augment too")
         self.check_at_least(0, "blocks", "penalty", "final_penalty", "average_half_life")
         if not 1 <= len(self.widths) <= 2 or min(self.widths) < 1:
             raise ValueError(f"--widths must be one or two positive numbers (28 halves twice), got {self.widths}")
@@ -197,19 +208,25 @@ def training(config: Config, generator: nn.Module, discriminator: nn.Module) -> 
     }
     penalty_weight = partial(cosine, start=config.penalty, end=config.final_penalty, horizon=config.horizon)
 
+    def view(images: Array, key: Array, state: GanState) -> Array:
+        return augment(images, key, config.augment, 1.0 if state.strength is None else state.strength, fill=-1.0)
+
     def step(state: GanState, batch: dict[str, Array]) -> tuple[GanState, dict[str, Array]]:
         return gan_step(
             state,
             preprocess(batch["image"]),
             loss=LOSSES[config.loss],
-            penalty_weight=penalty_weight if config.penalty else None,
+            penalty=r1_r2 if config.penalty else None,
+            penalty_weight=penalty_weight,
+            view=view if config.augment else None,
             average_half_life=config.average_half_life,
             **parts,
         )
 
     def init() -> GanState:
         key = jax.random.key(config.seed)
-        return init_gan_state(key, (28, 28, 1), keep_average=config.average_half_life > 0, **parts)
+        kept = {"keep_average": config.average_half_life > 0, "adaptive": config.adaptive}
+        return init_gan_state(key, (28, 28, 1), **kept, **parts)
 
     return step, init
 

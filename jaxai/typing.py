@@ -15,6 +15,9 @@ from numpy import ndarray
 Images = Float[Array, "B height width C"]
 """Float images, the range as the function says; the project's networks take [-1, 1]."""
 
+Samples = Float[Array, "B *sample"]
+"""Examples of any shape: images, or points."""
+
 Kernel = Float[Array, "kernel_height kernel_width C F"]
 """A convolution kernel, HWIO."""
 

@@ -12,7 +12,8 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from jaxai.adversarial.losses import LOSSES
+from jaxai.adversarial.losses import LOSSES, Loss
+from jaxai.adversarial.penalties import r1_r2
 from jaxai.train.adversarial import gan_step, init_gan_state
 from jaxai.train.state import GanState
 
@@ -55,7 +56,11 @@ class Blobs:
 
 
 def tiny_gan(
-    *, loss: str = "relativistic", penalty: float = 1.0, learning_rate: float = 1e-3, half_life: float = 100.0
+    *,
+    loss: str = "relativistic",
+    penalty: float = 1.0,
+    learning_rate: float = 1e-3,
+    half_life: float = 100.0,
 ) -> tuple[Callable[..., Any], Callable[[], GanState]]:
     """(step, init) of a GAN of two small dense networks."""
     parts = {
@@ -65,14 +70,17 @@ def tiny_gan(
         "discriminator_tx": optax.adam(learning_rate, 0.0, 0.99),
         "latent_size": 8,
     }
-    weight = (lambda step: jnp.asarray(penalty)) if penalty else None
+    how = {"penalty": r1_r2 if penalty else None, "penalty_weight": lambda step: jnp.asarray(penalty)}
 
     def step(state, batch):
-        return gan_step(
-            state, batch["image"], loss=LOSSES[loss], penalty_weight=weight, average_half_life=half_life, **parts
-        )
+        return gan_step(state, batch["image"], loss=LOSSES[loss], average_half_life=half_life, **how, **parts)
 
     return step, partial(init_gan_state, jax.random.key(0), SHAPE, keep_average=half_life > 0, **parts)
+
+
+def generator_loss(loss: Loss, real: jax.Array, fake: jax.Array) -> jax.Array:
+    """The generator's loss of a kind that looks at real examples or not."""
+    return loss.generator(real, fake) if loss.relativistic else loss.generator(fake)
 
 
 def hex_losses(path: Path) -> list[tuple[int, str, str]]:

@@ -1,6 +1,7 @@
 """GAN losses from logits, one value per example.
 
-Every loss is a pair of functions of (real_logits [B], fake_logits [B]); ``softplus(-t) = -log sigmoid(t)``.
+Every loss is a pair of functions; ``softplus(-t) = -log sigmoid(t)``. x is a real example, G(z) a generated one, D(.)
+the discriminator's logit of each.
 """
 
 from collections.abc import Callable
@@ -21,17 +22,50 @@ class Loss(NamedTuple):
 
     discriminator: Callable[[Logits, Logits], Logits]
     generator: Callable[..., Logits]
-    relativistic: bool
+    relativistic: bool = False
 
 
-def non_saturating_discriminator(real_logits: Logits, fake_logits: Logits) -> Logits:
-    """-log D(x) - log(1 - D(G(z))), D = sigmoid of the logit (Goodfellow et al. 2014, arXiv 1406.2661, equation 1)."""
+def classifying_discriminator(real_logits: Logits, fake_logits: Logits) -> Logits:
+    """-log s(D(x)) - log(1 - s(D(G(z)))), s = sigmoid (Goodfellow et al. 2014, arXiv 1406.2661, equation 1)."""
     return jax.nn.softplus(-real_logits) + jax.nn.softplus(fake_logits)
 
 
 def non_saturating_generator(fake_logits: Logits) -> Logits:
-    """-log D(G(z)) (Goodfellow et al. 2014, arXiv 1406.2661, section 3)."""
+    """-log s(D(G(z))) (Goodfellow et al. 2014, arXiv 1406.2661, section 3)."""
     return jax.nn.softplus(-fake_logits)
+
+
+def saturating_generator(fake_logits: Logits) -> Logits:
+    """log(1 - s(D(G(z)))), the minimax game itself (Goodfellow et al. 2014, arXiv 1406.2661, equation 1).
+
+    Its gradient vanishes where the discriminator is sure.
+    """
+    return -jax.nn.softplus(fake_logits)
+
+
+def least_squares_discriminator(real_logits: Logits, fake_logits: Logits) -> Logits:
+    """1/2 (D(x) - 1)^2 + 1/2 D(G(z))^2 (Mao et al. 2017, arXiv 1611.04076, equation 9)."""
+    return 0.5 * (real_logits - 1) ** 2 + 0.5 * fake_logits**2
+
+
+def least_squares_generator(fake_logits: Logits) -> Logits:
+    """1/2 (D(G(z)) - 1)^2 (Mao et al. 2017, arXiv 1611.04076, equation 9)."""
+    return 0.5 * (fake_logits - 1) ** 2
+
+
+def hinge_discriminator(real_logits: Logits, fake_logits: Logits) -> Logits:
+    """max(0, 1 - D(x)) + max(0, 1 + D(G(z))) (Lim and Ye 2017, arXiv 1705.02894)."""
+    return jax.nn.relu(1 - real_logits) + jax.nn.relu(1 + fake_logits)
+
+
+def wasserstein_discriminator(real_logits: Logits, fake_logits: Logits) -> Logits:
+    """D(G(z)) - D(x), for a discriminator kept Lipschitz (Arjovsky et al. 2017, arXiv 1701.07875, equation 2)."""
+    return fake_logits - real_logits
+
+
+def raising_generator(fake_logits: Logits) -> Logits:
+    """-D(G(z)): the generator of the hinge and of the Wasserstein loss (arXiv 1705.02894, arXiv 1701.07875)."""
+    return -fake_logits
 
 
 def relativistic_discriminator(real_logits: Logits, fake_logits: Logits) -> Logits:
@@ -44,7 +78,25 @@ def relativistic_generator(real_logits: Logits, fake_logits: Logits) -> Logits:
     return jax.nn.softplus(real_logits - fake_logits)
 
 
+def relativistic_average_discriminator(real_logits: Logits, fake_logits: Logits) -> Logits:
+    """-log s(D(x) - mean D(G(z))) - log(1 - s(D(G(z)) - mean D(x))), means over the batch.
+
+    Source: Jolicoeur-Martineau 2018, arXiv 1807.00734 (RaSGAN).
+    """
+    return classifying_discriminator(real_logits - fake_logits.mean(), fake_logits - real_logits.mean())
+
+
+def relativistic_average_generator(real_logits: Logits, fake_logits: Logits) -> Logits:
+    """The discriminator's with the roles exchanged (Jolicoeur-Martineau 2018, arXiv 1807.00734)."""
+    return relativistic_average_discriminator(fake_logits, real_logits)
+
+
 LOSSES = {
-    "non_saturating": Loss(non_saturating_discriminator, non_saturating_generator, relativistic=False),
+    "saturating": Loss(classifying_discriminator, saturating_generator),
+    "non_saturating": Loss(classifying_discriminator, non_saturating_generator),
+    "least_squares": Loss(least_squares_discriminator, least_squares_generator),
+    "hinge": Loss(hinge_discriminator, raising_generator),
+    "wasserstein": Loss(wasserstein_discriminator, raising_generator),
     "relativistic": Loss(relativistic_discriminator, relativistic_generator, relativistic=True),
+    "relativistic_average": Loss(relativistic_average_discriminator, relativistic_average_generator, relativistic=True),
 }

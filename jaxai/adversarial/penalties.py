@@ -1,25 +1,116 @@
-"""Gradient penalties on the discriminator."""
+"""Penalties on the discriminator: functions of (discriminate, real, fake, key) -> one value per example.
+
+``discriminate`` maps a batch to its logits [B] and treats every example by itself; ``real`` and ``fake`` are batches
+[B, ...] of one shape and float dtype, ``key`` a typed key that some of them draw with. Norms go over all of an
+example's axes. The weight that multiplies the mean is the caller's.
+"""
 
 from collections.abc import Callable
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
 
-from jaxai.typing import Images
+from jaxai.typing import Samples
+
+Values = Float[Array, " B"]
+Discriminate = Callable[[Samples], Values]
+Penalty = Callable[[Discriminate, Samples, Samples, Key[Array, ""]], Values]
 
 
-def logits_and_squared_gradients(
-    discriminate: Callable[[Images], Float[Array, " B"]], images: Images
-) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """D(x) and |grad_x D(x)|^2 for every image, summed over its pixels; one forward and one backward pass.
+def squared_gradients(discriminate: Discriminate, x: Samples) -> Values:
+    """|grad_x D(x)|^2 of every example."""
+    gradients = jax.grad(lambda x: discriminate(x).sum())(x)
+    return (gradients**2).sum(range(1, x.ndim))
 
-    On real images gamma/2 of its mean is the penalty R1, on generated ones R2 (Mescheder et al. 2018, arXiv 1801.04406;
-    both together: Roth et al. 2017, R3GAN arXiv 2501.05441). D must treat every image by itself.
+
+def r1(discriminate: Discriminate, real: Samples, fake: Samples, key: Key[Array, ""]) -> Values:
+    """1/2 |grad D(x)|^2 at real examples (Mescheder et al. 2018, arXiv 1801.04406, equation 9)."""
+    return squared_gradients(discriminate, real) / 2
+
+
+def r2(discriminate: Discriminate, real: Samples, fake: Samples, key: Key[Array, ""]) -> Values:
+    """1/2 |grad D(G(z))|^2 at generated examples (Mescheder et al. 2018, arXiv 1801.04406, equation 10)."""
+    return squared_gradients(discriminate, fake) / 2
+
+
+def r1_r2(discriminate: Discriminate, real: Samples, fake: Samples, key: Key[Array, ""]) -> Values:
+    """`r1` + `r2` (R3GAN: Huang et al. 2024, arXiv 2501.05441)."""
+    return sum_of_pairs(squared_gradients(discriminate, pairs(real, fake))) / 2
+
+
+def approximate_r1_r2(
+    discriminate: Discriminate, real: Samples, fake: Samples, key: Key[Array, ""], *, sigma: float = 0.01
+) -> Values:
+    """`r1_r2` by finite differences: (D(x + sigma u) - D(x))^2 / (2 sigma^2), u standard normal, at real and generated.
+
+    Its expectation is half the squared gradient, up to O(sigma^2), without a second derivative. Source: Lin et al.
+    2025, arXiv 2501.08316, there without the division.
     """
+    both = pairs(real, fake)
+    moved = both + sigma * jax.random.normal(key, both.shape, both.dtype)
+    return sum_of_pairs((discriminate(moved) - discriminate(both)) ** 2) / (2 * sigma**2)
 
-    def total(images: Images) -> tuple[Array, Array]:
-        logits = discriminate(images)
-        return logits.sum(), logits
 
-    gradients, logits = jax.grad(total, has_aux=True)(images)
-    return logits, (gradients**2).sum((1, 2, 3))
+def wgan_gp(discriminate: Discriminate, real: Samples, fake: Samples, key: Key[Array, ""]) -> Values:
+    """(|grad D(y)| - 1)^2 at a random point y between each real and generated example.
+
+    Source: Gulrajani et al. 2017, arXiv 1704.00028, equation 3; their weight is 10.
+    """
+    share = jax.random.uniform(key, (len(real), *(1,) * (real.ndim - 1)), real.dtype)
+    return (norms(squared_gradients(discriminate, real + share * (fake - real))) - 1) ** 2
+
+
+def dragan(discriminate: Discriminate, real: Samples, fake: Samples, key: Key[Array, ""]) -> Values:
+    """(|grad D(x + d)| - 1)^2 around real examples, d uniform in [0, s / 2), s the batch's standard deviation.
+
+    Source: Kodali et al. 2017, arXiv 1705.07215, with the noise of the authors' code; their weight is 10.
+    """
+    noise = 0.5 * real.std() * jax.random.uniform(key, real.shape, real.dtype)
+    return (norms(squared_gradients(discriminate, real + noise)) - 1) ** 2
+
+
+def consistency(
+    discriminate: Discriminate,
+    real: Samples,
+    fake: Samples,
+    key: Key[Array, ""],
+    *,
+    augment: Callable[[Samples, Key[Array, ""]], Samples],
+) -> Values:
+    """(D(x) - D(T(x)))^2, T an augmentation of real examples (Zhang et al. 2019, arXiv 1910.12027).
+
+    Their weight is 10.
+    """
+    return (discriminate(real) - discriminate(augment(real, key))) ** 2
+
+
+def norms(squares: Values) -> Values:
+    """The square root, with a derivative of 0 at 0 instead of infinity."""
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+
+
+def pairs(real: Samples, fake: Samples) -> Float[Array, "2*B *sample"]:
+    """[B, ...] and [B, ...] to [2 B, ...], real and fake in turn: a batch split over devices stays where it is."""
+    return jnp.stack([real, fake], 1).reshape(-1, *real.shape[1:])
+
+
+def split_pairs(values: Values) -> tuple[Float[Array, " B//2"], Float[Array, " B//2"]]:
+    """The values of the real and of the generated examples of ``pairs``."""
+    both = values.reshape(-1, 2)
+    return both[:, 0], both[:, 1]
+
+
+def sum_of_pairs(values: Values) -> Float[Array, " B//2"]:
+    """The value of each real example of ``pairs`` plus that of its generated one."""
+    return values.reshape(-1, 2).sum(1)
+
+
+PENALTIES: dict[str, Penalty] = {
+    "r1": r1,
+    "r2": r2,
+    "r1_r2": r1_r2,
+    "approximate_r1_r2": approximate_r1_r2,
+    "wgan_gp": wgan_gp,
+    "dragan": dragan,
+}

@@ -8,6 +8,8 @@ from flax import linen as nn
 from jaxtyping import Array, DTypeLike, Float
 
 from jaxai.nn.layers import Conv, ConvTranspose
+from jaxai.nn.mlp import MLP
+from jaxai.ops.deviation import minibatch_deviation
 from jaxai.typing import Images
 
 Latents = Float[Array, "B latent"]
@@ -104,6 +106,24 @@ class Discriminator(nn.Module):
         x = activation(x).reshape(len(x), -1)
         x = activation(nn.Dense(self.hidden, kernel_init=HE, dtype=self.dtype)(x))
         return nn.Dense(1, dtype=jnp.float32)(x)[:, 0]  # logits are subtracted: no bfloat16
+
+
+class PointDiscriminator(nn.Module):
+    """Points [B, features] to logits: a multilayer perceptron, with `minibatch_deviation` before the last layer or not.
+
+    Without hidden sizes it is one linear layer.
+    """
+
+    hidden: Sequence[int]
+    deviation: bool = False
+
+    @nn.compact
+    def __call__(self, points: Float[Array, "B features"]) -> Logits:
+        x = points
+        if self.hidden:
+            x = activation(MLP(self.hidden[:-1], self.hidden[-1], activation, name="hidden")(x))
+        x = minibatch_deviation(x) if self.deviation else x
+        return MLP((), 1, name="logit")(x)[:, 0]
 
 
 HE = nn.initializers.he_normal()

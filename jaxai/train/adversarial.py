@@ -2,27 +2,26 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Key
 
+from jaxai.adversarial.augment import adapted
 from jaxai.adversarial.losses import Loss
-from jaxai.adversarial.penalties import logits_and_squared_gradients
+from jaxai.adversarial.penalties import Discriminate, Penalty, pairs, split_pairs
+from jaxai.adversarial.remedies import pack, unrolled
 from jaxai.train.optim import average_decay, update_average
 from jaxai.train.state import GanState
-from jaxai.typing import Images, PyTree
-
-Discriminate = Callable[[Images], Float[Array, " B"]]
-"""Images to logits."""
+from jaxai.typing import PyTree, Samples
 
 
 def init_gan_state(
     key: Array,
-    image_shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     *,
     generator: nn.Module,
     discriminator: nn.Module,
@@ -30,11 +29,16 @@ def init_gan_state(
     discriminator_tx: optax.GradientTransformation,
     latent_size: int,
     keep_average: bool,
+    packing: int = 1,
+    adaptive: bool = False,
 ) -> GanState:
-    """The state before the first step; ``average`` is None without ``keep_average``."""
+    """The state before the first step, for examples of a ``shape``; ``average`` is None without ``keep_average``, and
+    ``strength``, 0 at first, without ``adaptive``.
+    """
     key_generator, key_discriminator, key_steps = jax.random.split(key, 3)
     generator_params = generator.init(key_generator, jnp.zeros((1, latent_size)))["params"]
-    discriminator_params = discriminator.init(key_discriminator, jnp.zeros((1, *image_shape)))["params"]
+    example = pack(jnp.zeros((packing, *shape)), packing)
+    discriminator_params = discriminator.init(key_discriminator, jnp.repeat(example, 2, 0))["params"]
     return GanState(
         step=jnp.zeros((), "int32"),
         generator=generator_params,
@@ -43,12 +47,13 @@ def init_gan_state(
         generator_opt=generator_tx.init(generator_params),
         discriminator_opt=discriminator_tx.init(discriminator_params),
         key=key_steps,
+        strength=jnp.zeros(()) if adaptive else None,
     )
 
 
 def gan_step(
     state: GanState,
-    images: Images,
+    real: Samples,
     *,
     generator: nn.Module,
     discriminator: nn.Module,
@@ -56,34 +61,64 @@ def gan_step(
     generator_tx: optax.GradientTransformation,
     discriminator_tx: optax.GradientTransformation,
     latent_size: int,
+    penalty: Penalty | None = None,
     penalty_weight: Callable[[Array], Array] | None = None,
+    view: Callable[[Samples, Key[Array, ""], GanState], Samples] | None = None,
+    packing: int = 1,
+    constrain: Callable[[PyTree], PyTree] | None = None,
+    unroll: int = 0,
+    unroll_rate: float = 0.1,
     average_half_life: float = 0.0,
 ) -> tuple[GanState, dict[str, Array]]:
-    """Update the discriminator, then the generator through the new discriminator, on the same generated images.
+    """Update the discriminator, then the generator through the new discriminator, on the same generated examples.
 
-    Discriminator: mean of loss.discriminator(D(x), D(G(z))) + w/2 (|grad D(x)|^2 + |grad D(G(z))|^2), R1 and R2 with
-    w = ``penalty_weight(step)`` (None: no penalty). Generator: mean of loss.generator. G(z) is computed once: its
-    pullback waits until the discriminator has moved. ``average_half_life``, in images, must be positive where
-    ``state.average`` is kept. images: [B, height, width, C] float32. Returns the new state and float32 [] metrics.
+    Discriminator: mean of loss.discriminator(D(x), D(G(z))) + penalty_weight(step) * mean of ``penalty``. Generator:
+    mean of loss.generator. G(z) is computed once: its pullback waits until the discriminator has moved. D sees real and
+    generated examples through ``view(examples, key, state)`` and then ``packing`` at once; ``constrain`` makes the
+    parameters that it computes with. With ``unroll`` the generator looks through a discriminator that has gone so many
+    steps further, as an answer to these very examples. ``average_half_life``, in examples, must be positive where
+    ``state.average`` is kept; ``state.strength`` follows `jaxai.adversarial.augment.adapted`.
+    real: [B, ...] float32. Returns the new state and float32 [] metrics.
     """
-    noise = jax.random.normal(jax.random.fold_in(state.key, state.step), (len(images), latent_size), images.dtype)
+    key_noise = jax.random.fold_in(state.key, state.step)
+    key_real, key_fake, key_penalty = jax.random.split(jax.random.fold_in(key_noise, 1), 3)
+    noise = jax.random.normal(key_noise, (len(real), latent_size), real.dtype)
     fakes, pull_back = jax.vjp(lambda params: apply(generator, params, noise), state.generator)
-    weight = penalty_weight(state.step) if penalty_weight else None
 
-    def discriminator_loss(params: PyTree) -> tuple[Array, dict[str, Array]]:
-        return discriminator_objective(partial(apply, discriminator, params), images, fakes, loss, weight)
+    def seen(x: Samples, key: Array) -> Array:
+        x = view(x, key, state) if view else x
+        return pack(x, packing) if packing > 1 else x
 
-    (d_value, d_metrics), d_grads = jax.value_and_grad(discriminator_loss, has_aux=True)(state.discriminator)
+    def discriminate(params: PyTree, x: Samples) -> Array:
+        return apply(discriminator, constrain(params) if constrain else params, x)
+
+    real = seen(real, key_real)
+    weighted = (penalty, penalty_weight(state.step)) if penalty and penalty_weight else None
+
+    def discriminator_loss(params: PyTree, fakes: Samples) -> tuple[Array, tuple[Array, dict[str, Array]]]:
+        fake = seen(fakes, key_fake)
+        return discriminator_objective(partial(discriminate, params), real, fake, loss, weighted, key_penalty)
+
+    value_and_grad = jax.value_and_grad(discriminator_loss, has_aux=True)
+    (d_value, (real_logits, d_metrics)), d_grads = value_and_grad(state.discriminator, fakes)
     d_params, d_opt = update(discriminator_tx, d_grads, state.discriminator_opt, state.discriminator)
 
-    discriminate = partial(apply, discriminator, d_params)
-    g_value, fakes_gradient = jax.value_and_grad(generator_objective)(fakes, images, discriminate, loss)
+    def generator_loss(fakes: Samples) -> Array:
+        gradient = jax.grad(lambda params: discriminator_loss(params, fakes)[0])
+        params = unrolled(gradient, d_params, unroll, unroll_rate)
+        return generator_objective(seen(fakes, key_fake), real, partial(discriminate, params), loss)
+
+    g_value, fakes_gradient = jax.value_and_grad(generator_loss)(fakes)
     (g_grads,) = pull_back(fakes_gradient)
     g_params, g_opt = update(generator_tx, g_grads, state.generator_opt, state.generator)
 
     average = state.average
     if average is not None:
-        average = update_average(average, g_params, average_decay(state.step, len(images), average_half_life))
+        average = update_average(average, g_params, average_decay(state.step, len(noise), average_half_life))
+    strength = state.strength
+    if strength is not None:
+        strength = adapted(strength, real_logits)
+        d_metrics["strength"] = strength
     # Only gradient norms: those of parameters and updates too would cost the article's 10 M parameters 6 % of the step.
     metrics = {
         "discriminator_loss": d_value,
@@ -92,7 +127,7 @@ def gan_step(
         "discriminator_gradient_norm": optax.tree.norm(d_grads),
         "generator_gradient_norm": optax.tree.norm(g_grads),
     }
-    return GanState(state.step + 1, g_params, d_params, average, g_opt, d_opt, state.key), metrics
+    return GanState(state.step + 1, g_params, d_params, average, g_opt, d_opt, state.key, strength), metrics
 
 
 def apply(network: nn.Module, params: PyTree, x: Array) -> Array:
@@ -107,35 +142,29 @@ def update(tx: optax.GradientTransformation, grads: PyTree, opt_state: PyTree, p
 
 
 def discriminator_objective(
-    discriminate: Discriminate, images: Images, fakes: Images, loss: Loss, penalty_weight: Array | None
-) -> tuple[Array, dict[str, Array]]:
-    """The discriminator's loss and what it saw. Real and generated images go through it as one batch."""
-    both = pairs(images, fakes)
-    if penalty_weight is None:
-        real, fake = split_pairs(discriminate(both))
-        penalty, metrics = 0.0, {}
-    else:
-        logits, squares = logits_and_squared_gradients(discriminate, both)
-        (real, fake), (r1, r2) = split_pairs(logits), split_pairs(squares)
-        penalty = penalty_weight / 2 * (r1 + r2).mean()
-        metrics = {"r1": r1.mean(), "r2": r2.mean()}
-    value = loss.discriminator(real, fake).mean() + penalty
-    return value, metrics | {"real_logit": real.mean(), "fake_logit": fake.mean()}
+    discriminate: Discriminate,
+    real: Samples,
+    fake: Samples,
+    loss: Loss,
+    weighted: tuple[Penalty, Array] | None,
+    key: Key[Array, ""],
+) -> tuple[Array, tuple[Array, dict[str, Any]]]:
+    """The discriminator's loss; the real examples' logits, and what else it saw.
+
+    Real and generated examples go through it as one batch. A penalty at the same points shares the forward pass: XLA
+    finds that it is the same.
+    """
+    real_logits, fake_logits = split_pairs(discriminate(pairs(real, fake)))
+    value, metrics = loss.discriminator(real_logits, fake_logits).mean(), {}
+    if weighted:
+        penalty, weight = weighted
+        metrics["penalty"] = penalty(discriminate, real, fake, key).mean()
+        value += weight * metrics["penalty"]
+    return value, (real_logits, metrics | {"real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()})
 
 
-def generator_objective(fakes: Images, images: Images, discriminate: Discriminate, loss: Loss) -> Array:
-    """The generator's loss; the real images are looked at only by a relativistic one."""
+def generator_objective(fake: Samples, real: Samples, discriminate: Discriminate, loss: Loss) -> Array:
+    """The generator's loss; the real examples are looked at only by a relativistic one."""
     if loss.relativistic:
-        return loss.generator(*split_pairs(discriminate(pairs(images, fakes)))).mean()
-    return loss.generator(discriminate(fakes)).mean()
-
-
-def pairs(real: Images, fake: Images) -> Float[Array, "2*B height width C"]:
-    """[B, ...] and [B, ...] to [2 B, ...], real and fake in turn: a batch split over devices stays where it is."""
-    return jnp.stack([real, fake], 1).reshape(-1, *real.shape[1:])
-
-
-def split_pairs(values: Float[Array, " B"]) -> tuple[Float[Array, " B//2"], Float[Array, " B//2"]]:
-    """The values of the real and of the generated images of ``pairs``."""
-    both = values.reshape(-1, 2)
-    return both[:, 0], both[:, 1]
+        return loss.generator(*split_pairs(discriminate(pairs(real, fake)))).mean()
+    return loss.generator(discriminate(fake)).mean()

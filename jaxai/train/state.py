@@ -27,7 +27,8 @@ class GanState:
     """State of adversarial training: two networks, their optimisers, the generator's moving average.
 
     ``step`` int32 []; ``generator``, ``discriminator`` and ``average`` (of the generator, or None) float32 pytrees;
-    ``key`` a typed key that never changes: a step's randomness is ``fold_in(key, step)``.
+    ``key`` a typed key that never changes: a step's randomness is ``fold_in(key, step)``; ``strength`` of an adaptive
+    augmentation, float32 [], or None.
     """
 
     step: Any
@@ -37,3 +38,4 @@ class GanState:
     generator_opt: Any
     discriminator_opt: Any
     key: Any
+    strength: Any = None

@@ -1,4 +1,6 @@
-"""Losses and penalties: values, gradients by finite differences, invariances."""
+"""Losses: values, gradients by finite differences, fixed points, invariances."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,35 +8,66 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.test_util import check_grads
 
 from jaxai.adversarial.losses import LOSSES
-from jaxai.adversarial.penalties import logits_and_squared_gradients
+from tests.helpers import generator_loss
 
 logits = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=4).map(lambda x: jnp.asarray(x, "float32"))
 
 
-def generator_loss(loss, real, fake):
-    return loss.generator(real, fake) if loss.relativistic else loss.generator(fake)
+def log_sigmoid(x):
+    return -np.log1p(np.exp(-x))
+
+
+def as_published(name, real, fake):
+    """What discriminator and generator minimise, written out with probabilities and means."""
+    p, q = 1 / (1 + np.exp(-real)), 1 / (1 + np.exp(-fake))
+    classifying = -np.log(p) - np.log(1 - q)
+    real_first, fake_first = real - fake.mean(), fake - real.mean()
+    return {
+        "saturating": (classifying, np.log(1 - q)),
+        "non_saturating": (classifying, -np.log(q)),
+        "least_squares": ((real - 1) ** 2 / 2 + fake**2 / 2, (fake - 1) ** 2 / 2),
+        "hinge": (np.maximum(0, 1 - real) + np.maximum(0, 1 + fake), -fake),
+        "wasserstein": (fake - real, -fake),
+        "relativistic": (-log_sigmoid(real - fake), -log_sigmoid(fake - real)),
+        "relativistic_average": (
+            -log_sigmoid(real_first) - log_sigmoid(-fake_first),
+            -log_sigmoid(fake_first) - log_sigmoid(-real_first),
+        ),
+    }[name]
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses_are_log_sigmoids(name):
-    loss, real, fake = LOSSES[name], np.array([0.3, -2.0]), np.array([-0.7, 1.5])
-
-    def log_sigmoid(x):
-        return -np.log1p(np.exp(-x))
-
-    if loss.relativistic:
-        wanted = -log_sigmoid(real - fake), -log_sigmoid(fake - real)
-    else:
-        wanted = -log_sigmoid(real) - log_sigmoid(-fake), -log_sigmoid(fake)
+def test_losses_are_the_published_ones(name):
+    loss, real, fake = LOSSES[name], np.array([0.3, -2.0, 0.1]), np.array([-0.7, 1.5, 0.4])
     args = jnp.float32(real), jnp.float32(fake)
-    np.testing.assert_allclose((loss.discriminator(*args), generator_loss(loss, *args)), wanted, rtol=1e-6)
+    found = loss.discriminator(*args), generator_loss(loss, *args)
+    np.testing.assert_allclose(found, as_published(name, real, fake), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_are_those_of_finite_differences(name):
+    loss = LOSSES[name]
+    with jax.enable_x64(True):
+        real, fake = jnp.array([0.3, -2.0, 0.1]), jnp.array([-0.7, 1.5, 0.4])
+        for function in (loss.discriminator, partial(generator_loss, loss)):
+            check_grads(lambda *x, f=function: f(*map(jnp.asarray, x)).sum(), (real, fake), order=2, modes=["rev"])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_discriminator_that_cannot_tell_is_at_rest(name):
+    """With equal logits everywhere, the loss has no slope towards other equal logits at its fixed point."""
+    at_rest = jnp.full(3, 0.5 if name == "least_squares" else 0.0)
+    slope = jax.grad(lambda shift: LOSSES[name].discriminator(at_rest + shift, at_rest + shift).sum())(0.0)
+    assert slope == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.relativistic])
 @given(logits, st.floats(-20, 20, width=32))
-def test_relativistic_losses_do_not_change_when_the_discriminator_shifts(real, shift):
-    loss, fake = LOSSES["relativistic"], -real / 2
+def test_relativistic_losses_do_not_change_when_the_discriminator_shifts(name, real, shift):
+    loss, fake = LOSSES[name], -real / 2
     for function in (loss.discriminator, loss.generator):
         # float32 rounds logits of up to 70 to 4e-6, each
         np.testing.assert_allclose(function(real + shift, fake + shift), function(real, fake), rtol=1e-5, atol=2e-5)
@@ -48,15 +81,3 @@ def test_losses_and_gradients_are_finite_at_any_logit(name, real):
         value, grad = jax.value_and_grad(lambda x: loss.discriminator(x, -x).sum())(real * scale)
         assert jnp.isfinite(value)
         assert jnp.isfinite(grad).all()
-
-
-def test_squared_gradients_of_a_quadratic_form():
-    weights = jnp.arange(1.0, 5.0).reshape(2, 2, 1)
-
-    def discriminate(images):
-        return 0.5 * (weights[None] * images**2).sum((1, 2, 3))
-
-    images = jax.random.normal(jax.random.key(1), (3, 2, 2, 1))
-    values, squares = logits_and_squared_gradients(discriminate, images)
-    np.testing.assert_allclose(values, discriminate(images), rtol=1e-6)
-    np.testing.assert_allclose(squares, ((weights[None] * images) ** 2).sum((1, 2, 3)), rtol=1e-6)

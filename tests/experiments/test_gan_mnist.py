@@ -136,6 +136,8 @@ def test_four_devices_differ_from_one_by_rounding_alone(experiment):
         (["--batch-size", "6", "--devices", "4"], ["--batch-size 6 does not divide over 4 devices"]),
         (["--full-data"], ["wants all of MNIST", "--data-dir"]),
         (["--blocks", "-1"], ["--blocks must be at least 0"]),
+        (["--augment", "saturation"], ["--augment saturation needs colour"]),
+        (["--adaptive"], ["--adaptive", "--augment"]),
         (["--unknown", "1"], ["--unknown"]),
     ],
 )
@@ -160,6 +162,18 @@ def test_every_preset_makes_networks_that_take_a_step(experiment):
         assert jax.tree.structure(new) == jax.tree.structure(state), name
         dtypes = {leaf.dtype for leaf in jax.tree.leaves((new.generator, new.discriminator, metrics))}
         assert dtypes == {jnp.dtype("float32")}, name
+
+
+def test_adaptive_augmentation_follows_the_discriminator(experiment):
+    config = dataclasses.replace(
+        experiment.PRESETS["debug"], augment=("brightness", "translation", "cutout"), adaptive=True
+    )
+    step, init = experiment.training(config, *experiment.networks(config))
+    images = np.random.default_rng(0).integers(0, 256, (16, 28, 28, 1), dtype=np.uint8)
+    state, metrics = jax.jit(step)(init().replace(strength=jnp.asarray(0.5)), {"image": images})
+    assert abs(float(state.strength) - 0.5) == pytest.approx(16 / 500_000, rel=1e-2)
+    assert float(metrics["strength"]) == float(state.strength)
+    assert np.isfinite(metrics["generator_loss"])
 
 
 def test_gpu_preset_lowers_for_cuda_with_bfloat16_convolutions(experiment):

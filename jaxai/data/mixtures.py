@@ -1,0 +1,54 @@
+"""Mixtures of Gaussians in the plane, on which a GAN's collapse can be seen: a ring of eight, a grid of 25."""
+
+import dataclasses
+
+import grain
+import numpy as np
+from jaxtyping import Float
+
+from jaxai.data.pipeline import check_rows, endless
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Equally likely Gaussians around ``centres`` float64 [modes, 2], all of one standard ``deviation``."""
+
+    centres: Float[np.ndarray, "modes 2"]
+    deviation: float
+
+    def draw(self, count: int, generator: np.random.Generator) -> Float[np.ndarray, "{count} 2"]:
+        """``count`` points, float32."""
+        chosen = self.centres[generator.integers(len(self.centres), size=count)]
+        return (chosen + self.deviation * generator.normal(size=(count, 2))).astype(np.float32)
+
+
+ANGLES = 2 * np.pi * np.arange(8) / 8
+MIXTURES = {
+    "ring": Mixture(np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1), 0.01),
+    "grid": Mixture(np.stack(np.meshgrid(*[np.arange(-4.0, 5.0, 2.0)] * 2, indexing="ij"), -1).reshape(-1, 2), 0.05),
+}
+"""PacGAN's: eight on the unit circle, 25 at even numbers from -4 to 4 (Lin et al. 2018, arXiv 1712.04086)."""
+
+
+def point_batches(
+    mixture: Mixture, count: int, batch_size: int, *, seed: int, process_index: int = 0, process_count: int = 1
+) -> grain.DatasetIterator:
+    """An endless iterator of ``points`` float32 [count, batch_size, 2]: fresh points for each of ``count`` networks.
+
+    Each of several processes gets its own networks' points. State and restoring are those of
+    ``jaxai.data.pipeline.batches``. Raises ``ValueError`` for a count that the processes do not divide, a batch size
+    below 1 and a negative seed.
+    """
+    check_rows(count, process_index, process_count, seed)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; choose at least 1")
+    local = count // process_count
+
+    def batch(index: int) -> dict[str, np.ndarray]:
+        rows = [
+            mixture.draw(batch_size, np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, index, row)))))
+            for row in range(process_index * local, (process_index + 1) * local)
+        ]
+        return {"points": np.stack(rows)}
+
+    return endless(batch)

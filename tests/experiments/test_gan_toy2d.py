@@ -1,0 +1,82 @@
+"""GANs on points as a person trains them: a debug run that goes on, every remedy, misuse."""
+
+import dataclasses
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.experiments.commands import SCRIPTS, load, refusal, run, start
+
+SCRIPT = SCRIPTS / "gan_toy2d.py"
+SMALL = {"gans": 2, "generator": (8,), "discriminator": (8,), "batch_size": 16}
+
+
+def test_debug_run_goes_on(tmp_path):
+    workdir = tmp_path / "run"
+    for steps in ("20", "40"):
+        result = run(SCRIPT, workdir, "--steps", steps)
+        assert result.returncode == 0, result.stderr
+    assert "going on from step 20" in result.stderr
+    assert "of 25" in result.stdout
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert len(summary["modes"]) == len(summary["kl"]) == 2
+    assert summary["real_high_quality"] == pytest.approx(0.989, abs=0.005)
+    with Image.open(workdir / "training.gif") as animation:
+        assert animation.n_frames >= 2
+    with Image.open(workdir / "points.png") as picture:
+        assert picture.size[0] > picture.size[1] > 100
+
+
+@pytest.mark.parametrize(
+    "remedy",
+    [
+        {"loss": "wasserstein", "penalty": "wgan_gp", "penalty_weight": 10.0},
+        {"penalty": "dragan"},
+        {"penalty": "consistency"},
+        {"loss": "relativistic_average", "penalty": "approximate_r1_r2"},
+        {"noise": 0.5},
+        {"packing": 2},
+        {"deviation": True},
+        {"loss": "hinge", "spectral": True},
+        {"unroll": 2},
+        {"average_half_life": 1000.0},
+    ],
+    ids=lambda remedy: ",".join(remedy),
+)
+def test_every_remedy_changes_the_training(remedy):
+    experiment = load(SCRIPT)
+    plain = experiment.Config(**SMALL)
+    points = {"points": jax.random.normal(jax.random.key(1), (2, 16, 2))}
+
+    def two_steps(config):
+        step, init = experiment.training(config)
+        step = jax.jit(step)
+        state, _ = step(init(), points)
+        return step(state, points)
+
+    (state, metrics), (other, _) = two_steps(dataclasses.replace(plain, **remedy)), two_steps(plain)
+    assert all(jnp.isfinite(value) for value in metrics.values())
+    if "average_half_life" in remedy:
+        assert other.average is None
+        other = dataclasses.replace(other, generator=state.average)
+    kernel, before = (np.asarray(jax.tree.leaves(x.generator)[-1]) for x in (state, other))
+    assert np.abs(kernel - before).max() > 1e-7
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
+    experiment = load(SCRIPT)
+    for arguments, word in [
+        (["--packing", "3"], "--packing 3 does not divide --batch-size 128"),
+        (["--deviation", "--batch-size", "20"], "--deviation"),
+        (["--gans", "0"], "--gans"),
+        (["--noise", "-1"], "--noise"),
+        (["--generator", "0"], "give positive numbers"),
+        (["--mixture", "torus"], "torus"),
+    ]:
+        assert word in refusal(capsys, partial(start, experiment, tmp_path / "run", *arguments))
+    assert not (tmp_path / "run").exists()
