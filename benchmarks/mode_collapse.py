@@ -1,12 +1,14 @@
-"""Every remedy for mode collapse, alone and together, on 25 Gaussians in the plane: a table with error bars.
+"""The remedies for mode collapse, alone and some together, and four losses on the 1000-mode benchmark: tables.
 
-    python benchmarks/mode_collapse.py                # the grid, five GANs for each row, an hour or two on a CPU
-    python benchmarks/mode_collapse.py --mixture ring
+    python benchmarks/mode_collapse.py grid                      # 25 Gaussians, five GANs a row, an hour or two
+    python benchmarks/mode_collapse.py ring                      # eight on a circle
+    python benchmarks/mode_collapse.py stacked --data-dir DIR    # three digits as colours, hours on a CPU
 
-A row is one run of ``experiments/gan_toy2d.py --preset collapse`` with the row's options, all of one size and length;
-the last row is its preset ``default``. It writes table.md, mode_collapse.json and the runs to --out; an interrupted
-benchmark goes on where it was. PacGAN's rows on the grid (Lin et al. 2018, arXiv 1712.04086): GAN 17.3 modes, 94.8 % of
-high quality, KL 0.70; PacGAN4 24.8, 93.6 %, 0.04.
+A row of the first two is one run of ``experiments/gan_toy2d.py --preset collapse`` with the row's options, the last one
+of its preset ``default``; a row of ``stacked`` one run of ``experiments/gan_stacked_mnist.py``: all of one size and
+length. Packed rows have as many packs in a batch as the others have points, as PacGAN has; the Wasserstein row updates
+its discriminator once a step, as all do. It writes table.md, mode_collapse.json and the runs to --out; an interrupted
+benchmark goes on where it was.
 """
 
 import dataclasses
@@ -17,37 +19,65 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import tyro
 from timing import figure, write
 
 from jaxai import command
 
-SCRIPT = Path(__file__).parent.parent / "experiments" / "gan_toy2d.py"
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 R1_R2 = ("--penalty", "r1_r2", "--penalty-weight", "0.1", "--final-penalty-weight", "0.001")
-ROWS: dict[str, tuple[str, ...]] = {
+AVERAGE = ("--average-half-life", "50000")
+TEN = ("--penalty-weight", "10")
+PACKED = ("--packing", "4", "--batch-size", "512")
+Row = dict[str, Any]
+POINTS: dict[str, tuple[str, ...]] = {
     "the GAN of 2014, non-saturating": (),
     "saturating": ("--loss", "saturating"),
     "least squares": ("--loss", "least_squares"),
     "hinge": ("--loss", "hinge"),
-    "Wasserstein, gradient penalty": ("--loss", "wasserstein", "--penalty", "wgan_gp", *("--penalty-weight", "10")),
+    "Wasserstein, gradient penalty": ("--loss", "wasserstein", "--penalty", "wgan_gp", *TEN),
     "relativistic, paired": ("--loss", "relativistic"),
     "relativistic, average": ("--loss", "relativistic_average"),
     "R1": ("--penalty", "r1", *R1_R2[2:]),
     "R1 and R2": R1_R2,
     "R1 and R2 by differences": ("--penalty", "approximate_r1_r2", *R1_R2[2:]),
-    "DRAGAN": ("--penalty", "dragan"),
-    "consistency": ("--penalty", "consistency"),
+    "DRAGAN": ("--penalty", "dragan", *TEN),
+    "consistency": ("--penalty", "consistency", *TEN),
     "instance noise": ("--noise", "1"),
-    "packing, 2": ("--packing", "2"),
-    "packing, 4": ("--packing", "4"),
+    "packing, 2": ("--packing", "2", "--batch-size", "256"),
+    "packing, 4": PACKED,
     "minibatch deviation": ("--deviation",),
     "spectral normalisation": ("--spectral",),
     "unrolling, 5": ("--unroll", "5"),
-    "average of the generator": ("--average-half-life", "50000"),
+    "average of the generator": AVERAGE,
     "two time scales": ("--generator-optimizer.learning-rate", "2.5e-4"),
     "larger generator": ("--generator", "256", "256", "256"),
     "larger batch": ("--batch-size", "512"),
+    "packing, 4, instance noise": (*PACKED, "--noise", "1"),
+    "packing, 4, R1 and R2": (*PACKED, *R1_R2),
+    "R1 and R2, average": (*R1_R2, *AVERAGE),
     "relativistic, R1 and R2": ("--loss", "relativistic", *R1_R2),
+    "relativistic, R1 and R2, average": ("--loss", "relativistic", *R1_R2, *AVERAGE),
     "relativistic, R1 and R2, average, falling rates": ("--preset", "default"),
+}
+STACKS: dict[str, tuple[str, ...]] = {
+    "relativistic, R1 and R2": ("--loss", "relativistic", "--penalty", "r1_r2"),
+    "non-saturating, R1 and R2": ("--loss", "non_saturating", "--penalty", "r1_r2"),
+    "relativistic, R1": ("--loss", "relativistic", "--penalty", "r1"),
+    "non-saturating, R1": ("--loss", "non_saturating", "--penalty", "r1"),
+}
+COLUMNS = {"gan_toy2d": ("modes", "high_quality", "kl"), "gan_stacked_mnist": ("modes", "certain_modes", "kl")}
+PUBLISHED = {
+    "grid": (
+        "| GAN, PacGAN's (arXiv 1712.04086) | 17.3 | 94.8 % | 0.70 | |",
+        "| PacGAN4 (arXiv 1712.04086) | 24.8 | 93.6 % | 0.04 | |",
+    ),
+    "ring": (),
+    "stacked": (
+        "| R3GAN's ablation (arXiv 2501.05441): RpGAN, R1 and R2 | 1000 | | 0.078 | |",
+        "| ... GAN, R1 and R2 | 693 | | 0.927 | |",
+        "| ... either with R1 alone | diverges | | | |",
+    ),
 }
 
 
@@ -55,63 +85,94 @@ ROWS: dict[str, tuple[str, ...]] = {
 class Config:
     """What to run."""
 
-    mixture: Literal["grid", "ring"] = "grid"
+    section: tyro.conf.Positional[Literal["grid", "ring", "stacked"]] = "grid"
     steps: int = 5000
     """Of every GAN."""
     gans: int = 5
-    """For each row."""
+    """For each row of points; stacked digits have one GAN, scored from three noises."""
+    data_dir: Path | None = None
+    """All of MNIST, for ``stacked``; without it the embedded digits."""
     out: Path = Path("runs/benchmarks/mode_collapse")
 
     def __post_init__(self) -> None:
         if min(self.steps, self.gans) < 1:
             raise ValueError(f"--steps and --gans must be at least 1, got {self.steps} and {self.gans}")
 
+    @property
+    def experiment(self) -> str:
+        return "gan_stacked_mnist" if self.section == "stacked" else "gan_toy2d"
+
+    @property
+    def folder(self) -> Path:
+        """Where the rows of one size and length lie."""
+        gans = "" if self.section == "stacked" else f"_{self.gans}_gans"
+        return self.out / f"{self.section}{gans}_{self.steps}_steps"
+
 
 def main(config: Config) -> None:
     """Run all rows, print the table, write it."""
     rows = {}
-    for name, options in ROWS.items():
+    for name, options in (STACKS if config.section == "stacked" else POINTS).items():
         rows[name] = run(config, name, options)
-        print(line(name, rows[name]), flush=True)
-    folder = config.out / config.mixture
-    (folder / "table.md").write_text(table(rows), encoding="utf-8")
-    cured, sick = (rows[name] for name in (list(ROWS)[-1], next(iter(ROWS))))
-    figures = [
+        print(line(config, name, rows[name]), flush=True)
+    (config.folder / "table.md").write_text(table(config, rows), encoding="utf-8")
+    write(config.folder / "mode_collapse.json", {"rows": rows, "figures": figures(config, rows)})
+
+
+def run(config: Config, name: str, options: tuple[str, ...]) -> Row:
+    """The summary of a row's run, or the step at which it diverged."""
+    workdir = config.folder / "".join(c if c.isalnum() else "_" for c in name)
+    sizes: list[Any] = ["--steps", config.steps, "--horizon", config.steps]
+    if config.section == "stacked":
+        sizes += ["--data-dir", config.data_dir] if config.data_dir else []
+    else:
+        sizes += ["--mixture", config.section, "--gans", config.gans]
+        options = options if "--preset" in options else ("--preset", "collapse", *options)
+    script = EXPERIMENTS / f"{config.experiment}.py"
+    words = [sys.executable, script, *options, *sizes, "--workdir", workdir, "--platform", "cpu"]
+    job = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+    if (workdir / "nonfinite.json").exists():
+        return {"diverged": json.loads((workdir / "nonfinite.json").read_text())["step"]}
+    if job.returncode:
+        raise ValueError(f"{name}: {(job.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def line(config: Config, name: str, row: Row) -> str:
+    """A row in Markdown: means and deviations over GANs or noises."""
+    if "diverged" in row:
+        return f"| {name} | not finite at step {row['diverged']} | | | |"
+    cells = []
+    for column in COLUMNS[config.experiment]:
+        mean, deviation = np.mean(row[column]), np.std(row[column])
+        quality, digits = column == "high_quality", 4 if column == "kl" else 1
+        scale, unit = (100, " %") if quality else (1, "")
+        cells.append(f"{scale * mean:.{digits}f} ± {scale * deviation:.{digits}f}{unit}")
+    return f"| {' | '.join([name, *cells])} | {row['train_seconds']:.0f} s |"
+
+
+def table(config: Config, rows: dict[str, Row]) -> str:
+    """In Markdown."""
+    titles = [column.replace("_", " ") for column in COLUMNS[config.experiment]]
+    head = [f"| remedy | {' | '.join(titles)} | training |", "|---|---|---|---|---|"]
+    one = next((row for row in rows.values() if "diverged" not in row), {})
+    quality = f"{100 * one['real_high_quality']:.1f} %" if "real_high_quality" in one else ""
+    real = f"| real examples | {one.get('of_modes', 1000)} | {quality} | {one.get('real_kl', 0):.4f} | |"
+    lines = [line(config, name, row) for name, row in rows.items()]
+    return "\n".join([*head, *lines, real, *PUBLISHED[config.section], ""])
+
+
+def figures(config: Config, rows: dict[str, Row]) -> list[dict[str, Any]]:
+    """What was wanted of the grid."""
+    cured, sick = (rows[name] for name in (list(rows)[-1], next(iter(rows))))
+    if config.section != "grid" or "diverged" in cured or "diverged" in sick:
+        return []
+    return [
         figure("modes of the cure, least of its GANs", min(cured["modes"]), ">=", cured["of_modes"]),
         figure("its share of high quality, mean", float(np.mean(cured["high_quality"])), ">=", 0.96),
         figure("its KL, mean", float(np.mean(cured["kl"])), "<=", 0.01),
         figure("modes of the GAN of 2014, mean", float(np.mean(sick["modes"])), "<=", 21.9),
     ]
-    write(folder / "mode_collapse.json", {"rows": rows, "figures": figures})
-
-
-def run(config: Config, name: str, options: tuple[str, ...]) -> dict[str, Any]:
-    """The summary of a row's run."""
-    folder = config.out / config.mixture / "".join(c if c.isalnum() else "_" for c in name)
-    preset = () if "--preset" in options else ("--preset", "collapse")
-    sizes = "--mixture", config.mixture, "--steps", config.steps, "--horizon", config.steps, "--gans", config.gans
-    words = [sys.executable, SCRIPT, *preset, *options, *sizes, "--workdir", folder, "--platform", "cpu"]
-    job = subprocess.run([str(word) for word in words], capture_output=True, text=True)
-    if job.returncode:
-        raise ValueError(f"{name}: {(job.stderr.strip().splitlines() or ['no message'])[-1]}")
-    return json.loads((folder / "summary.json").read_text())
-
-
-def line(name: str, row: dict[str, Any]) -> str:
-    """A row in Markdown."""
-    modes, quality, kl = (np.array(row[key]) for key in ("modes", "high_quality", "kl"))
-    return (
-        f"| {name} | {modes.mean():.1f} ± {modes.std():.1f} | {100 * quality.mean():.1f} ± {100 * quality.std():.1f} % "
-        f"| {kl.mean():.4f} ± {kl.std():.4f} | {row['train_seconds']:.0f} s |"
-    )
-
-
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    """In Markdown."""
-    head = ["| remedy | modes | high quality | KL | training |", "|---|---|---|---|---|"]
-    one = next(iter(rows.values()))
-    real = f"| real points | {one['of_modes']} | {100 * one['real_high_quality']:.1f} % | {one['real_kl']:.4f} | |"
-    return "\n".join([*head, *(line(name, row) for name, row in rows.items()), real, ""])
 
 
 if __name__ == "__main__":

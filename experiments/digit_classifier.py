@@ -137,7 +137,7 @@ def loss_fn(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]
     """Mean cross-entropy, labels smoothed by 0.05, of distorted uint8 images [B,28,28,1]; also the accuracy."""
     images = distort(digits.preprocess(batch["image"])[..., 0], key)[..., None]
     logits, _ = digits.apply(params, images)
-    targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], 10), 0.05)
+    targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], 10), digits.SMOOTHING)
     accuracy = (logits.argmax(-1) == batch["label"]).mean()
     return optax.softmax_cross_entropy(logits, targets).mean(), {"accuracy": accuracy}
 

@@ -37,7 +37,7 @@ from jaxai.data.pipeline import batches
 from jaxai.metrics.digits import features_and_labels, preprocess
 from jaxai.metrics.generation import evaluate_digits, evaluation_size, frechet_distance
 from jaxai.nn import gan
-from jaxai.train.adversarial import apply, gan_step, init_gan_state
+from jaxai.train.adversarial import Draw, gan_step, init_gan_state
 from jaxai.train.loop import Every, Step, fit
 from jaxai.train.optim import Adam, cosine, optimizer
 from jaxai.train.run import Run, began_embedded, open_run
@@ -74,8 +74,9 @@ class Config(cli.Common):
     augment: tuple[Policy, ...] = ()
     """What real and generated images go through before the discriminator sees them (DiffAugment); digits are grey:
     brightness, contrast, translation, cutout."""
-    adaptive: bool = False
-    """Whether an image goes through each with a probability that follows how sure the discriminator is, else always."""
+    adaptive: float = 0.0
+    """With a number, an image goes through each with a probability that follows how sure the discriminator is, from 0
+    to 1 in so many images at the fastest; 0: always."""
     horizon: int = 4500
     """Steps over which penalty and learning rate take their course."""
     batch_size: int = 64
@@ -95,7 +96,7 @@ class Config(cli.Common):
             raise ValueError("--augment saturation needs colour, digits are grey: leave it out")
         if self.adaptive and not self.augment:
             raise ValueError("--adaptive has nothing to adapt: give --augment too")
-        self.check_at_least(0, "blocks", "penalty", "final_penalty", "average_half_life")
+        self.check_at_least(0, "adaptive", "blocks", "penalty", "final_penalty", "average_half_life")
         if not 1 <= len(self.widths) <= 2 or min(self.widths) < 1:
             raise ValueError(f"--widths must be one or two positive numbers (28 halves twice), got {self.widths}")
 
@@ -159,7 +160,7 @@ def main(config: Config) -> None:
         tensorboard=config.tensorboard,
     )
     steps = int(result.state.step)
-    samples = draw(result.state, evaluation_size(train.images, test.images))
+    samples = pictures.to_pixels(draw(result.state, evaluation_size(train.images, test.images)))
     figures = evaluate_digits(samples, train.images, test.images)
     finish_pictures(run, draw, result.state)
     summary = {
@@ -217,7 +218,8 @@ def training(config: Config, generator: nn.Module, discriminator: nn.Module) -> 
             preprocess(batch["image"]),
             loss=LOSSES[config.loss],
             penalty=r1_r2 if config.penalty else None,
-            penalty_weight=penalty_weight,
+            penalty_weight=penalty_weight if config.penalty else None,
+            adapt_images=config.adaptive,
             view=view if config.augment else None,
             average_half_life=config.average_half_life,
             **parts,
@@ -225,39 +227,15 @@ def training(config: Config, generator: nn.Module, discriminator: nn.Module) -> 
 
     def init() -> GanState:
         key = jax.random.key(config.seed)
-        kept = {"keep_average": config.average_half_life > 0, "adaptive": config.adaptive}
+        kept = {"keep_average": config.average_half_life > 0, "adaptive": config.adaptive > 0}
         return init_gan_state(key, (28, 28, 1), **kept, **parts)
 
     return step, init
 
 
-class Draw:
-    """Draws images from a state, with the generator's moving average where there is one."""
-
-    def __init__(self, generator: nn.Module, latent_size: int, seed: int) -> None:
-        self._apply = jax.jit(partial(apply, generator))
-        self._latent_size = latent_size
-        self._key = jax.random.key(seed)
-
-    def latents(self, count: int, purpose: int) -> np.ndarray:
-        """float32 [count, latent_size], the same for the same purpose."""
-        key = jax.random.fold_in(self._key, purpose)
-        return np.asarray(jax.random.normal(key, (count, self._latent_size)))
-
-    def from_latents(self, state: GanState, latents: np.ndarray) -> np.ndarray:
-        """uint8 [n, 28, 28, 1]; in blocks of 100, so that it compiles once."""
-        params = state.generator if state.average is None else state.average
-        blocks = [self._apply(params, block) for block in np.split(latents, len(latents) // 100)]
-        return pictures.to_pixels(np.concatenate(jax.device_get(blocks)))
-
-    def __call__(self, state: GanState, count: int) -> np.ndarray:
-        """Images from the first ``count`` latents of always the same noise, uint8 [count, 28, 28, 1]."""
-        return self.from_latents(state, self.latents(-(-count // 100) * 100, purpose=1))[:count]
-
-
 def snapshot(done: int, state: GanState, *, run: Run, draw: Draw, reference: np.ndarray) -> dict[str, float]:
     """Write the grid of samples from fixed noise; a quick MNIST-FD of as many samples as the reference has rows."""
-    images = draw(state, len(reference))
+    images = pictures.to_pixels(draw(state, len(reference)))
     pictures.save_png(run.samples / f"step_{done:06d}.png", pictures.grid(images[:100], columns=10))
     return {"quick_mnist_fd": frechet_distance(reference, features_and_labels(images)[0])}
 

@@ -1,6 +1,6 @@
-"""Mode collapse on points in the plane: what brings it about, and which remedy cures it.
+"""Mode collapse on points in the plane: what brings it about, and which remedy helps.
 
-    python experiments/gan_toy2d.py                            # the cure: all 25 modes of the grid, five GANs at once
+    python experiments/gan_toy2d.py                            # R3GAN's loss on the grid of 25 modes, five GANs at once
     python experiments/gan_toy2d.py --preset collapse          # the GAN of 2014 on the same points
     python experiments/gan_toy2d.py --preset collapse --packing 4             # ... with one remedy
     python experiments/gan_toy2d.py --mixture ring             # eight modes on a circle
@@ -10,7 +10,7 @@ The measure is PacGAN's (arXiv 1712.04086): of 2,500 points, how many of the mod
 deviations, the share of such points, and how far the modes are from being equally frequent. PacGAN itself, on the grid:
 GAN 17.3 modes, 94.8 % of high quality, KL 0.70; PacGAN4 24.8, 93.6 %, 0.04. All GANs of a run are trained by one
 program, each from its own seed, so that every figure has its spread.
-The run's folder ends with summary.json, points.png and training.gif: a column for each GAN.
+The run's folder ends with summary.json, points.png and training.gif: a column for each of the first five GANs.
 """
 
 import dataclasses
@@ -24,8 +24,7 @@ import numpy as np
 from PIL import Image
 
 from jaxai import cli, pictures
-from jaxai.adversarial.losses import LOSSES
-from jaxai.adversarial.penalties import PENALTIES, consistency
+from jaxai.adversarial import losses, penalties
 from jaxai.adversarial.remedies import instance_noise, spectrally_normalised
 from jaxai.data.mixtures import MIXTURES, point_batches
 from jaxai.metrics.mixtures import mixture_scores
@@ -57,20 +56,13 @@ class Config(cli.Common):
     latent_size: int = 2
     batch_size: int = 128
     """Points of each GAN in a step."""
-    loss: Literal[
-        "saturating",
-        "non_saturating",
-        "least_squares",
-        "hinge",
-        "wasserstein",
-        "relativistic",
-        "relativistic_average",
-    ] = "non_saturating"
-    penalty: Literal["none", "r1", "r2", "r1_r2", "approximate_r1_r2", "wgan_gp", "dragan", "consistency"] = "none"
+    loss: losses.Name = "non_saturating"
+    penalty: penalties.Name | Literal["none", "consistency"] = "none"
+    """On the discriminator; consistency is that with noise of a fifth of the modes' deviation."""
     penalty_weight: float = 1.0
-    """At the first step. Consistency is that with noise of the modes' own deviation."""
-    final_penalty_weight: float = 1.0
-    """From step horizon on, along a cosine."""
+    """At the first step."""
+    final_penalty_weight: float | None = None
+    """From step horizon on, along a cosine; by default the same."""
     noise: float = 0.0
     """Standard deviation of the noise that the discriminator sees real and generated points with, at the first step; it
     falls to 0 along a cosine over the horizon."""
@@ -79,9 +71,11 @@ class Config(cli.Common):
     deviation: bool = False
     """Whether it sees how much the points of a batch differ."""
     spectral: bool = False
-    """Whether its kernels have spectral norm 1."""
+    """Whether its kernels are divided by their spectral norms."""
     unroll: int = 0
     """Through how many more steps of the discriminator the generator looks."""
+    unroll_rate: float = 0.1
+    """The learning rate of those."""
     generator_optimizer: Adam = Adam(learning_rate=1e-3, beta1=0.5)
     discriminator_optimizer: Adam = Adam(learning_rate=1e-3, beta1=0.5)
     average_half_life: float = 0.0
@@ -95,7 +89,12 @@ class Config(cli.Common):
         super().__post_init__()
         self.check_at_least(1, "gans", "latent_size", "batch_size", "packing", "horizon", "score_every")
         self.check_at_least(1, "checkpoint_every")
-        self.check_at_least(0, "penalty_weight", "final_penalty_weight", "noise", "unroll", "average_half_life")
+        self.check_at_least(0, "penalty_weight", "noise", "unroll", "unroll_rate", "average_half_life")
+        if self.final_penalty_weight is not None:
+            self.check_at_least(0, "final_penalty_weight")
+        for name in ("penalty_weight", "noise", "unroll_rate"):
+            if not np.isfinite(getattr(self, name)):
+                raise ValueError(f"--{name.replace('_', '-')} must be finite, got {getattr(self, name)}")
         if min(self.generator + self.discriminator, default=1) < 1:
             raise ValueError("--generator and --discriminator are sizes of layers: give positive numbers")
         if self.batch_size % self.packing:
@@ -125,16 +124,17 @@ PRESETS = {
 
 def main(config: Config) -> None:
     """Train, score, draw."""
-    mesh = make_mesh(config.devices)
-    if config.gans % mesh.size:
-        raise ValueError(f"--gans {config.gans} do not divide over {mesh.size} devices: change one of them")
+    most = config.devices or max(n for n in range(1, jax.device_count() + 1) if config.gans % n == 0)
+    if config.gans % most:
+        raise ValueError(f"--gans {config.gans} do not divide over {most} devices: change one of them")
+    mesh = make_mesh(most)
     mixture = MIXTURES[config.mixture]
     batches = point_batches(mixture, config.gans, config.batch_size, seed=config.seed, **processes())
+    step, init = training(config)
     run = open_run(NAME, config, {"name": config.mixture})
     if summary := run.finished(config.steps):
         report(run, summary)
         return
-    step, init = training(config)
     draw = Draw(config)
     result = fit(
         step,
@@ -182,20 +182,22 @@ def training(config: Config) -> tuple[Step, Callable[[], GanState]]:
         "latent_size": config.latent_size,
         "packing": config.packing,
     }
-    how: dict[str, Any] = {"unroll": config.unroll, "average_half_life": config.average_half_life}
+    how: dict[str, Any] = {"unroll": config.unroll, "unroll_rate": config.unroll_rate}
+    how["average_half_life"] = config.average_half_life
     course = {"horizon": config.horizon}
     if config.penalty != "none":
-        ends = {"start": config.penalty_weight, "end": config.final_penalty_weight}
-        moved = partial(instance_noise, sigma=MIXTURES[config.mixture].deviation)
-        penalty = PENALTIES.get(config.penalty) or partial(consistency, augment=moved)
-        how |= {"penalty": penalty, "penalty_weight": partial(cosine, **ends, **course)}
+        end = config.penalty_weight if config.final_penalty_weight is None else config.final_penalty_weight
+        how |= {
+            "penalty": penalty(config),
+            "penalty_weight": partial(cosine, start=config.penalty_weight, end=end, **course),
+        }
     if config.noise:
         how["view"] = lambda x, key, state: instance_noise(x, key, cosine(state.step, config.noise, 0.0, **course))
     if config.spectral:
         how["constrain"] = spectrally_normalised
 
     def one_step(state: GanState, points: Array) -> tuple[GanState, dict[str, Array]]:
-        return gan_step(state, points, loss=LOSSES[config.loss], **how, **parts)
+        return gan_step(state, points, loss=losses.LOSSES[config.loss], **how, **parts)
 
     def step(state: GanState, batch: dict[str, Array]) -> tuple[GanState, dict[str, Array]]:
         state, metrics = jax.vmap(one_step)(state, batch["points"])
@@ -206,6 +208,16 @@ def training(config: Config) -> tuple[Step, Callable[[], GanState]]:
         return jax.vmap(partial(init_gan_state, shape=(2,), keep_average=config.average_half_life > 0, **parts))(keys)
 
     return step, init
+
+
+def penalty(config: Config) -> penalties.Penalty:
+    """The penalty of a config; small steps are a fifth of the modes' deviation."""
+    small = MIXTURES[config.mixture].deviation / 5
+    made: dict[str, penalties.Penalty] = {
+        "consistency": partial(penalties.consistency, augment=partial(instance_noise, sigma=small)),
+        "approximate_r1_r2": partial(penalties.approximate_r1_r2, sigma=small),
+    }
+    return ({**penalties.PENALTIES} | made)[config.penalty]
 
 
 class Draw:

@@ -70,7 +70,7 @@ def tiny_gan(
         "discriminator_tx": optax.adam(learning_rate, 0.0, 0.99),
         "latent_size": 8,
     }
-    how = {"penalty": r1_r2 if penalty else None, "penalty_weight": lambda step: jnp.asarray(penalty)}
+    how = {"penalty": r1_r2, "penalty_weight": lambda step: jnp.asarray(penalty)} if penalty else {}
 
     def step(state, batch):
         return gan_step(state, batch["image"], loss=LOSSES[loss], average_half_life=half_life, **how, **parts)

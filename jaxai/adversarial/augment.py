@@ -9,7 +9,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import ArrayLike, Float, Key
+from jaxtyping import ArrayLike, Bool, Float, Key
 
 from jaxai.typing import Array, Images
 
@@ -55,13 +55,14 @@ def transformed(name: str, images: Images, key: Key[Array, ""], fill: float) -> 
         return mean + (u + 0.5) * (images - mean)
     rows, columns = jax.random.split(key)
     if name == "translation":
-        down, right = (shifts(k, count, size) for k, size in ((rows, height), (columns, width)))
-        return fill + jnp.einsum("BYH,BXW,BHWC->BYXC", down, right, images - fill)
+        down, right = (shifts(k, count, size).astype(images.dtype) for k, size in ((rows, height), (columns, width)))
+        exact = jax.lax.Precision.HIGHEST  # pixels move, they are not to be rounded
+        return fill + jnp.einsum("BYH,BXW,BHWC->BYXC", down, right, images - fill, precision=exact)
     hole = band(rows, count, height)[:, :, None] & band(columns, count, width)[:, None]
     return jnp.where(hole[..., None], jnp.asarray(fill, images.dtype), images)
 
 
-def shifts(key: Key[Array, ""], count: int, size: int) -> Float[Array, "{count} {size} {size}"]:
+def shifts(key: Key[Array, ""], count: int, size: int) -> Bool[Array, "{count} {size} {size}"]:
     """Matrices that move a line of pixels by up to an eighth of its length, zeros coming in.
 
     A product instead of a gather: its derivatives are products too, where those of a gather are slow scatters.
@@ -69,7 +70,7 @@ def shifts(key: Key[Array, ""], count: int, size: int) -> Float[Array, "{count} 
     most = max(1, round(size / 8))
     by = jax.random.randint(key, (count, 1, 1), -most, most + 1)
     places = jnp.arange(size)
-    return (places[None, None] == places[None, :, None] - by).astype(jnp.float32)
+    return places[None, None] == places[None, :, None] - by
 
 
 def band(key: Key[Array, ""], count: int, size: int) -> Array:
@@ -80,12 +81,13 @@ def band(key: Key[Array, ""], count: int, size: int) -> Array:
 
 
 def adapted(
-    strength: Float[Array, ""], real_logits: Float[Array, " B"], *, target: float = 0.6, images: float = 500_000
+    strength: Float[Array, ""], margins: Float[Array, " B"], seen: int, *, target: float = 0.6, images: float = 500_000
 ) -> Float[Array, ""]:
-    """The strength after a batch of real images: up where the discriminator is too sure of them, else down.
+    """The strength after a batch of ``seen`` real images: up where the discriminator is too sure of them, else down.
 
-    strength + sign(mean sign(D(x)) - target) * B / images, kept in [0, 1]: it goes from 0 to 1 in ``images`` images at
-    the fastest. Source: Karras et al. 2020, arXiv 2006.06676 (adaptive discriminator augmentation), section 3.1.
+    strength + sign(mean sign(m) - target) * seen / images, kept in [0, 1], with the ``margins`` m of the loss, which
+    are positive where a real image is taken for real: it goes from 0 to 1 in ``images`` at the fastest. Source: Karras
+    et al. 2020, arXiv 2006.06676 (adaptive discriminator augmentation), there after every fourth batch.
     """
-    sure = jnp.sign(real_logits).mean()
-    return jnp.clip(strength + jnp.sign(sure - target) * len(real_logits) / images, 0, 1)
+    sure = jnp.sign(margins).mean()
+    return jnp.clip(strength + jnp.sign(sure - target) * seen / images, 0, 1)

@@ -5,7 +5,7 @@ the discriminator's logit of each.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 from jaxtyping import Array, Float
@@ -17,11 +17,14 @@ class Loss(NamedTuple):
     """What each network minimises.
 
     ``discriminator`` is a function of (real_logits [B], fake_logits [B]) -> losses [B]; so is ``generator`` of a
-    ``relativistic`` loss, else it is one of the fake logits alone.
+    ``relativistic`` loss, else it is one of the fake logits alone. ``margin`` of the same two is positive where the
+    discriminator takes a real example for real: the logit beyond the undecided one, or beyond the fake's where only
+    differences count.
     """
 
     discriminator: Callable[[Logits, Logits], Logits]
     generator: Callable[..., Logits]
+    margin: Callable[[Logits, Logits], Logits]
     relativistic: bool = False
 
 
@@ -91,12 +94,35 @@ def relativistic_average_generator(real_logits: Logits, fake_logits: Logits) -> 
     return relativistic_average_discriminator(fake_logits, real_logits)
 
 
-LOSSES = {
-    "saturating": Loss(classifying_discriminator, saturating_generator),
-    "non_saturating": Loss(classifying_discriminator, non_saturating_generator),
-    "least_squares": Loss(least_squares_discriminator, least_squares_generator),
-    "hinge": Loss(hinge_discriminator, raising_generator),
-    "wasserstein": Loss(wasserstein_discriminator, raising_generator),
-    "relativistic": Loss(relativistic_discriminator, relativistic_generator, relativistic=True),
-    "relativistic_average": Loss(relativistic_average_discriminator, relativistic_average_generator, relativistic=True),
+def above_0(real_logits: Logits, fake_logits: Logits) -> Logits:
+    return real_logits
+
+
+def above_half(real_logits: Logits, fake_logits: Logits) -> Logits:
+    return real_logits - 0.5
+
+
+def above_fake(real_logits: Logits, fake_logits: Logits) -> Logits:
+    return real_logits - fake_logits
+
+
+Name = Literal[
+    "saturating",
+    "non_saturating",
+    "least_squares",
+    "hinge",
+    "wasserstein",
+    "relativistic",
+    "relativistic_average",
+]
+LOSSES: dict[Name, Loss] = {
+    "saturating": Loss(classifying_discriminator, saturating_generator, above_0),
+    "non_saturating": Loss(classifying_discriminator, non_saturating_generator, above_0),
+    "least_squares": Loss(least_squares_discriminator, least_squares_generator, above_half),
+    "hinge": Loss(hinge_discriminator, raising_generator, above_0),
+    "wasserstein": Loss(wasserstein_discriminator, raising_generator, above_fake),
+    "relativistic": Loss(relativistic_discriminator, relativistic_generator, above_fake, relativistic=True),
+    "relativistic_average": Loss(
+        relativistic_average_discriminator, relativistic_average_generator, above_fake, relativistic=True
+    ),
 }

@@ -1,11 +1,13 @@
 """Penalties on the discriminator: functions of (discriminate, real, fake, key) -> one value per example.
 
-``discriminate`` maps a batch to its logits [B] and treats every example by itself; ``real`` and ``fake`` are batches
-[B, ...] of one shape and float dtype, ``key`` a typed key that some of them draw with. Norms go over all of an
-example's axes. The weight that multiplies the mean is the caller's.
+``discriminate`` maps a batch to its logits [B]. Where it looks at other examples too (minibatch deviation), the
+gradient at an example is that of the sum of all logits. ``real`` and ``fake`` are batches [B, ...] of one shape and
+float dtype, ``key`` a typed key that some of them draw with. Norms go over all of an example's axes. The weight that
+multiplies the mean is the caller's.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +47,7 @@ def approximate_r1_r2(
     """`r1_r2` by finite differences: (D(x + sigma u) - D(x))^2 / (2 sigma^2), u standard normal, at real and generated.
 
     Its expectation is half the squared gradient, up to O(sigma^2), without a second derivative. Source: Lin et al.
-    2025, arXiv 2501.08316, there without the division.
+    2025, arXiv 2501.08316, there without the division and at real examples alone.
     """
     both = pairs(real, fake)
     moved = both + sigma * jax.random.normal(key, both.shape, both.dtype)
@@ -64,7 +66,7 @@ def wgan_gp(discriminate: Discriminate, real: Samples, fake: Samples, key: Key[A
 def dragan(discriminate: Discriminate, real: Samples, fake: Samples, key: Key[Array, ""]) -> Values:
     """(|grad D(x + d)| - 1)^2 around real examples, d uniform in [0, s / 2), s the batch's standard deviation.
 
-    Source: Kodali et al. 2017, arXiv 1705.07215, with the noise of the authors' code; their weight is 10.
+    Source: Kodali et al. 2017, arXiv 1705.07215, there with normal d; their weight is 10.
     """
     noise = 0.5 * real.std() * jax.random.uniform(key, real.shape, real.dtype)
     return (norms(squared_gradients(discriminate, real + noise)) - 1) ** 2
@@ -106,7 +108,8 @@ def sum_of_pairs(values: Values) -> Float[Array, " B//2"]:
     return values.reshape(-1, 2).sum(1)
 
 
-PENALTIES: dict[str, Penalty] = {
+Name = Literal["r1", "r2", "r1_r2", "approximate_r1_r2", "wgan_gp", "dragan"]
+PENALTIES: dict[Name, Penalty] = {
     "r1": r1,
     "r2": r2,
     "r1_r2": r1_r2,

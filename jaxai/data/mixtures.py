@@ -39,9 +39,9 @@ def point_batches(
     ``jaxai.data.pipeline.batches``. Raises ``ValueError`` for a count that the processes do not divide, a batch size
     below 1 and a negative seed.
     """
-    check_rows(count, process_index, process_count, seed)
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; choose at least 1")
+    check_rows(batch_size * process_count, process_index, process_count, seed)
+    if count < 1 or count % process_count:
+        raise ValueError(f"count is {count}; choose at least 1, and a multiple of the {process_count} processes")
     local = count // process_count
 
     def batch(index: int) -> dict[str, np.ndarray]:

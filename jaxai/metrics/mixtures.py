@@ -11,11 +11,12 @@ def mixture_scores(
 ) -> dict[str, float]:
     """``modes``, ``high_quality``, ``kl`` of points [n, 2] against equally likely Gaussians around centres [modes, 2].
 
-    A point belongs to its nearest centre, and is of high quality within three standard deviations of it. ``modes`` have
-    at least one such point, ``high_quality`` is their share of all. ``kl`` = sum p ln(modes p), p the share of points
-    that belong to each centre, in nats: (modes - 1) / (2 n) for n perfect samples, on average.
+    A point is of high quality within three standard deviations of its nearest centre. ``modes`` have at least one such
+    point, ``high_quality`` is their share of all. ``kl`` = sum p ln(modes p), p the share of each mode in the points of
+    high quality, in nats: (modes - 1) / (2 n) for n perfect samples, on average; ln(modes), its greatest value, where
+    there are none.
 
-    Source: Lin et al. 2018, arXiv 1712.04086 (PacGAN), with n = 2,500. ValueError where points are not
+    Source: Lin et al. 2018, arXiv 1712.04086 (PacGAN), and its code, with n = 2,500. ValueError where points are not
     finite.
     """
     points = np.asarray(points, np.float64)
@@ -23,6 +24,7 @@ def mixture_scores(
         raise ValueError(f"points of shape {points.shape}: give at least one, all finite")
     distances = np.linalg.norm(points[:, None] - centres, axis=-1)
     nearest, good = distances.argmin(1), distances.min(1) <= 3 * deviation
-    share = np.bincount(nearest, minlength=len(centres)) / len(points)
-    kl = float((share[share > 0] * np.log(len(centres) * share[share > 0])).sum())
+    share = np.bincount(nearest[good], minlength=len(centres)) / max(1, good.sum())
+    share = share[share > 0]
+    kl = float((share * np.log(len(centres) * share)).sum()) if good.any() else float(np.log(len(centres)))
     return {"modes": float(len(set(nearest[good]))), "high_quality": float(good.mean()), "kl": kl}

@@ -19,8 +19,10 @@ def minibatch_deviation(x: Float[Array, "B *space C"], group: int = 4) -> Float[
     [[1.0, 1.0], [5.0, 0.0], [3.0, 1.0], [5.0, 0.0]]
     """
     batch = len(x)
+    if group < 1:
+        raise ValueError(f"group={group}: give at least 1")
     group = min(group, max(1, batch // INTERLEAVED))
-    if group < 1 or batch % (INTERLEAVED * group):
+    if batch % (INTERLEAVED * group):
         raise ValueError(f"group={group} for a batch of {batch}: the batch must be a multiple of {INTERLEAVED * group}")
     groups = x.reshape(-1, group, INTERLEAVED, x[0].size)
     variance = ((groups - groups.mean(1, keepdims=True)) ** 2).mean(1)

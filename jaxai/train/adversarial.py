@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jaxtyping import Array, Key
@@ -68,6 +69,7 @@ def gan_step(
     constrain: Callable[[PyTree], PyTree] | None = None,
     unroll: int = 0,
     unroll_rate: float = 0.1,
+    adapt_images: float = 500_000,
     average_half_life: float = 0.0,
 ) -> tuple[GanState, dict[str, Array]]:
     """Update the discriminator, then the generator through the new discriminator, on the same generated examples.
@@ -76,10 +78,13 @@ def gan_step(
     mean of loss.generator. G(z) is computed once: its pullback waits until the discriminator has moved. D sees real and
     generated examples through ``view(examples, key, state)`` and then ``packing`` at once; ``constrain`` makes the
     parameters that it computes with. With ``unroll`` the generator looks through a discriminator that has gone so many
-    steps further, as an answer to these very examples. ``average_half_life``, in examples, must be positive where
-    ``state.average`` is kept; ``state.strength`` follows `jaxai.adversarial.augment.adapted`.
-    real: [B, ...] float32. Returns the new state and float32 [] metrics.
+    steps of gradient descent further, as an answer to these very examples. ``average_half_life``, in examples, must be
+    positive where ``state.average`` is kept; ``state.strength`` follows `jaxai.adversarial.augment.adapted`, from 0 to
+    1 in ``adapt_images`` at the fastest. real: [B, ...] float32. Returns the new state and float32 [] metrics.
+    ValueError for a penalty without its weight, or a weight alone.
     """
+    if (penalty is None) != (penalty_weight is None):
+        raise ValueError("penalty and penalty_weight go together: give both, or neither")
     key_noise = jax.random.fold_in(state.key, state.step)
     key_real, key_fake, key_penalty = jax.random.split(jax.random.fold_in(key_noise, 1), 3)
     noise = jax.random.normal(key_noise, (len(real), latent_size), real.dtype)
@@ -100,7 +105,7 @@ def gan_step(
         return discriminator_objective(partial(discriminate, params), real, fake, loss, weighted, key_penalty)
 
     value_and_grad = jax.value_and_grad(discriminator_loss, has_aux=True)
-    (d_value, (real_logits, d_metrics)), d_grads = value_and_grad(state.discriminator, fakes)
+    (d_value, (margins, d_metrics)), d_grads = value_and_grad(state.discriminator, fakes)
     d_params, d_opt = update(discriminator_tx, d_grads, state.discriminator_opt, state.discriminator)
 
     def generator_loss(fakes: Samples) -> Array:
@@ -117,7 +122,7 @@ def gan_step(
         average = update_average(average, g_params, average_decay(state.step, len(noise), average_half_life))
     strength = state.strength
     if strength is not None:
-        strength = adapted(strength, real_logits)
+        strength = adapted(strength, margins, len(noise), images=adapt_images)
         d_metrics["strength"] = strength
     # Only gradient norms: those of parameters and updates too would cost the article's 10 M parameters 6 % of the step.
     metrics = {
@@ -149,10 +154,10 @@ def discriminator_objective(
     weighted: tuple[Penalty, Array] | None,
     key: Key[Array, ""],
 ) -> tuple[Array, tuple[Array, dict[str, Any]]]:
-    """The discriminator's loss; the real examples' logits, and what else it saw.
+    """The discriminator's loss; the margins of the real examples, and what else it saw.
 
-    Real and generated examples go through it as one batch. A penalty at the same points shares the forward pass: XLA
-    finds that it is the same.
+    Real and generated examples go through it as one batch. `r1_r2` at the same points shares the forward pass:
+    XLA finds that it is the same.
     """
     real_logits, fake_logits = split_pairs(discriminate(pairs(real, fake)))
     value, metrics = loss.discriminator(real_logits, fake_logits).mean(), {}
@@ -160,7 +165,8 @@ def discriminator_objective(
         penalty, weight = weighted
         metrics["penalty"] = penalty(discriminate, real, fake, key).mean()
         value += weight * metrics["penalty"]
-    return value, (real_logits, metrics | {"real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()})
+    metrics |= {"real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()}
+    return value, (loss.margin(real_logits, fake_logits), metrics)
 
 
 def generator_objective(fake: Samples, real: Samples, discriminate: Discriminate, loss: Loss) -> Array:
@@ -168,3 +174,27 @@ def generator_objective(fake: Samples, real: Samples, discriminate: Discriminate
     if loss.relativistic:
         return loss.generator(*split_pairs(discriminate(pairs(real, fake)))).mean()
     return loss.generator(discriminate(fake)).mean()
+
+
+class Draw:
+    """Draws examples from a state, with the generator's moving average where there is one."""
+
+    def __init__(self, generator: nn.Module, latent_size: int, seed: int) -> None:
+        self._apply = jax.jit(partial(apply, generator))
+        self._latent_size = latent_size
+        self._key = jax.random.key(seed)
+
+    def latents(self, count: int, purpose: int) -> np.ndarray:
+        """float32 [count, latent_size], the same for the same purpose."""
+        key = jax.random.fold_in(self._key, purpose)
+        return np.asarray(jax.random.normal(key, (count, self._latent_size)))
+
+    def from_latents(self, state: GanState, latents: np.ndarray) -> np.ndarray:
+        """float32 [n, ...] for n latents, a multiple of 100: in blocks of that, so that it compiles once."""
+        params = state.generator if state.average is None else state.average
+        blocks = [self._apply(params, block) for block in np.split(latents, len(latents) // 100)]
+        return np.concatenate(jax.device_get(blocks))
+
+    def __call__(self, state: GanState, count: int, purpose: int = 1) -> np.ndarray:
+        """Examples from the first ``count`` latents of always the same noise, float32 [count, ...]."""
+        return self.from_latents(state, self.latents(-(-count // 100) * 100, purpose))[:count]

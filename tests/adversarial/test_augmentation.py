@@ -78,7 +78,8 @@ def test_bad_policies(images, key):
 def test_strength_rises_where_the_discriminator_is_sure():
     start = jnp.asarray(0.5)
     sure, unsure = jnp.ones(10), jnp.array([1.0, -1.0] * 5)
-    assert adapted(start, sure, images=100) == pytest.approx(0.6)
-    assert adapted(start, unsure, images=100) == pytest.approx(0.4)
-    assert adapted(jnp.asarray(0.99), sure, images=100) == 1.0
-    assert adapted(jnp.asarray(0.01), unsure, images=100) == 0.0
+    assert adapted(start, sure, 10, images=100) == pytest.approx(0.6)
+    assert adapted(start, unsure, 10, images=100) == pytest.approx(0.4)
+    assert adapted(start, sure, 40, images=100) == pytest.approx(0.9)  # ten packs of four
+    assert adapted(jnp.asarray(0.99), sure, 10, images=100) == 1.0
+    assert adapted(jnp.asarray(0.01), unsure, 10, images=100) == 0.0

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from jaxai.adversarial.losses import LOSSES
+from jaxai.adversarial.losses import LOSSES, above_fake
 from tests.helpers import generator_loss
 
 logits = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=4).map(lambda x: jnp.asarray(x, "float32"))
@@ -56,12 +56,28 @@ def test_gradients_are_those_of_finite_differences(name):
             check_grads(lambda *x, f=function: f(*map(jnp.asarray, x)).sum(), (real, fake), order=2, modes=["rev"])
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.margin is not above_fake])
 def test_a_discriminator_that_cannot_tell_is_at_rest(name):
-    """With equal logits everywhere, the loss has no slope towards other equal logits at its fixed point."""
-    at_rest = jnp.full(3, 0.5 if name == "least_squares" else 0.0)
-    slope = jax.grad(lambda shift: LOSSES[name].discriminator(at_rest + shift, at_rest + shift).sum())(0.0)
-    assert slope == pytest.approx(0.0, abs=1e-6)
+    """With equal logits everywhere, the loss has no slope towards other equal logits at the undecided one alone."""
+    loss = LOSSES[name]
+
+    def slope(logit):
+        equal = jnp.full(3, logit)
+        return jax.grad(lambda shift: loss.discriminator(equal + shift, equal + shift).sum())(0.0)
+
+    undecided = -float(loss.margin(jnp.zeros(1), jnp.zeros(1))[0])
+    assert slope(undecided) == pytest.approx(0.0, abs=1e-6)
+    assert slope(undecided + 2) > 0.1
+    assert slope(undecided - 2) < -0.1
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_margins_are_positive_where_real_is_taken_for_real(name):
+    loss = LOSSES[name]
+    real, fake = jnp.array([3.0, -2.0]), jnp.array([-3.0, 2.0])
+    np.testing.assert_array_equal(jnp.sign(loss.margin(real, fake)), [1.0, -1.0])
+    if loss.margin is above_fake:
+        np.testing.assert_allclose(loss.margin(real + 5, fake + 5), loss.margin(real, fake))
 
 
 @pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.relativistic])
@@ -78,6 +94,7 @@ def test_relativistic_losses_do_not_change_when_the_discriminator_shifts(name, r
 def test_losses_and_gradients_are_finite_at_any_logit(name, real):
     loss = LOSSES[name]
     for scale in (1.0, 1e4):
-        value, grad = jax.value_and_grad(lambda x: loss.discriminator(x, -x).sum())(real * scale)
-        assert jnp.isfinite(value)
-        assert jnp.isfinite(grad).all()
+        for function in (loss.discriminator, partial(generator_loss, loss)):
+            value, grad = jax.value_and_grad(lambda x, f=function: f(x, -x).sum())(real * scale)
+            assert jnp.isfinite(value)
+            assert jnp.isfinite(grad).all()

@@ -33,8 +33,9 @@ def test_batches_go_on_where_they_were_and_processes_share_them():
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ({"count": 3, "process_count": 2}, "not divisible"),
+        ({"count": 3, "process_count": 2}, "count is 3; choose at least 1, and a multiple of the 2"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"count": 0}, "count is 0"),
         ({"seed": -1}, "seed"),
     ],
 )

@@ -137,7 +137,7 @@ def test_four_devices_differ_from_one_by_rounding_alone(experiment):
         (["--full-data"], ["wants all of MNIST", "--data-dir"]),
         (["--blocks", "-1"], ["--blocks must be at least 0"]),
         (["--augment", "saturation"], ["--augment saturation needs colour"]),
-        (["--adaptive"], ["--adaptive", "--augment"]),
+        (["--adaptive", "1000"], ["--adaptive", "--augment"]),
         (["--unknown", "1"], ["--unknown"]),
     ],
 )
@@ -164,16 +164,28 @@ def test_every_preset_makes_networks_that_take_a_step(experiment):
         assert dtypes == {jnp.dtype("float32")}, name
 
 
-def test_adaptive_augmentation_follows_the_discriminator(experiment):
-    config = dataclasses.replace(
-        experiment.PRESETS["debug"], augment=("brightness", "translation", "cutout"), adaptive=True
-    )
+@pytest.mark.parametrize("loss", ["relativistic", "non_saturating"])
+def test_adaptive_augmentation_follows_the_discriminator(experiment, loss):
+    """Up where it tells real from generated, down where it takes all for real; a shift of D alone says nothing."""
+    augment = "brightness", "translation", "cutout"
+    config = dataclasses.replace(experiment.PRESETS["debug"], loss=loss, augment=augment, adaptive=1000.0)
     step, init = experiment.training(config, *experiment.networks(config))
     images = np.random.default_rng(0).integers(0, 256, (16, 28, 28, 1), dtype=np.uint8)
-    state, metrics = jax.jit(step)(init().replace(strength=jnp.asarray(0.5)), {"image": images})
-    assert abs(float(state.strength) - 0.5) == pytest.approx(16 / 500_000, rel=1e-2)
-    assert float(metrics["strength"]) == float(state.strength)
-    assert np.isfinite(metrics["generator_loss"])
+    state = init().replace(strength=jnp.asarray(0.5))
+    logit = dict(state.discriminator["Dense_1"])
+
+    def strength(bias):
+        discriminator = state.discriminator | {"Dense_1": logit | {"bias": logit["bias"] + bias}}
+        new, metrics = jax.jit(step)(state.replace(discriminator=discriminator), {"image": images})
+        assert float(metrics["strength"]) == float(new.strength)
+        assert abs(float(new.strength) - 0.5) == pytest.approx(16 / 1000, rel=1e-2)
+        return float(new.strength)
+
+    found = [strength(bias) for bias in (-100.0, 0.0, 100.0)]
+    if loss == "relativistic":
+        assert len(set(found)) == 1
+    else:
+        assert found[0] < 0.5 < found[2]
 
 
 def test_gpu_preset_lowers_for_cuda_with_bfloat16_convolutions(experiment):

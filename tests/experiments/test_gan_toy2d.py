@@ -35,22 +35,24 @@ def test_debug_run_goes_on(tmp_path):
 @pytest.mark.parametrize(
     "remedy",
     [
-        {"loss": "wasserstein", "penalty": "wgan_gp", "penalty_weight": 10.0},
+        {"penalty": "r1"},
+        {"penalty": "wgan_gp", "penalty_weight": 10.0},
         {"penalty": "dragan"},
-        {"penalty": "consistency"},
-        {"loss": "relativistic_average", "penalty": "approximate_r1_r2"},
+        {"penalty": "consistency", "penalty_weight": 1000.0},
+        {"penalty": "approximate_r1_r2"},
         {"noise": 0.5},
         {"packing": 2},
         {"deviation": True},
-        {"loss": "hinge", "spectral": True},
+        {"spectral": True},
         {"unroll": 2},
+        {"loss": "least_squares"},
         {"average_half_life": 1000.0},
     ],
-    ids=lambda remedy: ",".join(remedy),
+    ids=lambda remedy: ",".join(map(str, remedy.values())),
 )
 def test_every_remedy_changes_the_training(remedy):
     experiment = load(SCRIPT)
-    plain = experiment.Config(**SMALL)
+    plain = experiment.Config(**SMALL, loss="relativistic")
     points = {"points": jax.random.normal(jax.random.key(1), (2, 16, 2))}
 
     def two_steps(config):
@@ -68,6 +70,20 @@ def test_every_remedy_changes_the_training(remedy):
     assert np.abs(kernel - before).max() > 1e-7
 
 
+def test_the_penalty_keeps_its_weight_unless_another_end_is_given():
+    experiment = load(SCRIPT)
+    points = {"points": jax.random.normal(jax.random.key(1), (2, 16, 2))}
+
+    def late_loss(**changes):
+        config = experiment.Config(**SMALL, penalty="r1", penalty_weight=10.0, horizon=100, **changes)
+        step, init = experiment.training(config)
+        _, metrics = jax.jit(step)(init().replace(step=jnp.full(2, 100)), points)
+        return float(metrics["discriminator_loss"]), float(metrics["penalty"])
+
+    (same, penalty), (none, _) = late_loss(), late_loss(final_penalty_weight=0.0)
+    assert same - none == pytest.approx(10 * penalty, rel=1e-4)
+
+
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
     experiment = load(SCRIPT)
     for arguments, word in [
@@ -75,6 +91,10 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
         (["--deviation", "--batch-size", "20"], "--deviation"),
         (["--gans", "0"], "--gans"),
         (["--noise", "-1"], "--noise"),
+        (["--noise", "inf"], "--noise must be finite"),
+        (["--penalty-weight", "nan"], "--penalty-weight"),
+        (["--generator-optimizer.warmup", "9000"], "warmup"),
+        (["--gans", "2", "--devices", "4"], "--gans 2 do not divide over 4 devices"),
         (["--generator", "0"], "give positive numbers"),
         (["--mixture", "torus"], "torus"),
     ]:

@@ -24,11 +24,14 @@ def test_collapsed_points():
     assert found == {"modes": 5.0, "high_quality": 1.0, "kl": pytest.approx(np.log(5))}
 
 
-def test_points_between_modes_count_for_balance_alone():
+def test_points_between_modes_count_for_nothing():
     mixture = MIXTURES["grid"]
-    points = mixture.centres + 4 * np.array([mixture.deviation, 0])
-    found = mixture_scores(points, mixture.centres, mixture.deviation)
-    assert found == {"modes": 0.0, "high_quality": 0.0, "kl": pytest.approx(0, abs=1e-12)}
+    between = mixture.centres + 4 * np.array([mixture.deviation, 0])
+    scores = (mixture.centres, mixture.deviation)
+    found = mixture_scores(between, *scores)
+    assert found == {"modes": 0.0, "high_quality": 0.0, "kl": pytest.approx(np.log(25))}
+    found = mixture_scores(np.concatenate([between, mixture.centres[:5]]), *scores)
+    assert found == {"modes": 5.0, "high_quality": pytest.approx(1 / 6), "kl": pytest.approx(np.log(5))}
 
 
 def test_points_that_are_not_finite():

@@ -33,3 +33,5 @@ def test_small_batches_are_one_group_and_odd_ones_an_error():
     assert minibatch_deviation(jnp.ones((2, 3)), 4).shape == (2, 4)
     with pytest.raises(ValueError, match="the batch must be a multiple of 8"):
         minibatch_deviation(jnp.ones((12, 3)), 4)
+    with pytest.raises(ValueError, match="group=0: give at least 1"):
+        minibatch_deviation(jnp.ones((12, 3)), 0)

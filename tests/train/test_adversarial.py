@@ -134,6 +134,21 @@ def test_generator_sees_packed_noisy_examples_and_the_discriminators_answer(loss
         chex.assert_trees_all_close(new.generator, generator, rtol=0, atol=1e-9)
 
 
+def test_a_penalty_and_its_weight_go_together():
+    with pytest.raises(ValueError, match="penalty and penalty_weight go together"):
+        gan_step(
+            tiny_gan()[1](),
+            jnp.ones((4, *SHAPE)),
+            generator=TinyGenerator(),
+            discriminator=TinyDiscriminator(),
+            loss=LOSSES["hinge"],
+            generator_tx=optax.sgd(1.0),
+            discriminator_tx=optax.sgd(1.0),
+            latent_size=8,
+            penalty_weight=lambda step: jnp.ones(()),
+        )
+
+
 def test_metrics_name_losses_logits_penalties_and_gradient_norms():
     step, init = tiny_gan()
     _, metrics = jax.jit(step)(init(), {"image": jnp.ones((4, *SHAPE))})

@@ -1,0 +1,53 @@
+"""Stacked MNIST: three digits as the colours of one image, a thousand modes (Metz et al. 2017, arXiv 1611.02163)."""
+
+import grain
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from jaxai.data.pipeline import check_rows, endless
+
+
+def stacked(images: UInt8[np.ndarray, "n 28 28 1"], rows: Int64[np.ndarray, "B 3"]) -> UInt8[np.ndarray, "B 28 28 3"]:
+    """The images of each row of numbers as the channels of one."""
+    return np.concatenate([images[rows[:, channel]] for channel in range(3)], -1)
+
+
+def fixed_rows(count: int, n: int, seed: int) -> Int64[np.ndarray, "{count} 3"]:
+    """Which images of n make each of ``count`` stacks."""
+    return _generator((seed, 0)).integers(n, size=(count, 3))
+
+
+def stack_batches(
+    images: UInt8[np.ndarray, "n 28 28 1"],
+    batch_size: int,
+    *,
+    seed: int,
+    fixed: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """An endless iterator of ``image`` uint8 [B, 28, 28, 3]: stacks of three images drawn at random.
+
+    With ``fixed`` only so many different stacks exist, as in a data set that was made once (128,000 in the
+    literature); else each is new. State, restoring and the rows of several processes are those of
+    ``jaxai.data.pipeline.batches``. Raises ``ValueError`` as that does, and for a negative ``fixed``.
+    """
+    check_rows(batch_size, process_index, process_count, seed)
+    if fixed < 0:
+        raise ValueError(f"fixed is {fixed}; choose how many stacks there are, or 0 for new ones")
+    table = fixed_rows(fixed, len(images), seed) if fixed else None
+    mine = slice(*(batch_size // process_count * edge for edge in (process_index, process_index + 1)))
+
+    def batch(index: int) -> dict[str, np.ndarray]:
+        generator = _generator((seed, 1, index))
+        if table is None:
+            rows = generator.integers(len(images), size=(batch_size, 3))
+        else:
+            rows = table[generator.integers(len(table), size=batch_size)]
+        return {"image": stacked(images, rows[mine])}
+
+    return endless(batch)
+
+
+def _generator(entropy: tuple[int, ...]) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))

@@ -1,0 +1,38 @@
+"""The 1000-mode benchmark as a person starts it: a debug run that goes on, and misuse."""
+
+import json
+from functools import partial
+
+from PIL import Image
+
+from tests.experiments.commands import SCRIPTS, load, refusal, run, start
+
+SCRIPT = SCRIPTS / "gan_stacked_mnist.py"
+
+
+def test_debug_run_goes_on(tmp_path):
+    workdir = tmp_path / "run"
+    for steps in ("20", "40"):
+        result = run(SCRIPT, workdir, "--steps", steps, "--fixed", "500")
+        assert result.returncode == 0, result.stderr
+    assert "going on from step 20" in result.stderr
+    assert "of 1000" in result.stdout
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["stacks"] == 500
+    assert summary["real_kl"] > 0.5  # 500 stacks are at most half of the modes
+    assert len(summary["modes"]) == len(summary["kl"]) == 1
+    with Image.open(workdir / "samples.png") as picture:
+        assert picture.mode == "RGB"
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
+    experiment = load(SCRIPT)
+    for arguments, word in [
+        (["--fixed", "-1"], "--fixed"),
+        (["--widths", "8", "8", "8"], "--widths must be one or two"),
+        (["--average-half-life", "0"], "--average-half-life"),
+        (["--latent-seeds", "0"], "--latent-seeds"),
+        (["--data-dir", str(tmp_path / "none")], "none"),
+    ]:
+        assert word in refusal(capsys, partial(start, experiment, tmp_path / "run", *arguments))
+    assert not (tmp_path / "run").exists()
