@@ -26,9 +26,9 @@ from jaxai import command
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 R1_R2 = ("--penalty", "r1_r2", "--penalty-weight", "0.1", "--final-penalty-weight", "0.001")
-AVERAGE = ("--average-half-life", "50000")
+AVERAGE = ("--average-half-life", "10000")
 TEN = ("--penalty-weight", "10")
-PACKED = ("--packing", "4", "--batch-size", "512")
+PACKED = ("--packing", "4", "--batch-size", "256")
 Row = dict[str, Any]
 POINTS: dict[str, tuple[str, ...]] = {
     "the GAN of 2014, non-saturating": (),
@@ -44,15 +44,15 @@ POINTS: dict[str, tuple[str, ...]] = {
     "DRAGAN": ("--penalty", "dragan", *TEN),
     "consistency": ("--penalty", "consistency", *TEN),
     "instance noise": ("--noise", "1"),
-    "packing, 2": ("--packing", "2", "--batch-size", "256"),
+    "packing, 2": ("--packing", "2", "--batch-size", "128"),
     "packing, 4": PACKED,
     "minibatch deviation": ("--deviation",),
     "spectral normalisation": ("--spectral",),
     "unrolling, 5": ("--unroll", "5"),
     "average of the generator": AVERAGE,
     "two time scales": ("--generator-optimizer.learning-rate", "2.5e-4"),
-    "larger generator": ("--generator", "256", "256", "256"),
-    "larger batch": ("--batch-size", "512"),
+    "larger generator": ("--generator", *["192"] * 6),
+    "larger batch": ("--batch-size", "256"),
     "packing, 4, instance noise": (*PACKED, "--noise", "1"),
     "packing, 4, R1 and R2": (*PACKED, *R1_R2),
     "R1 and R2, average": (*R1_R2, *AVERAGE),
@@ -86,7 +86,7 @@ class Config:
     """What to run."""
 
     section: tyro.conf.Positional[Literal["grid", "ring", "stacked"]] = "grid"
-    steps: int = 5000
+    steps: int = 8000
     """Of every GAN."""
     gans: int = 5
     """For each row of points; stacked digits have one GAN, scored from three noises."""

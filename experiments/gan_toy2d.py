@@ -50,11 +50,11 @@ class Config(cli.Common):
     mixture: Literal["ring", "grid"] = "grid"
     gans: int = 5
     """How many are trained at once, each from its own seed."""
-    generator: tuple[int, ...] = (128, 128, 128)
+    generator: tuple[int, ...] = (96,) * 6
     """Sizes of its hidden layers."""
-    discriminator: tuple[int, ...] = (128, 128, 128)
+    discriminator: tuple[int, ...] = (96,) * 4
     latent_size: int = 2
-    batch_size: int = 128
+    batch_size: int = 64
     """Points of each GAN in a step."""
     loss: losses.Name = "non_saturating"
     penalty: penalties.Name | Literal["none", "consistency"] = "none"
@@ -80,7 +80,7 @@ class Config(cli.Common):
     discriminator_optimizer: Adam = Adam(learning_rate=1e-3, beta1=0.5)
     average_half_life: float = 0.0
     """Half-life, in points, of the moving average of the generator that is scored; 0: no average."""
-    horizon: int = 5000
+    horizon: int = 8000
     """Steps over which penalty, noise and learning rates take their course."""
     score_every: int = 500
     checkpoint_every: int = 1000
@@ -104,18 +104,18 @@ class Config(cli.Common):
 
 
 CURE = Config(
-    steps=5000,
+    steps=8000,
     loss="relativistic",
     penalty="r1_r2",
     penalty_weight=0.1,
     final_penalty_weight=0.001,
-    generator_optimizer=Adam(learning_rate=2e-3, beta1=0.0, beta2=0.99, final_rate=0.02),
-    discriminator_optimizer=Adam(learning_rate=2e-3, beta1=0.0, beta2=0.99, final_rate=0.02),
-    average_half_life=50_000.0,
+    generator_optimizer=Adam(learning_rate=1e-3, beta1=0.0, beta2=0.99, final_rate=0.02),
+    discriminator_optimizer=Adam(learning_rate=1e-3, beta1=0.0, beta2=0.99, final_rate=0.02),
+    average_half_life=10_000.0,
 )
 PRESETS = {
     "default": CURE,
-    "collapse": Config(steps=5000),
+    "collapse": Config(steps=8000),
     "debug": dataclasses.replace(
         CURE, steps=40, horizon=40, gans=2, generator=(16,), discriminator=(16,), score_every=20, checkpoint_every=20
     ),
