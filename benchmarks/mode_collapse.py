@@ -130,11 +130,13 @@ def run(config: Config, name: str, options: tuple[str, ...]) -> Row:
         options = options if "--preset" in options else ("--preset", "collapse", *options)
     script = EXPERIMENTS / f"{config.experiment}.py"
     words = [sys.executable, script, *options, *sizes, "--workdir", workdir, "--platform", "cpu"]
-    job = subprocess.run([str(word) for word in words], capture_output=True, text=True)
-    if (workdir / "nonfinite.json").exists():
-        return {"diverged": json.loads((workdir / "nonfinite.json").read_text())["step"]}
-    if job.returncode:
-        raise ValueError(f"{name}: {(job.stderr.strip().splitlines() or ['no message'])[-1]}")
+    stopped = workdir / "nonfinite.json"
+    if not stopped.exists():
+        job = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+        if job.returncode and not stopped.exists():
+            raise ValueError(f"{name}: {(job.stderr.strip().splitlines() or ['no message'])[-1]}")
+    if stopped.exists():
+        return {"diverged": json.loads(stopped.read_text())["step"]}
     return json.loads((workdir / "summary.json").read_text())
 
 

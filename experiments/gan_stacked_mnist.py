@@ -117,14 +117,14 @@ PRESETS = {
 def main(config: Config) -> None:
     """Load, train, score, draw."""
     train = load("mnist", "train", data_dir=config.data_dir, embedded_only=began_embedded(NAME, config))
+    generator, discriminator = networks(config)
+    step, init = training(config, generator, discriminator)
     mesh = make_mesh(config.devices, batch_size=config.batch_size)
     batches = stack_batches(train.images, config.batch_size, seed=config.seed, fixed=config.fixed, **processes())
     run = open_run(NAME, config, train.identity())
     if summary := run.finished(config.steps):
         report(run, summary)
         return
-    generator, discriminator = networks(config)
-    step, init = training(config, generator, discriminator)
     draw = Draw(generator, config.latent_size, config.seed)
     result = fit(
         step,
@@ -139,11 +139,11 @@ def main(config: Config) -> None:
         shard_parameters=config.shard_parameters,
         tensorboard=config.tensorboard,
     )
-    scores = []
+    scores, samples = [], np.empty(0)
     for number in range(config.latent_seeds):
         samples = pictures.to_pixels(draw(result.state, SAMPLES, purpose=10 + number))
         scores.append(stacked_scores(*stack_labels(samples)))
-        pictures.save_png(run.folder / "samples.png", pictures.grid(samples[:100], columns=10))
+    pictures.save_png(run.folder / "samples.png", pictures.grid(samples[:100], columns=10))
     pictures.plot_curves(run.folder / "curves.png", run.metrics, CURVES)
     floor, spread = real_kl(config, train.images)
     summary = {
@@ -212,10 +212,7 @@ def snapshot(done: int, state: GanState, *, run: Run, draw: Draw) -> dict[str, f
 def real_kl(config: Config, images: np.ndarray) -> tuple[float, float]:
     """The KL of as many real stacks, its mean and deviation over 20 draws: a perfect generator's."""
     _, labels = features_and_labels(images)
-    if config.fixed:
-        stacks = labels[fixed_rows(config.fixed, len(images), config.seed)]
-        return kl_floor(stacks)
-    return kl_floor(labels)
+    return kl_floor(labels[fixed_rows(config.fixed, len(images), config.seed)] if config.fixed else labels)
 
 
 def report(run: Run, summary: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@
     python experiments/gan_toy2d.py --preset collapse          # the GAN of 2014 on the same points
     python experiments/gan_toy2d.py --preset collapse --packing 4             # ... with one remedy
     python experiments/gan_toy2d.py --mixture ring             # eight modes on a circle
-    python benchmarks/mode_collapse.py                         # every remedy alone and together, as a table
+    python benchmarks/mode_collapse.py                         # remedies alone and together, as a table
 
 The measure is PacGAN's (arXiv 1712.04086): of 2,500 points, how many of the modes have one within three standard
 deviations, the share of such points, and how far the modes are from being equally frequent. PacGAN itself, on the grid:
@@ -14,7 +14,7 @@ The run's folder ends with summary.json, points.png and training.gif: a column f
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal
 
@@ -26,11 +26,11 @@ from PIL import Image
 from jaxai import cli, pictures
 from jaxai.adversarial import losses, penalties
 from jaxai.adversarial.remedies import instance_noise, spectrally_normalised
-from jaxai.data.mixtures import MIXTURES, point_batches
+from jaxai.data.mixtures import MIXTURES, Mixture, point_batches
 from jaxai.metrics.mixtures import mixture_scores
 from jaxai.nn.gan import PointDiscriminator
 from jaxai.nn.mlp import MLP
-from jaxai.train.adversarial import apply, gan_step, init_gan_state
+from jaxai.train.adversarial import apply, drawing, gan_step, init_gan_state
 from jaxai.train.loop import Every, Step, fit
 from jaxai.train.optim import Adam, cosine, optimizer
 from jaxai.train.run import Run, open_run
@@ -124,10 +124,10 @@ PRESETS = {
 
 def main(config: Config) -> None:
     """Train, score, draw."""
-    most = config.devices or max(n for n in range(1, jax.device_count() + 1) if config.gans % n == 0)
-    if config.gans % most:
-        raise ValueError(f"--gans {config.gans} do not divide over {most} devices: change one of them")
-    mesh = make_mesh(most)
+    devices = config.devices or max(n for n in range(1, jax.device_count() + 1) if config.gans % n == 0)
+    if config.gans % devices:
+        raise ValueError(f"--gans {config.gans} do not divide over {devices} devices: change one of them")
+    mesh = make_mesh(devices)
     mixture = MIXTURES[config.mixture]
     batches = point_batches(mixture, config.gans, config.batch_size, seed=config.seed, **processes())
     step, init = training(config)
@@ -150,10 +150,9 @@ def main(config: Config) -> None:
         tensorboard=config.tensorboard,
         steps_per_call=10,
     )
-    points = draw(result.state)
-    scores = [mixture_scores(rows, mixture.centres, mixture.deviation) for rows in points]
-    floor = np.random.default_rng(config.seed)
-    real = [mixture_scores(mixture.draw(SCORED, floor), mixture.centres, mixture.deviation) for _ in range(20)]
+    points, draws = draw(result.state), np.random.default_rng(config.seed)
+    found = scores(points, mixture)
+    real = scores([mixture.draw(SCORED, draws) for _ in range(20)], mixture)
     pictures.save_png(run.folder / "points.png", picture(points, config))
     frames = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(run.samples.glob("step_*.png"))]
     pictures.save_gif(run.folder / "training.gif", frames, milliseconds=250, scale=1)
@@ -162,9 +161,9 @@ def main(config: Config) -> None:
         "data": f"{config.mixture}: {len(mixture.centres)} Gaussians of deviation {mixture.deviation}",
         "of_modes": len(mixture.centres),
         "gans": config.gans,
-        **{name: [row[name] for row in scores] for name in scores[0]},
-        "real_high_quality": float(np.mean([row["high_quality"] for row in real])),
-        "real_kl": float(np.mean([row["kl"] for row in real])),
+        **found,
+        "real_high_quality": float(np.mean(real["high_quality"])),
+        "real_kl": float(np.mean(real["kl"])),
         "compile_seconds": round(result.compile_seconds, 1),
         "train_seconds": round(result.train_seconds, 1),
     }
@@ -229,15 +228,20 @@ class Draw:
         self._points = jax.jit(lambda params: generate(params, noise))
 
     def __call__(self, state: GanState) -> np.ndarray:
-        return np.asarray(self._points(state.generator if state.average is None else state.average))
+        return np.asarray(self._points(drawing(state)))
 
 
 def snapshot(done: int, state: GanState, *, run: Run, draw: Draw, config: Config) -> dict[str, float]:
     """Write the picture of the points; the means of the scores over the GANs."""
     points, mixture = draw(state), MIXTURES[config.mixture]
     pictures.save_png(run.samples / f"step_{done:06d}.png", picture(points, config), scale=1)
-    scores = [mixture_scores(rows, mixture.centres, mixture.deviation) for rows in points]
-    return {name: float(np.mean([row[name] for row in scores])) for name in scores[0]}
+    return {name: float(np.mean(values)) for name, values in scores(points, mixture).items()}
+
+
+def scores(points: Iterable[np.ndarray], mixture: Mixture) -> dict[str, list[float]]:
+    """Each score of every GAN's points."""
+    found = [mixture_scores(rows, mixture.centres, mixture.deviation) for rows in points]
+    return {name: [row[name] for row in found] for name in found[0]}
 
 
 def picture(points: np.ndarray, config: Config) -> np.ndarray:

@@ -6,7 +6,8 @@ import grain
 import numpy as np
 from jaxtyping import Float
 
-from jaxai.data.pipeline import check_rows, endless
+from jaxai.data.pipeline import check_rows, endless, own_rows
+from jaxai.data.specs import generator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,10 +17,10 @@ class Mixture:
     centres: Float[np.ndarray, "modes 2"]
     deviation: float
 
-    def draw(self, count: int, generator: np.random.Generator) -> Float[np.ndarray, "{count} 2"]:
+    def draw(self, count: int, draws: np.random.Generator) -> Float[np.ndarray, "{count} 2"]:
         """``count`` points, float32."""
-        chosen = self.centres[generator.integers(len(self.centres), size=count)]
-        return (chosen + self.deviation * generator.normal(size=(count, 2))).astype(np.float32)
+        chosen = self.centres[draws.integers(len(self.centres), size=count)]
+        return (chosen + self.deviation * draws.normal(size=(count, 2))).astype(np.float32)
 
 
 ANGLES = 2 * np.pi * np.arange(8) / 8
@@ -42,13 +43,9 @@ def point_batches(
     check_rows(batch_size * process_count, process_index, process_count, seed)
     if count < 1 or count % process_count:
         raise ValueError(f"count is {count}; choose at least 1, and a multiple of the {process_count} processes")
-    local = count // process_count
+    mine = range(count)[own_rows(count, process_index, process_count)]
 
     def batch(index: int) -> dict[str, np.ndarray]:
-        rows = [
-            mixture.draw(batch_size, np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, index, row)))))
-            for row in range(process_index * local, (process_index + 1) * local)
-        ]
-        return {"points": np.stack(rows)}
+        return {"points": np.stack([mixture.draw(batch_size, generator(seed, index, row)) for row in mine])}
 
     return endless(batch)

@@ -87,6 +87,12 @@ def check_rows(batch_size: int, process_index: int, process_count: int, seed: in
         raise ValueError(f"seed is {seed}; choose an integer of at least 0")
 
 
+def own_rows(batch_size: int, process_index: int, process_count: int) -> slice:
+    """Which rows of a global batch are this process's."""
+    local = batch_size // process_count
+    return slice(process_index * local, (process_index + 1) * local)
+
+
 def _rows(order: Callable, n: int, start: int, count: int) -> Int64[np.ndarray, " count"]:
     """Rows ``start`` ... ``start + count - 1`` of all epochs' orders put one behind the other; ``count <= n``."""
     epoch, offset = divmod(start, n)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int32, UInt64
 
 from jaxai.data.babi import Question
 from jaxai.data.groups import grouped, length_groups
-from jaxai.data.pipeline import check_rows, endless
+from jaxai.data.pipeline import check_rows, endless, own_rows
 
 Batch = dict[
     str,
@@ -135,7 +135,7 @@ def question_batches(
         np.flatnonzero((low <= counts) & (counts <= high))
         for low, high in length_groups(counts, counts[:, None], shapes)
     ]
-    mine = slice(*(batch_size // process_count * edge for edge in (process_index, process_index + 1)))
+    mine = own_rows(batch_size, process_index, process_count)
     rows_of = grouped([(len(rows), batch_size) for rows in members], seed=seed)
 
     def batch(index: int) -> Batch:

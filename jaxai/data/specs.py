@@ -69,6 +69,11 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, spec: Spec, where: str)
     return images, labels
 
 
+def generator(*entropy: int) -> np.random.Generator:
+    """Random numbers that depend on ``entropy`` (integers >= 0), and on numpy's version."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+
+
 def permutation(n: int, *entropy: int) -> Int64[np.ndarray, " n"]:
     """A random order of 0 ... n - 1 that depends on ``entropy`` (integers >= 0) alone.
 

@@ -4,7 +4,8 @@ import grain
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from jaxai.data.pipeline import check_rows, endless
+from jaxai.data.pipeline import check_rows, endless, own_rows
+from jaxai.data.specs import generator
 
 
 def stacked(images: UInt8[np.ndarray, "n 28 28 1"], rows: Int64[np.ndarray, "B 3"]) -> UInt8[np.ndarray, "B 28 28 3"]:
@@ -14,7 +15,7 @@ def stacked(images: UInt8[np.ndarray, "n 28 28 1"], rows: Int64[np.ndarray, "B 3
 
 def fixed_rows(count: int, n: int, seed: int) -> Int64[np.ndarray, "{count} 3"]:
     """Which images of n make each of ``count`` stacks."""
-    return _generator((seed, 0)).integers(n, size=(count, 3))
+    return generator(seed, 0).integers(n, size=(count, 3))
 
 
 def stack_batches(
@@ -36,18 +37,14 @@ def stack_batches(
     if fixed < 0:
         raise ValueError(f"fixed is {fixed}; choose how many stacks there are, or 0 for new ones")
     table = fixed_rows(fixed, len(images), seed) if fixed else None
-    mine = slice(*(batch_size // process_count * edge for edge in (process_index, process_index + 1)))
+    mine = own_rows(batch_size, process_index, process_count)
 
     def batch(index: int) -> dict[str, np.ndarray]:
-        generator = _generator((seed, 1, index))
+        draws = generator(seed, 1, index)
         if table is None:
-            rows = generator.integers(len(images), size=(batch_size, 3))
+            rows = draws.integers(len(images), size=(batch_size, 3))
         else:
-            rows = table[generator.integers(len(table), size=batch_size)]
+            rows = table[draws.integers(len(table), size=batch_size)]
         return {"image": stacked(images, rows[mine])}
 
     return endless(batch)
-
-
-def _generator(entropy: tuple[int, ...]) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))

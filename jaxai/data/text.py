@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Integer
 
 from jaxai.data import embedded
-from jaxai.data.pipeline import check_rows, endless
+from jaxai.data.pipeline import check_rows, endless, own_rows
 
 logger = logging.getLogger("jaxai.data")
 
@@ -217,8 +217,7 @@ def windows(
     """
     check_rows(batch_size, process_index, process_count, seed)
     _check_length(ids, length)
-    local = batch_size // process_count
-    mine = slice(process_index * local, (process_index + 1) * local)
+    mine = own_rows(batch_size, process_index, process_count)
     views = np.lib.stride_tricks.sliding_window_view(_compact(ids), length + 1)
 
     def batch(index: int) -> Batch:

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
+from jaxai.metrics.generation import histogram, histogram_kl
 from jaxai.typing import Array
 
 
@@ -24,7 +25,6 @@ def mixture_scores(
         raise ValueError(f"points of shape {points.shape}: give at least one, all finite")
     distances = np.linalg.norm(points[:, None] - centres, axis=-1)
     nearest, good = distances.argmin(1), distances.min(1) <= 3 * deviation
-    share = np.bincount(nearest[good], minlength=len(centres)) / max(1, good.sum())
-    share = share[share > 0]
-    kl = float((share * np.log(len(centres) * share)).sum()) if good.any() else float(np.log(len(centres)))
-    return {"modes": float(len(set(nearest[good]))), "high_quality": float(good.mean()), "kl": kl}
+    counts = histogram(nearest[good], len(centres))
+    kl = histogram_kl(counts, np.ones(len(centres))) if good.any() else float(np.log(len(centres)))
+    return {"modes": float(np.count_nonzero(counts)), "high_quality": float(good.mean()), "kl": kl}

@@ -176,8 +176,13 @@ def generator_objective(fake: Samples, real: Samples, discriminate: Discriminate
     return loss.generator(discriminate(fake)).mean()
 
 
+def drawing(state: GanState) -> PyTree:
+    """The generator's parameters that draw: their moving average where there is one."""
+    return state.generator if state.average is None else state.average
+
+
 class Draw:
-    """Draws examples from a state, with the generator's moving average where there is one."""
+    """Draws examples from a state."""
 
     def __init__(self, generator: nn.Module, latent_size: int, seed: int) -> None:
         self._apply = jax.jit(partial(apply, generator))
@@ -191,8 +196,7 @@ class Draw:
 
     def from_latents(self, state: GanState, latents: np.ndarray) -> np.ndarray:
         """float32 [n, ...] for n latents, a multiple of 100: in blocks of that, so that it compiles once."""
-        params = state.generator if state.average is None else state.average
-        blocks = [self._apply(params, block) for block in np.split(latents, len(latents) // 100)]
+        blocks = [self._apply(drawing(state), block) for block in np.split(latents, len(latents) // 100)]
         return np.concatenate(jax.device_get(blocks))
 
     def __call__(self, state: GanState, count: int, purpose: int = 1) -> np.ndarray:

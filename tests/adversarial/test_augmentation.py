@@ -26,9 +26,10 @@ def test_saturation_and_contrast_stretch_around_a_mean(policy, axes, most, image
     found = augment(images, key, [policy])
     mean = images.mean(axes, keepdims=True)
     np.testing.assert_allclose(found.mean(axes, keepdims=True), mean, atol=1e-5)
-    factor = np.asarray((found - mean) / (images - mean)).reshape(16, -1)
-    np.testing.assert_allclose(np.median(factor, 1)[:, None] * np.ones_like(factor), factor, rtol=2e-2, atol=1e-3)
-    assert (np.median(factor, 1) <= most).all()
+    before, after = (np.asarray(x - mean).reshape(16, -1) for x in (images, found))
+    factor = (before * after).sum(1) / (before**2).sum(1)
+    np.testing.assert_allclose(after, factor[:, None] * before, atol=1e-6)  # float32 rounds numbers up to 3 to 2e-7
+    assert ((factor >= 0) & (factor <= most)).all()
 
 
 def test_translation_moves_and_fills(key):
@@ -36,7 +37,7 @@ def test_translation_moves_and_fills(key):
     found = np.asarray(augment(images, key, ["translation"], fill=-1.0))
     moves = set()
     for image in found:
-        (y, x), (row, column) = np.argwhere(image[2:-2, 2:-2, 0] > 0)[0] + 2, (0, 0)
+        y, x = np.argwhere(image[2:-2, 2:-2, 0] > 0)[0] + 2
         row, column = divmod(int(image[y, x, 0]) - 1, 12)
         dy, dx = y - row, x - column
         moves.add((int(dy), int(dx)))

@@ -31,8 +31,9 @@ def test_squared_gradients_of_a_quadratic_form(real_and_fake):
     wanted = ((WEIGHTS[None] * images) ** 2).sum((1, 2, 3))
     np.testing.assert_allclose(squared_gradients(quadratic, images), wanted, rtol=1e-6)
     points = images.reshape(3, 4)
-    flat = partial(lambda x: quadratic(x.reshape(-1, 2, 2, 1)))
-    np.testing.assert_allclose(squared_gradients(flat, points), wanted, rtol=1e-6)
+    np.testing.assert_allclose(
+        squared_gradients(lambda x: quadratic(x.reshape(-1, 2, 2, 1)), points), wanted, rtol=1e-6
+    )
 
 
 def test_r1_and_r2_are_half_the_squared_gradients(real_and_fake):
@@ -84,7 +85,10 @@ def test_penalties_of_a_flat_discriminator_have_finite_derivatives(name, real_an
 def test_consistency_is_0_where_the_augmentation_changes_nothing(real_and_fake):
     still = partial(consistency, augment=lambda x, key: x[:, ::-1])
     moved = partial(consistency, augment=lambda x, key: x + 1)
-    symmetric = lambda x: x.sum((1, 2, 3))  # noqa: E731
+
+    def symmetric(x):
+        return x.sum((1, 2, 3))
+
     np.testing.assert_allclose(still(symmetric, *real_and_fake, KEY), np.zeros(3), atol=1e-10)
     np.testing.assert_allclose(moved(symmetric, *real_and_fake, KEY), np.full(3, 16.0), rtol=1e-5)
 
