@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
@@ -40,7 +41,7 @@ from jaxai.data.pipeline import batches
 from jaxai.metrics.digits import preprocess
 from jaxai.metrics.generation import evaluate_digits, evaluation_size
 from jaxai.nn.gan import ArticleDiscriminator, ArticleGenerator
-from jaxai.train.adversarial import gan_step, init_gan_state
+from jaxai.train.adversarial import apply, from_noise, gan_step, init_gan_state, initial
 from jaxai.train.optim import Adam, optimizer
 
 REPOSITORY = Path(__file__).parent.parent
@@ -118,19 +119,15 @@ class Article:
 
     def __init__(self, data_dir: Path) -> None:
         tx = optimizer(Adam(learning_rate=1e-4), horizon=1)
-        parts = {
-            "generator": ArticleGenerator(),
-            "discriminator": ArticleDiscriminator(),
-            "generator_tx": tx,
-            "discriminator_tx": tx,
-            "latent_size": 100,
-        }
+        generator, discriminator = ArticleGenerator(), ArticleDiscriminator()
+        how = {"generate": from_noise(generator, 100, BATCH), "discriminate": partial(apply, discriminator)}
         self._batches = batches(load("mnist", "train", data_dir=data_dir), BATCH, seed=0)
 
         def step(state: Any, batch: dict[str, jax.Array]) -> Any:
-            return gan_step(state, preprocess(batch["image"]), loss=LOSSES["non_saturating"], **parts)
+            return gan_step(state, preprocess(batch["image"]), loss=LOSSES["non_saturating"], txs=(tx, tx), **how)
 
-        init = partial(init_gan_state, jax.random.key(0), (28, 28, 1), keep_average=False, **parts)
+        first = initial(generator, jnp.zeros((1, 100))), initial(discriminator, jnp.zeros((2, 28, 28, 1)))
+        init = partial(init_gan_state, jax.random.key(0), *first, txs=(tx, tx), keep_average=False)
         self._state = jax.jit(init)()
         before = time.perf_counter()
         self._step = jax.jit(step, donate_argnums=0).lower(self._state, next(self._batches)).compile()

@@ -37,7 +37,7 @@ from jaxai.data.pipeline import batches
 from jaxai.metrics.digits import features_and_labels, preprocess
 from jaxai.metrics.generation import evaluate_digits, evaluation_size, frechet_distance
 from jaxai.nn import gan
-from jaxai.train.adversarial import Draw, gan_step, init_gan_state
+from jaxai.train.adversarial import Draw, apply, from_noise, gan_step, init_gan_state, initial
 from jaxai.train.loop import Every, Step, fit
 from jaxai.train.optim import Adam, cosine, optimizer
 from jaxai.train.run import Run, began_embedded, open_run
@@ -200,14 +200,8 @@ def networks(config: Config) -> tuple[nn.Module, nn.Module]:
 
 def training(config: Config, generator: nn.Module, discriminator: nn.Module) -> tuple[Step, Callable[[], GanState]]:
     """The training step on a batch of pixels, and the function that makes the first state."""
-    parts = {
-        "generator": generator,
-        "discriminator": discriminator,
-        "generator_tx": optimizer(config.optimizer, config.horizon),
-        "discriminator_tx": optimizer(config.optimizer, config.horizon),
-        "latent_size": config.latent_size,
-    }
-    penalty_weight = partial(cosine, start=config.penalty, end=config.final_penalty, horizon=config.horizon)
+    tx = optimizer(config.optimizer, config.horizon)
+    weight = partial(cosine, start=config.penalty, end=config.final_penalty, horizon=config.horizon)
 
     def view(images: Array, key: Array, state: GanState) -> Array:
         return augment(images, key, config.augment, 1.0 if state.strength is None else state.strength, fill=-1.0)
@@ -216,19 +210,21 @@ def training(config: Config, generator: nn.Module, discriminator: nn.Module) -> 
         return gan_step(
             state,
             preprocess(batch["image"]),
+            generate=from_noise(generator, config.latent_size, len(batch["image"])),
+            discriminate=partial(apply, discriminator),
             loss=LOSSES[config.loss],
-            penalty=r1_r2 if config.penalty else None,
-            penalty_weight=penalty_weight if config.penalty else None,
+            penalty=(r1_r2, weight) if config.penalty else None,
             adapt_images=config.adaptive,
             view=view if config.augment else None,
             average_half_life=config.average_half_life,
-            **parts,
+            txs=(tx, tx),
         )
 
     def init() -> GanState:
-        key = jax.random.key(config.seed)
-        kept = {"keep_average": config.average_half_life > 0, "adaptive": config.adaptive > 0}
-        return init_gan_state(key, (28, 28, 1), **kept, **parts)
+        key, kept = jax.random.key(config.seed), {"keep_average": config.average_half_life > 0}
+        latents, images = jnp.zeros((1, config.latent_size)), jnp.zeros((2, 28, 28, 1))
+        first = initial(generator, latents), initial(discriminator, images)
+        return init_gan_state(key, *first, adaptive=config.adaptive > 0, txs=(tx, tx), **kept)
 
     return step, init
 

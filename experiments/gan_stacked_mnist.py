@@ -29,7 +29,7 @@ from jaxai.data.stacks import fixed_rows, stack_batches
 from jaxai.metrics.digits import features_and_labels, preprocess
 from jaxai.metrics.stacked import SAMPLES, kl_floor, stack_labels, stacked_scores
 from jaxai.nn import gan
-from jaxai.train.adversarial import Draw, gan_step, init_gan_state
+from jaxai.train.adversarial import Draw, apply, from_noise, gan_step, init_gan_state, initial
 from jaxai.train.loop import Every, Step, fit
 from jaxai.train.optim import Adam, cosine, optimizer
 from jaxai.train.run import Run, began_embedded, open_run
@@ -174,14 +174,7 @@ def training(
     config: Config, generator: gan.Generator, discriminator: gan.Discriminator
 ) -> tuple[Step, Callable[[], GanState]]:
     """The training step on a batch of pixels, and the function that makes the first state."""
-    parts = {
-        "generator": generator,
-        "discriminator": discriminator,
-        "generator_tx": optimizer(config.optimizer, config.horizon),
-        "discriminator_tx": optimizer(config.optimizer, config.horizon),
-        "latent_size": config.latent_size,
-    }
-    penalty = None if config.penalty == "none" else PENALTIES[config.penalty]
+    tx = optimizer(config.optimizer, config.horizon)
     ends = {"start": config.penalty_weight, "end": config.final_penalty_weight}
     weight = partial(cosine, **ends, horizon=config.horizon)
 
@@ -189,15 +182,18 @@ def training(
         return gan_step(
             state,
             preprocess(batch["image"]),
+            generate=from_noise(generator, config.latent_size, len(batch["image"])),
+            discriminate=partial(apply, discriminator),
             loss=LOSSES[config.loss],
-            penalty=penalty,
-            penalty_weight=weight if penalty else None,
+            penalty=None if config.penalty == "none" else (PENALTIES[config.penalty], weight),
             average_half_life=config.average_half_life,
-            **parts,
+            txs=(tx, tx),
         )
 
     def init() -> GanState:
-        return init_gan_state(jax.random.key(config.seed), (28, 28, 3), keep_average=True, **parts)
+        latents, images = jnp.zeros((1, config.latent_size)), jnp.zeros((2, 28, 28, 3))
+        first = initial(generator, latents), initial(discriminator, images)
+        return init_gan_state(jax.random.key(config.seed), *first, txs=(tx, tx), keep_average=True)
 
     return step, init
 

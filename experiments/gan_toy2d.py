@@ -25,18 +25,18 @@ from PIL import Image
 
 from jaxai import cli, pictures
 from jaxai.adversarial import losses, penalties
-from jaxai.adversarial.remedies import instance_noise, spectrally_normalised
+from jaxai.adversarial.remedies import instance_noise, pack, spectrally_normalised
 from jaxai.data.mixtures import MIXTURES, Mixture, point_batches
 from jaxai.metrics.mixtures import mixture_scores
 from jaxai.nn.gan import PointDiscriminator
 from jaxai.nn.mlp import MLP
-from jaxai.train.adversarial import apply, drawing, gan_step, init_gan_state
+from jaxai.train.adversarial import apply, drawing, from_noise, gan_step, init_gan_state, initial
 from jaxai.train.loop import Every, Step, fit
 from jaxai.train.optim import Adam, cosine, optimizer
 from jaxai.train.run import Run, open_run
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import GanState
-from jaxai.typing import Array
+from jaxai.typing import Array, PyTree
 
 NAME = "gan_toy2d"
 SCORED = 2500  # points of each GAN, as in PacGAN
@@ -173,38 +173,45 @@ def main(config: Config) -> None:
 
 def training(config: Config) -> tuple[Step, Callable[[], GanState]]:
     """The training step of all GANs at once, and the function that makes their first states."""
-    parts = {
-        "generator": MLP(config.generator, 2),
-        "discriminator": PointDiscriminator(config.discriminator, config.deviation),
-        "generator_tx": optimizer(config.generator_optimizer, config.horizon),
-        "discriminator_tx": optimizer(config.discriminator_optimizer, config.horizon),
-        "latent_size": config.latent_size,
-        "packing": config.packing,
-    }
-    how: dict[str, Any] = {"unroll": config.unroll, "unroll_rate": config.unroll_rate}
-    how["average_half_life"] = config.average_half_life
+    generator, discriminator = MLP(config.generator, 2), PointDiscriminator(config.discriminator, config.deviation)
     course = {"horizon": config.horizon}
-    if config.penalty != "none":
-        end = config.penalty_weight if config.final_penalty_weight is None else config.final_penalty_weight
-        how |= {
-            "penalty": penalty(config),
-            "penalty_weight": partial(cosine, start=config.penalty_weight, end=end, **course),
-        }
-    if config.noise:
-        how["view"] = lambda x, key, state: instance_noise(x, key, cosine(state.step, config.noise, 0.0, **course))
-    if config.spectral:
-        how["constrain"] = spectrally_normalised
+    txs = optimizer(config.generator_optimizer, **course), optimizer(config.discriminator_optimizer, **course)
+    end = config.penalty_weight if config.final_penalty_weight is None else config.final_penalty_weight
+    weight = partial(cosine, start=config.penalty_weight, end=end, **course)
+
+    def view(points: Array, key: Array, state: GanState) -> Array:
+        if config.noise:
+            points = instance_noise(points, key, cosine(state.step, config.noise, 0.0, **course))
+        return pack(points, config.packing)
+
+    def discriminate(params: PyTree, points: Array) -> Array:
+        return apply(discriminator, spectrally_normalised(params) if config.spectral else params, points)
 
     def one_step(state: GanState, points: Array) -> tuple[GanState, dict[str, Array]]:
-        return gan_step(state, points, loss=losses.LOSSES[config.loss], **how, **parts)
+        return gan_step(
+            state,
+            points,
+            generate=from_noise(generator, config.latent_size, len(points)),
+            discriminate=discriminate,
+            loss=losses.LOSSES[config.loss],
+            penalty=None if config.penalty == "none" else (penalty(config), weight),
+            view=view,
+            unroll=config.unroll,
+            unroll_rate=config.unroll_rate,
+            average_half_life=config.average_half_life,
+            txs=txs,
+        )
 
     def step(state: GanState, batch: dict[str, Array]) -> tuple[GanState, dict[str, Array]]:
         state, metrics = jax.vmap(one_step)(state, batch["points"])
         return state, jax.tree.map(jnp.mean, metrics)
 
     def init() -> GanState:
+        latents, points = jnp.zeros((1, config.latent_size)), jnp.zeros((2, 2 * config.packing))
+        networks = initial(generator, latents), initial(discriminator, points)
         keys = jax.random.split(jax.random.key(config.seed), config.gans)
-        return jax.vmap(partial(init_gan_state, shape=(2,), keep_average=config.average_half_life > 0, **parts))(keys)
+        kept = config.average_half_life > 0
+        return jax.vmap(lambda key: init_gan_state(key, *networks, txs=txs, keep_average=kept))(keys)
 
     return step, init
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from jaxai.adversarial.losses import LOSSES, Loss
 from jaxai.adversarial.penalties import r1_r2
-from jaxai.train.adversarial import gan_step, init_gan_state
+from jaxai.train.adversarial import apply, from_noise, gan_step, init_gan_state, initial
 from jaxai.train.state import GanState
 
 SHAPE = (4, 4, 1)
@@ -63,19 +63,23 @@ def tiny_gan(
     half_life: float = 100.0,
 ) -> tuple[Callable[..., Any], Callable[[], GanState]]:
     """(step, init) of a GAN of two small dense networks."""
-    parts = {
-        "generator": TinyGenerator(),
-        "discriminator": TinyDiscriminator(),
-        "generator_tx": optax.adam(learning_rate, 0.0, 0.99),
-        "discriminator_tx": optax.adam(learning_rate, 0.0, 0.99),
-        "latent_size": 8,
-    }
-    how = {"penalty": r1_r2, "penalty_weight": lambda step: jnp.asarray(penalty)} if penalty else {}
+    tx = optax.adam(learning_rate, 0.0, 0.99)
+    weighted = (r1_r2, lambda step: jnp.asarray(penalty)) if penalty else None
 
     def step(state, batch):
-        return gan_step(state, batch["image"], loss=LOSSES[loss], average_half_life=half_life, **how, **parts)
+        return gan_step(
+            state,
+            batch["image"],
+            generate=from_noise(TinyGenerator(), 8, len(batch["image"])),
+            discriminate=partial(apply, TinyDiscriminator()),
+            loss=LOSSES[loss],
+            penalty=weighted,
+            average_half_life=half_life,
+            txs=(tx, tx),
+        )
 
-    return step, partial(init_gan_state, jax.random.key(0), SHAPE, keep_average=half_life > 0, **parts)
+    first = initial(TinyGenerator(), jnp.zeros((1, 8))), initial(TinyDiscriminator(), jnp.zeros((2, *SHAPE)))
+    return step, partial(init_gan_state, jax.random.key(0), *first, txs=(tx, tx), keep_average=half_life > 0)
 
 
 def generator_loss(loss: Loss, real: jax.Array, fake: jax.Array) -> jax.Array:

@@ -47,10 +47,11 @@ def generate(
         logits, state = read(params, empty, tokens, advance=advance)
         for first in range(done, done + room, chunk):
             size = min(chunk, done + room - first)
+            numbers = np.int32(first), np.int32(size)
             state, logits, new = write(
-                params, state, logits, key, np.int32(first), advance=advance, sampling=sampling, count=size
+                params, state, logits, key, *numbers, advance=advance, sampling=sampling, chunk=chunk
             )
-            yield (new := np.asarray(new))
+            yield (new := np.asarray(new)[:, :size])
             tokens = np.concatenate([tokens, new], 1)
         done += room
 
@@ -61,25 +62,29 @@ def read(params: PyTree, state: PyTree, tokens: Array, *, advance: Advance) -> t
     return advance(params, state, tokens)
 
 
-@partial(jax.jit, static_argnames=("advance", "sampling", "count"))
+@partial(jax.jit, static_argnames=("advance", "sampling", "chunk"))
 def write(
     params: PyTree,
     state: PyTree,
     logits: Array,
     key: Array,
     first: Array,
+    count: Array,
     *,
     advance: Advance,
     sampling: Sampling,
-    count: int,
+    chunk: int,
 ) -> tuple[PyTree, Array, Array]:
-    """State and logits after ``count`` more tokens, and these tokens [B, count], numbered from ``first`` on."""
+    """State and logits after ``count`` more tokens, and these tokens [B, chunk], 0 behind them.
 
-    def one(carry: tuple[PyTree, Array], number: Array) -> tuple[tuple[PyTree, Array], Array]:
-        state, logits = carry
-        token = sample(logits, jax.random.fold_in(key, number), sampling)
+    They are numbered from ``first`` on. One program serves every count up to ``chunk``.
+    """
+
+    def one(index: Array, carry: tuple[PyTree, Array, Array]) -> tuple[PyTree, Array, Array]:
+        state, logits, tokens = carry
+        token = sample(logits, jax.random.fold_in(key, first + index), sampling)
         logits, state = advance(params, state, token[:, None])
-        return (state, logits), token
+        return state, logits, tokens.at[:, index].set(token)
 
-    (state, logits), tokens = jax.lax.scan(one, (state, logits), first + jnp.arange(count))
-    return state, logits, tokens.T
+    empty = jnp.zeros((len(logits), chunk), jnp.int32)
+    return jax.lax.fori_loop(0, count, one, (state, logits, empty))

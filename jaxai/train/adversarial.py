@@ -13,60 +13,58 @@ from jaxtyping import Array, Key
 
 from jaxai.adversarial.augment import adapted
 from jaxai.adversarial.losses import Loss
-from jaxai.adversarial.penalties import Discriminate, Penalty, pairs, split_pairs
-from jaxai.adversarial.remedies import pack, unrolled
+from jaxai.adversarial.penalties import Discriminate, Penalty, Values, pairs, split_pairs
+from jaxai.adversarial.remedies import unrolled
 from jaxai.train.optim import average_decay, update_average
 from jaxai.train.state import GanState
 from jaxai.typing import PyTree, Samples
 
+Optimizers = tuple[optax.GradientTransformation, optax.GradientTransformation]
+"""The generator's and the discriminator's; two of different rates are two time scales (arXiv 1706.08500)."""
+
 
 def init_gan_state(
     key: Array,
-    shape: tuple[int, ...],
+    init_generator: Callable[[Array], PyTree],
+    init_discriminator: Callable[[Array], PyTree],
     *,
-    generator: nn.Module,
-    discriminator: nn.Module,
-    generator_tx: optax.GradientTransformation,
-    discriminator_tx: optax.GradientTransformation,
-    latent_size: int,
+    txs: Optimizers,
     keep_average: bool,
-    packing: int = 1,
     adaptive: bool = False,
 ) -> GanState:
-    """The state before the first step, for examples of a ``shape``; ``average`` is None without ``keep_average``, and
-    ``strength``, 0 at first, without ``adaptive``.
+    """The state before the first step. Each ``init`` maps a key to a network's parameters, `initial` makes one;
+    ``average`` is None without ``keep_average``, and ``strength``, 0 at first, without ``adaptive``.
     """
     key_generator, key_discriminator, key_steps = jax.random.split(key, 3)
-    generator_params = generator.init(key_generator, jnp.zeros((1, latent_size)))["params"]
-    example = pack(jnp.zeros((packing, *shape)), packing)
-    discriminator_params = discriminator.init(key_discriminator, jnp.repeat(example, 2, 0))["params"]
+    generator, discriminator = init_generator(key_generator), init_discriminator(key_discriminator)
     return GanState(
         step=jnp.zeros((), "int32"),
-        generator=generator_params,
-        discriminator=discriminator_params,
-        average=jax.tree.map(jnp.copy, generator_params) if keep_average else None,
-        generator_opt=generator_tx.init(generator_params),
-        discriminator_opt=discriminator_tx.init(discriminator_params),
+        generator=generator,
+        discriminator=discriminator,
+        average=jax.tree.map(jnp.copy, generator) if keep_average else None,
+        generator_opt=txs[0].init(generator),
+        discriminator_opt=txs[1].init(discriminator),
         key=key_steps,
         strength=jnp.zeros(()) if adaptive else None,
     )
+
+
+def initial(network: nn.Module, *inputs: Array) -> Callable[[Array], PyTree]:
+    """The function from a key to the network's first parameters, for inputs of these shapes."""
+    return lambda key: network.init(key, *inputs)["params"]
 
 
 def gan_step(
     state: GanState,
     real: Samples,
     *,
-    generator: nn.Module,
-    discriminator: nn.Module,
+    generate: Callable[[PyTree, Key[Array, ""]], Samples],
+    discriminate: Callable[[PyTree, Samples], Values],
     loss: Loss,
-    generator_tx: optax.GradientTransformation,
-    discriminator_tx: optax.GradientTransformation,
-    latent_size: int,
-    penalty: Penalty | None = None,
-    penalty_weight: Callable[[Array], Array] | None = None,
+    txs: Optimizers,
+    penalty: tuple[Penalty, Callable[[Array], Array]] | None = None,
+    reconstruction: Callable[[Samples], Array] | None = None,
     view: Callable[[Samples, Key[Array, ""], GanState], Samples] | None = None,
-    packing: int = 1,
-    constrain: Callable[[PyTree], PyTree] | None = None,
     unroll: int = 0,
     unroll_rate: float = 0.1,
     adapt_images: float = 500_000,
@@ -74,31 +72,24 @@ def gan_step(
 ) -> tuple[GanState, dict[str, Array]]:
     """Update the discriminator, then the generator through the new discriminator, on the same generated examples.
 
-    Discriminator: mean of loss.discriminator(D(x), D(G(z))) + penalty_weight(step) * mean of ``penalty``. Generator:
-    mean of loss.generator. G(z) is computed once: its pullback waits until the discriminator has moved. D sees real and
-    generated examples through ``view(examples, key, state)`` and then ``packing`` at once; ``constrain`` makes the
-    parameters that it computes with. With ``unroll`` the generator looks through a discriminator that has gone so many
-    steps of gradient descent further, as an answer to these very examples. ``average_half_life``, in examples, must be
-    positive where ``state.average`` is kept; ``state.strength`` follows `jaxai.adversarial.augment.adapted`, from 0 to
-    1 in ``adapt_images`` at the fastest. real: [B, ...] float32. Returns the new state and float32 [] metrics.
-    ValueError for a penalty without its weight, or a weight alone.
+    ``generate(params, key)``, such as `from_noise`, makes as many examples G as ``real`` [B, ...] float32 has. They are
+    made once: their pullback waits until the discriminator has moved. ``discriminate(params, examples)`` sees both
+    through ``view(examples, key, state)``. Discriminator: mean of loss.discriminator(D(x), D(G)) + weight(step) * mean
+    of a penalty, for ``penalty`` (penalty, weight). Generator: mean of loss.generator + ``reconstruction(G)``. With
+    ``unroll`` it looks through a discriminator that has gone so many steps of gradient descent further, as an answer to
+    these very examples. ``average_half_life``, in examples, must be positive where ``state.average`` is kept;
+    ``state.strength`` follows `jaxai.adversarial.augment.adapted`, from 0 to 1 in ``adapt_images`` at the fastest.
+    Returns the new state and float32 [] metrics.
     """
-    if (penalty is None) != (penalty_weight is None):
-        raise ValueError("penalty and penalty_weight go together: give both, or neither")
     key_noise = jax.random.fold_in(state.key, state.step)
     key_real, key_fake, key_penalty = jax.random.split(jax.random.fold_in(key_noise, 1), 3)
-    noise = jax.random.normal(key_noise, (len(real), latent_size), real.dtype)
-    fakes, pull_back = jax.vjp(lambda params: apply(generator, params, noise), state.generator)
+    fakes, pull_back = jax.vjp(lambda params: generate(params, key_noise), state.generator)
 
     def seen(x: Samples, key: Array) -> Array:
-        x = view(x, key, state) if view else x
-        return pack(x, packing) if packing > 1 else x
-
-    def discriminate(params: PyTree, x: Samples) -> Array:
-        return apply(discriminator, constrain(params) if constrain else params, x)
+        return view(x, key, state) if view else x
 
     real = seen(real, key_real)
-    weighted = (penalty, penalty_weight(state.step)) if penalty and penalty_weight else None
+    weighted = (penalty[0], penalty[1](state.step)) if penalty else None
 
     def discriminator_loss(params: PyTree, fakes: Samples) -> tuple[Array, tuple[Array, dict[str, Array]]]:
         fake = seen(fakes, key_fake)
@@ -106,33 +97,43 @@ def gan_step(
 
     value_and_grad = jax.value_and_grad(discriminator_loss, has_aux=True)
     (d_value, (margins, d_metrics)), d_grads = value_and_grad(state.discriminator, fakes)
-    d_params, d_opt = update(discriminator_tx, d_grads, state.discriminator_opt, state.discriminator)
+    d_params, d_opt = update(txs[1], d_grads, state.discriminator_opt, state.discriminator)
 
-    def generator_loss(fakes: Samples) -> Array:
+    def generator_loss(fakes: Samples) -> tuple[Array, dict[str, Array]]:
         gradient = jax.grad(lambda params: discriminator_loss(params, fakes)[0])
         params = unrolled(gradient, d_params, unroll, unroll_rate)
-        return generator_objective(seen(fakes, key_fake), real, partial(discriminate, params), loss)
+        value = generator_objective(seen(fakes, key_fake), real, partial(discriminate, params), loss)
+        if not reconstruction:
+            return value, {}
+        apart = reconstruction(fakes)
+        return value + apart, {"reconstruction": apart}
 
-    g_value, fakes_gradient = jax.value_and_grad(generator_loss)(fakes)
+    (g_value, g_metrics), fakes_gradient = jax.value_and_grad(generator_loss, has_aux=True)(fakes)
     (g_grads,) = pull_back(fakes_gradient)
-    g_params, g_opt = update(generator_tx, g_grads, state.generator_opt, state.generator)
+    g_params, g_opt = update(txs[0], g_grads, state.generator_opt, state.generator)
 
     average = state.average
     if average is not None:
-        average = update_average(average, g_params, average_decay(state.step, len(noise), average_half_life))
+        average = update_average(average, g_params, average_decay(state.step, len(fakes), average_half_life))
     strength = state.strength
     if strength is not None:
-        strength = adapted(strength, margins, len(noise), images=adapt_images)
+        strength = adapted(strength, margins, len(fakes), images=adapt_images)
         d_metrics["strength"] = strength
     # Only gradient norms: those of parameters and updates too would cost the article's 10 M parameters 6 % of the step.
     metrics = {
         "discriminator_loss": d_value,
         "generator_loss": g_value,
         **d_metrics,
+        **g_metrics,
         "discriminator_gradient_norm": optax.tree.norm(d_grads),
         "generator_gradient_norm": optax.tree.norm(g_grads),
     }
     return GanState(state.step + 1, g_params, d_params, average, g_opt, d_opt, state.key, strength), metrics
+
+
+def from_noise(generator: nn.Module, latent_size: int, count: int) -> Callable[[PyTree, Key[Array, ""]], Samples]:
+    """(params, key) -> ``count`` examples of a generator from standard normal latents [count, latent_size]."""
+    return lambda params, key: apply(generator, params, jax.random.normal(key, (count, latent_size)))
 
 
 def apply(network: nn.Module, params: PyTree, x: Array) -> Array:

@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from jaxai.adversarial.losses import LOSSES
-from jaxai.train.adversarial import gan_step, init_gan_state
+from jaxai.adversarial.remedies import pack
+from jaxai.train.adversarial import apply, from_noise, gan_step, init_gan_state, initial
 from jaxai.train.optim import average_decay
 from tests.helpers import SHAPE, TinyDiscriminator, TinyGenerator, generator_loss, tiny_gan
 
@@ -88,26 +89,22 @@ def test_step_is_the_plain_update(loss, gamma):
 def test_generator_sees_packed_noisy_examples_and_the_discriminators_answer(loss):
     """The generator's gradient through two more steps of a discriminator that sees pairs, all in one expression."""
     with jax.enable_x64(True):
-        tx = optax.sgd(1.0)
-        parts = {
-            "generator": TinyGenerator(),
-            "discriminator": TinyDiscriminator(),
-            "generator_tx": tx,
-            "discriminator_tx": tx,
-            "latent_size": 8,
-            "packing": 2,
-        }
-        state = to_float64(init_gan_state(jax.random.key(0), SHAPE, keep_average=False, **parts))
+        txs = optax.sgd(1.0), optax.sgd(1.0)
+        pair = jnp.zeros((2, *SHAPE[:2], 2 * SHAPE[2]))
+        first = initial(TinyGenerator(), jnp.zeros((1, 8))), initial(TinyDiscriminator(), pair)
+        state = to_float64(init_gan_state(jax.random.key(0), *first, txs=txs, keep_average=False))
         real = jax.random.normal(jax.random.key(7), (4, *SHAPE), "float64")
         new, _ = gan_step(
             state,
             real,
+            generate=from_noise(TinyGenerator(), 8, 4),
+            discriminate=lambda params, x: apply(TinyDiscriminator(), jax.tree.map(lambda x: x / 2, params), x),
             loss=LOSSES[loss],
-            view=lambda x, key, state: 3 * x + state.step,
-            constrain=lambda params: jax.tree.map(lambda x: x / 2, params),
+            view=lambda x, key, state: pack(3 * x + state.step, 2),
+            reconstruction=lambda fakes: 5 * (fakes**2).mean(),
             unroll=2,
             unroll_rate=0.2,
-            **parts,
+            txs=txs,
         )
         noise = jax.random.normal(jax.random.fold_in(state.key, state.step), (4, 8), "float64")
 
@@ -125,28 +122,13 @@ def test_generator_sees_packed_noisy_examples_and_the_discriminators_answer(loss
                 grads = jax.grad(d_loss)(discriminator, fakes)
                 discriminator = jax.tree.map(lambda p, g: p - 0.2 * g, discriminator, grads)
             seen = logits(discriminator, fakes)
-            return generator_loss(LOSSES[loss], logits(discriminator, real), seen).mean()
+            return generator_loss(LOSSES[loss], logits(discriminator, real), seen).mean() + 5 * (fakes**2).mean()
 
         fakes = TinyGenerator().apply({"params": state.generator}, noise)
         moved = jax.tree.map(lambda p, g: p - g, state.discriminator, jax.grad(d_loss)(state.discriminator, fakes))
         generator = jax.tree.map(lambda p, g: p - g, state.generator, jax.grad(g_loss)(state.generator, moved))
         chex.assert_trees_all_close(new.discriminator, moved, rtol=0, atol=1e-9)
         chex.assert_trees_all_close(new.generator, generator, rtol=0, atol=1e-9)
-
-
-def test_a_penalty_and_its_weight_go_together():
-    with pytest.raises(ValueError, match="penalty and penalty_weight go together"):
-        gan_step(
-            tiny_gan()[1](),
-            jnp.ones((4, *SHAPE)),
-            generator=TinyGenerator(),
-            discriminator=TinyDiscriminator(),
-            loss=LOSSES["hinge"],
-            generator_tx=optax.sgd(1.0),
-            discriminator_tx=optax.sgd(1.0),
-            latent_size=8,
-            penalty_weight=lambda step: jnp.ones(()),
-        )
 
 
 def test_metrics_name_losses_logits_penalties_and_gradient_norms():
