@@ -5,15 +5,17 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, DTypeLike, Float
+from jaxtyping import Array, DTypeLike, Float, Int
 
-from jaxai.nn.layers import Conv, ConvTranspose
+from jaxai.attention import dot_product_attention
+from jaxai.nn.layers import Conv, ConvTranspose, Dense
 from jaxai.nn.mlp import MLP
 from jaxai.ops.deviation import minibatch_deviation
 from jaxai.typing import Images
 
 Latents = Float[Array, "B latent"]
 Logits = Float[Array, " B"]
+Labels = Int[Array, " B"] | None
 
 
 class ArticleGenerator(nn.Module):
@@ -61,51 +63,99 @@ class ResidualBlock(nn.Module):
         return x + y
 
 
+class AttentionBlock(nn.Module):
+    """x + W attention(x): every place of a map looks at all others, one head of half the channels.
+
+    W starts at zero, so that the network begins as a convolutional one. Source: SAGAN, arXiv 1805.08318, equation 3.
+    """
+
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B height width F"]) -> Float[Array, "B height width F"]:
+        tokens = x.reshape(len(x), -1, 1, x.shape[-1])
+        heads = Dense(3 * (x.shape[-1] // 2), use_bias=False, dtype=self.dtype)(tokens)
+        y = dot_product_attention(*jnp.split(heads, 3, -1))
+        return x + Dense(x.shape[-1], kernel_init=nn.initializers.zeros, dtype=self.dtype)(y).reshape(x.shape)
+
+
+def embedded(labels: Labels, classes: int, features: int) -> Float[Array, "B {features}"] | None:
+    """A learned vector of each label, or None where there are neither labels nor classes; for compact modules.
+
+    ValueError for labels without classes, or classes without labels.
+    """
+    if (labels is None) != (classes == 0):
+        raise ValueError(f"labels need classes and classes labels, got classes={classes}: give both, or neither")
+    return None if labels is None else nn.Embed(classes, features, name="label")(labels)
+
+
+def with_latents(latents: Latents, label: Float[Array, "B features"] | None) -> Float[Array, "B inputs"]:
+    """What a generator starts from: latents, and behind them the label's vector."""
+    return latents if label is None else jnp.concatenate([latents, label], -1)
+
+
+def projected(logits: Logits, features: Float[Array, "B F"], label: Float[Array, "B F"] | None) -> Logits:
+    """Logits + <label, features>: how well an image fits its class (Miyato and Koyama 2018, arXiv 1802.05637)."""
+    return logits if label is None else logits + (label * features).sum(-1)
+
+
 class Generator(nn.Module):
     """Two dense layers to the lowest resolution; per width residual blocks and a 4x4 stride-2 transposed convolution.
 
     No normalisation, as in R3GAN (arXiv 2501.05441); but a tanh, since most pixels of a digit are exactly -1.
-    ``widths`` (128, 64) makes 28x28 images from 7x7x128 by way of 14x14x64. Returns float32.
+    ``widths`` (128, 64) makes 28x28 images from 7x7x128 by way of 14x14x64. With ``attention`` an `AttentionBlock`
+    before the last of them, with ``classes`` an embedding of the label beside the latents. Returns float32.
     """
 
     widths: Sequence[int]
     hidden: int = 512
     blocks: int = 0
     image_shape: tuple[int, int, int] = (28, 28, 1)
+    attention: bool = False
+    classes: int = 0
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, latents: Latents) -> Images:
+    def __call__(self, latents: Latents, labels: Labels = None) -> Images:
         height, width = (size // 2 ** len(self.widths) for size in self.image_shape[:2])
-        x = activation(nn.Dense(self.hidden, kernel_init=HE, dtype=self.dtype)(latents))
+        x = with_latents(latents, embedded(labels, self.classes, latents.shape[-1]))
+        x = activation(nn.Dense(self.hidden, kernel_init=HE, dtype=self.dtype)(x))
         x = nn.Dense(height * width * self.widths[0], kernel_init=HE, dtype=self.dtype)(x)
         x = x.reshape(-1, height, width, self.widths[0])
-        for features in [*self.widths[1:], self.image_shape[2]]:
+        for left, features in enumerate([*self.widths[1:], self.image_shape[2]], 1 - len(self.widths)):
             for _ in range(self.blocks):
                 x = ResidualBlock(dtype=self.dtype)(x)
+            x = AttentionBlock(dtype=self.dtype)(x) if self.attention and left == 0 else x
             x = ConvTranspose(features, (4, 4), strides=(2, 2), kernel_init=HE, dtype=self.dtype)(activation(x))
         return jnp.tanh(x.astype(jnp.float32))
 
 
 class Discriminator(nn.Module):
-    """The generator's mirror: per width a 4x4 stride-2 convolution and residual blocks; dense; one float32 logit."""
+    """The generator's mirror: per width a 4x4 stride-2 convolution and residual blocks; dense; one float32 logit.
+
+    With ``attention`` an `AttentionBlock` after the first width.
+    """
 
     widths: Sequence[int]
     hidden: int = 512
     blocks: int = 0
+    attention: bool = False
+    classes: int = 0
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, images: Images) -> Logits:
+    def __call__(self, images: Images, labels: Labels = None) -> Logits:
         x = images
         for index, features in enumerate(reversed(self.widths)):
             x = activation(x) if index else x
             x = Conv(features, (4, 4), strides=(2, 2), kernel_init=HE, dtype=self.dtype)(x)
+            x = AttentionBlock(dtype=self.dtype)(x) if self.attention and not index else x
             for _ in range(self.blocks):
                 x = ResidualBlock(dtype=self.dtype)(x)
         x = activation(x).reshape(len(x), -1)
         x = activation(nn.Dense(self.hidden, kernel_init=HE, dtype=self.dtype)(x))
-        return nn.Dense(1, dtype=jnp.float32)(x)[:, 0]  # logits are subtracted: no bfloat16
+        logits = nn.Dense(1, dtype=jnp.promote_types(x.dtype, "float32"))(x)[:, 0]  # subtracted: no bfloat16
+        return projected(logits, x, embedded(labels, self.classes, self.hidden))
 
 
 class PointDiscriminator(nn.Module):
