@@ -19,14 +19,12 @@ summary.json. The same command goes on with an interrupted run.
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from PIL import Image
 
 from jaxai import cli, pictures
 from jaxai.adversarial.augment import Policy, augment
@@ -34,13 +32,14 @@ from jaxai.adversarial.losses import LOSSES
 from jaxai.adversarial.penalties import r1_r2
 from jaxai.data import Dataset, load
 from jaxai.data.pipeline import batches
+from jaxai.gan_report import digit_snapshot, finish_pictures, report
 from jaxai.metrics.digits import features_and_labels, preprocess
-from jaxai.metrics.generation import evaluate_digits, evaluation_size, frechet_distance
+from jaxai.metrics.generation import evaluate_digits, evaluation_size
 from jaxai.nn import gan
 from jaxai.train.adversarial import Draw, apply, from_noise, gan_step, init_gan_state, initial
 from jaxai.train.loop import Every, Step, fit
 from jaxai.train.optim import Adam, cosine, optimizer
-from jaxai.train.run import Run, began_embedded, open_run
+from jaxai.train.run import began_embedded, open_run
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import GanState
 from jaxai.typing import Array
@@ -153,7 +152,7 @@ def main(config: Config) -> None:
         run=run,
         steps=config.steps,
         checkpoint_every=config.checkpoint_every,
-        every=[Every(config.sample_every, partial(snapshot, run=run, draw=draw, reference=reference))],
+        every=[Every(config.sample_every, partial(digit_snapshot, run=run, draw=draw, reference=reference))],
         show=["discriminator_loss", "generator_loss"],
         mesh=mesh,
         shard_parameters=config.shard_parameters,
@@ -162,7 +161,7 @@ def main(config: Config) -> None:
     steps = int(result.state.step)
     samples = pictures.to_pixels(draw(result.state, evaluation_size(train.images, test.images)))
     figures = evaluate_digits(samples, train.images, test.images)
-    finish_pictures(run, draw, result.state)
+    finish_pictures(run, draw, result.state, CURVES)
     summary = {
         "steps": steps,
         "images_seen": steps * config.batch_size,
@@ -227,50 +226,6 @@ def training(config: Config, generator: nn.Module, discriminator: nn.Module) -> 
         return init_gan_state(key, *first, adaptive=config.adaptive > 0, txs=(tx, tx), **kept)
 
     return step, init
-
-
-def snapshot(done: int, state: GanState, *, run: Run, draw: Draw, reference: np.ndarray) -> dict[str, float]:
-    """Write the grid of samples from fixed noise; a quick MNIST-FD of as many samples as the reference has rows."""
-    images = pictures.to_pixels(draw(state, len(reference)))
-    pictures.save_png(run.samples / f"step_{done:06d}.png", pictures.grid(images[:100], columns=10))
-    return {"quick_mnist_fd": frechet_distance(reference, features_and_labels(images)[0])}
-
-
-def finish_pictures(run: Run, draw: Draw, state: GanState) -> None:
-    """samples.png, training.gif, interpolation.png, curves.png."""
-    pictures.save_png(run.folder / "samples.png", pictures.grid(draw(state, 100), columns=10))
-    # save_png doubles every pixel; an animation of single ones is a quarter of the size
-    frames = [np.asarray(Image.open(path))[::2, ::2] for path in sorted(run.samples.glob("step_*.png"))]
-    pictures.save_gif(run.folder / "training.gif", frames, milliseconds=200, scale=1)
-    ends = draw.latents(20, purpose=2)
-    walk = np.stack([slerp(a, b, share) for a, b in pairwise(ends[:11]) for share in np.linspace(0, 1, 10)])
-    rows = pictures.grid(draw.from_latents(state, walk.astype(np.float32)), columns=10)
-    pictures.save_png(run.folder / "interpolation.png", rows)
-    pictures.plot_curves(run.folder / "curves.png", run.metrics, CURVES)
-
-
-def slerp(start: np.ndarray, end: np.ndarray, share: float) -> np.ndarray:
-    """Between two latents along a great circle, where Gaussian latents lie (arXiv 1609.04468)."""
-    cosine = np.dot(start, end) / (np.linalg.norm(start) * np.linalg.norm(end))
-    angle = np.arccos(np.clip(cosine, -1, 1))
-    return (np.sin((1 - share) * angle) * start + np.sin(share * angle) * end) / np.sin(angle)
-
-
-def report(run: Run, summary: dict[str, Any]) -> None:
-    """Tell a person where the pictures are and what the figures say."""
-    counts = "  ".join(f"{digit}: {count}" for digit, count in enumerate(summary["histogram"]))
-    print(
-        f"""
-pictures     {run.folder}/samples.png  training.gif  interpolation.png  curves.png
-histogram    {counts}   KL {summary["histogram_kl"]:.4f}
-MNIST-FD     {summary["mnist_fd"]:.2f}   real against real {summary["mnist_fd_floor"]:.2f}
-precision    {summary["precision"]:.3f}   recall {summary["recall"]:.3f}   density {summary["density"]:.3f}
-coverage     {summary["coverage"]:.3f}   real against real {summary["coverage_floor"]:.3f}
-near copies  {summary["near_copies"]:.2%} of the samples   real against real {summary["near_copies_floor"]:.2%}
-             each figure from {summary["samples"]:,} samples and as many real images
-training     {summary["images_seen"]:,} images, {summary["train_seconds"]:.0f} s; compilation \
-{summary["compile_seconds"]:.0f} s"""
-    )
 
 
 if __name__ == "__main__":

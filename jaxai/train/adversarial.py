@@ -131,14 +131,19 @@ def gan_step(
     return GanState(state.step + 1, g_params, d_params, average, g_opt, d_opt, state.key, strength), metrics
 
 
-def from_noise(generator: nn.Module, latent_size: int, count: int) -> Callable[[PyTree, Key[Array, ""]], Samples]:
-    """(params, key) -> ``count`` examples of a generator from standard normal latents [count, latent_size]."""
-    return lambda params, key: apply(generator, params, jax.random.normal(key, (count, latent_size)))
+def from_noise(
+    generator: nn.Module, latent_size: int, count: int, *conditions: Array
+) -> Callable[[PyTree, Key[Array, ""]], Samples]:
+    """(params, key) -> ``count`` examples of a generator from standard normal latents [count, latent_size].
+
+    ``conditions``, such as labels [count], are its other inputs.
+    """
+    return lambda params, key: apply(generator, params, jax.random.normal(key, (count, latent_size)), *conditions)
 
 
-def apply(network: nn.Module, params: PyTree, x: Array) -> Array:
+def apply(network: nn.Module, params: PyTree, *inputs: Array) -> Array:
     """The network's output for its parameters."""
-    return cast(Array, network.apply({"params": params}, x))
+    return cast(Array, network.apply({"params": params}, *inputs))
 
 
 def update(tx: optax.GradientTransformation, grads: PyTree, opt_state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
@@ -183,11 +188,11 @@ def drawing(state: GanState) -> PyTree:
 
 
 class Draw:
-    """Draws examples from a state."""
+    """Draws examples from a state; with ``classes`` of the classes 0, 1, ... in turn."""
 
-    def __init__(self, generator: nn.Module, latent_size: int, seed: int) -> None:
+    def __init__(self, generator: nn.Module, latent_size: int, seed: int, classes: int = 0) -> None:
         self._apply = jax.jit(partial(apply, generator))
-        self._latent_size = latent_size
+        self._latent_size, self._classes = latent_size, classes
         self._key = jax.random.key(seed)
 
     def latents(self, count: int, purpose: int) -> np.ndarray:
@@ -195,10 +200,17 @@ class Draw:
         key = jax.random.fold_in(self._key, purpose)
         return np.asarray(jax.random.normal(key, (count, self._latent_size)))
 
-    def from_latents(self, state: GanState, latents: np.ndarray) -> np.ndarray:
-        """float32 [n, ...] for n latents, a multiple of 100: in blocks of that, so that it compiles once."""
-        blocks = [self._apply(drawing(state), block) for block in np.split(latents, len(latents) // 100)]
-        return np.concatenate(jax.device_get(blocks))
+    def from_latents(self, state: GanState, latents: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+        """float32 [n, ...] for n latents, a multiple of 100: in blocks of that, so that it compiles once.
+
+        ``labels`` [n] are looked at by a generator with classes; without them these come in turn.
+        """
+        inputs = [latents]
+        if self._classes:
+            labels = np.arange(len(latents)) if labels is None else labels
+            inputs.append(labels.astype(np.int32) % self._classes)
+        params, blocks = drawing(state), zip(*(np.split(x, len(latents) // 100) for x in inputs), strict=True)
+        return np.concatenate(jax.device_get([self._apply(params, *block) for block in blocks]))
 
     def __call__(self, state: GanState, count: int, purpose: int = 1) -> np.ndarray:
         """Examples from the first ``count`` latents of always the same noise, float32 [count, ...]."""

@@ -213,9 +213,3 @@ def test_article_networks_have_the_articles_sizes(experiment):
     # dense 100-128-256-512-6272, transposed 4x4 128-128-64, 3x3 64-1; 3x3 1-32-64, dense 50176-128-1; with biases
     assert generator == 12928 + 33024 + 131584 + 3217536 + 262272 + 131136 + 577
     assert discriminator == 320 + 18496 + 6422656 + 129
-
-
-def test_slerp_stays_on_the_sphere(experiment):
-    start, end = np.array([1.0, 0.0]), np.array([0.0, 1.0])
-    points = [experiment.slerp(start, end, share) for share in (0.0, 0.5, 1.0)]
-    np.testing.assert_allclose(points, [[1, 0], [0.5**0.5] * 2, [0, 1]], atol=1e-12)

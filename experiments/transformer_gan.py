@@ -1,0 +1,258 @@
+"""A GAN of Transformers: self-attention in both networks, trained with gradient penalties through the attention.
+
+    python experiments/transformer_gan.py                                     # the embedded 5,000 digits
+    python experiments/transformer_gan.py --data-dir DIR                      # all 60,000: 20 minutes on a CPU
+    python experiments/transformer_gan.py --preset convolutional --data-dir DIR   # convolutions of equal size and time
+    python experiments/transformer_gan.py --conditional                       # ... that draws the digit asked for
+    python experiments/transformer_gan.py --generator convolutional --attention   # SAGAN's block between convolutions
+    python experiments/transformer_gan.py --preset cifar10 --data-dir DIR --platform gpu
+
+A token is a patch of 4x4 pixels, 49 for a digit. The loss is R3GAN's (arXiv 2501.05441), relativistic with R1 and R2,
+whose gradients are second derivatives of attention: `jaxai.attention` has them in O(T) memory
+(`benchmarks/transformer_gan.py` shows 4,096 tokens). No published GAN of Transformers is scored on digits; on CIFAR-10
+TransGAN (arXiv 2102.07074) has an FID of 9.26, ViTGAN (arXiv 2107.04589) of 6.66.
+The run's folder ends with samples.png, training.gif, interpolation.png, curves.png and summary.json.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jaxai import cli, pictures
+from jaxai.adversarial.losses import LOSSES
+from jaxai.adversarial.penalties import r1_r2
+from jaxai.data import Dataset, load
+from jaxai.data.pipeline import batches
+from jaxai.gan_report import digit_snapshot, finish_pictures, report, snapshot
+from jaxai.metrics.digits import features_and_labels, preprocess
+from jaxai.metrics.generation import evaluate_digits, evaluation_size
+from jaxai.nn.gan import Discriminator, Generator
+from jaxai.nn.gan_transformer import TransformerDiscriminator, TransformerGenerator
+from jaxai.nn.transformer import Shape
+from jaxai.train.adversarial import Draw, apply, from_noise, gan_step, init_gan_state, initial
+from jaxai.train.loop import Every, Step, fit
+from jaxai.train.optim import Adam, cosine, optimizer
+from jaxai.train.run import began_embedded, open_run
+from jaxai.train.sharding import make_mesh, processes
+from jaxai.train.state import GanState
+from jaxai.typing import Array, PyTree
+
+NAME = "transformer_gan"
+CURVES = [["discriminator_loss", "generator_loss"], ["real_logit", "fake_logit"], ["penalty"], ["quick_mnist_fd"]]
+IMAGES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+CLASSES = 10  # of both data sets
+Kind = Literal["transformer", "convolutional"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(cli.Common):
+    """Options of this experiment."""
+
+    data: Literal["mnist", "cifar10"] = "mnist"
+    generator: Kind = "transformer"
+    discriminator: Kind = "transformer"
+    conditional: bool = False
+    """Whether both networks are told the class."""
+    shape: Shape = Shape(width=64, layers=3, heads=4, hidden=128, position="learned", norm="rms", init_std=0.05)
+    """Of the blocks."""
+    patch: int = 4
+    """Pixels along the side of a token's square."""
+    widths: tuple[int, ...] = (64, 32)
+    """Channels at a quarter and at half of the resolution, of convolutional networks."""
+    blocks: int = 0
+    """Residual blocks at each of those."""
+    attention: bool = False
+    """Whether convolutional networks have an attention block at half of the resolution."""
+    hidden: int = 256
+    """Width of the dense layer next to the latents and next to the logit."""
+    latent_size: int = 64
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations; parameters are float32."""
+    penalty: float = 1.0
+    """Weight gamma of R1 and R2 at the first step."""
+    final_penalty: float = 0.1
+    """Their weight from step horizon on, along a cosine."""
+    horizon: int = 6000
+    """Steps over which penalty and learning rate take their course."""
+    batch_size: int = 64
+    optimizer: Adam = Adam(learning_rate=1e-3, beta1=0.0, beta2=0.99, warmup=200, final_rate=0.1)
+    average_half_life: float = 10_000.0
+    """Half-life, in images, of the generator's moving average that draws the samples."""
+    sample_every: int = 500
+    """Steps between two sample grids, for digits each with a quick MNIST-FD."""
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_at_least(1, "batch_size", "latent_size", "hidden", "sample_every", "checkpoint_every", "horizon")
+        self.check_at_least(0, "blocks", "penalty", "final_penalty")
+        if not self.average_half_life > 0:
+            raise ValueError(f"--average-half-life must be positive, got {self.average_half_life}")
+        if len(self.widths) != 2 or min(self.widths) < 1:
+            raise ValueError(f"--widths must be two positive numbers, got {self.widths}")
+        if self.shape.position != "learned" or self.shape.dropout:
+            raise ValueError("--shape.position must be learned, a patch has a row and a column, and dropout 0")
+        side = IMAGES[self.data][0]
+        if self.patch < 1 or side % self.patch:
+            raise ValueError(f"--patch {self.patch} does not divide images of {side}x{side}")
+        if self.attention and "convolutional" not in (self.generator, self.discriminator):
+            raise ValueError("--attention is for convolutional networks: give --generator or --discriminator too")
+
+
+PRESETS = {
+    "default": Config(steps=6000),
+    "convolutional": Config(generator="convolutional", discriminator="convolutional", steps=6000),
+    "cifar10": Config(
+        data="cifar10",
+        shape=Shape(width=384, layers=6, heads=6, position="learned", norm="rms", init_std=0.05),
+        patch=2,
+        hidden=512,
+        latent_size=128,
+        dtype="bfloat16",
+        penalty=0.5,
+        final_penalty=0.05,
+        conditional=True,
+        batch_size=256,
+        steps=100_000,
+        horizon=100_000,
+        optimizer=Adam(learning_rate=2e-4, beta1=0.0, beta2=0.99, warmup=1000, final_rate=0.25),
+        average_half_life=200_000.0,
+        sample_every=5000,
+        checkpoint_every=5000,
+    ),
+    "debug": Config(
+        shape=Shape(width=16, layers=1, heads=2, hidden=16, position="learned", norm="rms"),
+        hidden=16,
+        batch_size=16,
+        steps=40,
+        horizon=40,
+        optimizer=dataclasses.replace(Config.optimizer, warmup=0),
+        sample_every=20,
+        checkpoint_every=20,
+    ),
+}
+
+
+def main(config: Config) -> None:
+    """Load, train with pictures on the way, evaluate, report."""
+    train, test = datasets(config)
+    generator, discriminator = networks(config)
+    step, init = training(config, generator, discriminator)
+    mesh = make_mesh(config.devices, batch_size=config.batch_size)
+    input_batches = batches(train, config.batch_size, seed=config.seed, **processes())
+    run = open_run(NAME, config, train.identity())
+    if summary := run.finished(config.steps):
+        report(run, summary)
+        return
+    draw = Draw(generator, config.latent_size, config.seed, CLASSES if config.conditional else 0)
+    look = partial(snapshot, run=run, draw=draw)
+    if config.data == "mnist":
+        reference, _ = features_and_labels(np.concatenate([test.images, train.images[:1000]])[:1000])
+        look = partial(digit_snapshot, run=run, draw=draw, reference=reference)
+    result = fit(
+        step,
+        init,
+        input_batches,
+        run=run,
+        steps=config.steps,
+        checkpoint_every=config.checkpoint_every,
+        every=[Every(config.sample_every, look)],
+        show=["discriminator_loss", "generator_loss"],
+        mesh=mesh,
+        shard_parameters=config.shard_parameters,
+        tensorboard=config.tensorboard,
+    )
+    finish_pictures(run, draw, result.state, CURVES)
+    steps, state = int(result.state.step), result.state
+    summary = {
+        "steps": steps,
+        "images_seen": steps * config.batch_size,
+        "data": train.source,
+        **{f"{name}_parameters": count(getattr(state, name)) for name in ("generator", "discriminator")},
+        "compile_seconds": round(result.compile_seconds, 1),
+        "train_seconds": round(result.train_seconds, 1),
+        **(digit_scores(config, draw, state, train, test) if config.data == "mnist" else {}),
+    }
+    run.write_summary(summary)
+    report(run, summary)
+
+
+def datasets(config: Config) -> tuple[Dataset, Dataset]:
+    """Train and test; a run that began with an embedded set goes on with it, network or not."""
+    train = load(config.data, "train", data_dir=config.data_dir, embedded_only=began_embedded(NAME, config))
+    return train, load(config.data, "test", data_dir=config.data_dir, embedded_only=train.embedded)
+
+
+def networks(config: Config) -> tuple[nn.Module, nn.Module]:
+    """Generator and discriminator."""
+    common: dict[str, Any] = {
+        "hidden": config.hidden,
+        "classes": CLASSES if config.conditional else 0,
+        "dtype": jnp.dtype(config.dtype),
+    }
+    maps = common | {"widths": config.widths, "blocks": config.blocks, "attention": config.attention}
+    tokens = common | {"shape": config.shape, "patch": config.patch}
+    shape = IMAGES[config.data]
+    generators = {
+        "transformer": TransformerGenerator(image_shape=shape, **tokens),
+        "convolutional": Generator(image_shape=shape, **maps),
+    }
+    discriminators = {"transformer": TransformerDiscriminator(**tokens), "convolutional": Discriminator(**maps)}
+    return generators[config.generator], discriminators[config.discriminator]
+
+
+def training(config: Config, generator: nn.Module, discriminator: nn.Module) -> tuple[Step, Callable[[], GanState]]:
+    """The training step on a batch of pixels and labels, and the function that makes the first state."""
+    tx = optimizer(config.optimizer, config.horizon)
+    weight = partial(cosine, start=config.penalty, end=config.final_penalty, horizon=config.horizon)
+
+    def step(state: GanState, batch: dict[str, Array]) -> tuple[GanState, dict[str, Array]]:
+        images, labels = preprocess(batch["image"]), [batch["label"]] if config.conditional else []
+
+        def discriminate(params: PyTree, x: Array) -> Array:
+            """Of images alone, or of real and generated ones in turn."""
+            return apply(discriminator, params, x, *(jnp.repeat(label, len(x) // len(label)) for label in labels))
+
+        return gan_step(
+            state,
+            images,
+            generate=from_noise(generator, config.latent_size, len(images), *labels),
+            discriminate=discriminate,
+            loss=LOSSES["relativistic"],
+            penalty=(r1_r2, weight),
+            average_half_life=config.average_half_life,
+            txs=(tx, tx),
+        )
+
+    def init() -> GanState:
+        labels = [jnp.zeros(2, jnp.int32)] if config.conditional else []
+        latents, images = jnp.zeros((2, config.latent_size)), jnp.zeros((2, *IMAGES[config.data]))
+        first = initial(generator, latents, *labels), initial(discriminator, images, *labels)
+        return init_gan_state(jax.random.key(config.seed), *first, txs=(tx, tx), keep_average=True)
+
+    return step, init
+
+
+def digit_scores(config: Config, draw: Draw, state: GanState, train: Dataset, test: Dataset) -> dict[str, Any]:
+    """The scores of as many samples as there are real images to compare with; whether they are what was asked for."""
+    samples = pictures.to_pixels(draw(state, evaluation_size(train.images, test.images)))
+    scores: dict[str, Any] = evaluate_digits(samples, train.images, test.images)
+    if config.conditional:
+        _, labels = features_and_labels(samples)
+        scores["right_class"] = float((labels == np.arange(len(labels)) % CLASSES).mean())
+    return scores
+
+
+def count(params: PyTree) -> int:
+    """Numbers in a network's parameters."""
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+if __name__ == "__main__":
+    cli.run(main, PRESETS, __doc__)
