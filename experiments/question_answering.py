@@ -10,7 +10,8 @@ Universal Transformer (Dehghani et al. 2018, arXiv:1807.03819: 8.5 % mean error 
 arXiv:1503.08895: 12.4 %). The stories of our grammar that test have names and places that no training story has: the
 reader sees such words as anonymous slots, drawn anew for each story. Stories are small: up to names, 43 % of the test
 questions of two-argument-relations are training questions too, 18 % of positions, 13 % of one-supporting-fact, 10 % of
-negation and path-finding, and next to none of the others. A tenth of the training questions validates.
+negation and path-finding, and next to none of the others. A tenth of the training questions validates. Expected of the
+default: a mean error of 3 %, all of it on positions, after 70 minutes on one CPU core.
 The run's folder ends with summary.json, model.safetensors, vocabulary.json, samples/answers.txt, attention.png.
 """
 
@@ -44,6 +45,9 @@ from jaxai.typing import Array, PyTree
 
 NAME = "question_answering"
 FILES = ("vocabulary.json", "model.safetensors")  # of a finished run
+MEMN2N = (0.0, 11.4, 21.9, 13.4, 14.4, 2.8, 18.3, 9.3, 1.9, 6.5, 0.3, 0.1, 0.2, 6.9, 0.0, 2.7, 40.4, 9.4, 88.0, 0.0)
+"""Per cent wrong on each of bAbI's tasks, learned jointly from 1,000 questions of each: Sukhbaatar et al. 2015,
+arXiv:1503.08895, table 1, position encoding, linear start, random noise; mean 12.4, eleven tasks above 5 %."""
 UNKNOWN = 4  # words of a test file that no training file has, in one story
 ROWS = 500  # questions that are answered at once
 
@@ -128,7 +132,7 @@ def main(config: Config) -> None:
     if summary := run.finished(config.steps):
         report(summary)
         return
-    write_json(run.folder / "vocabulary.json", vocabulary.to_json() | sizes)
+    write_json(run.folder / "vocabulary.json", saved := vocabulary.to_json() | sizes)
 
     def init() -> TrainState:
         key_params, key = jax.random.split(jax.random.key(config.seed))
@@ -154,7 +158,7 @@ def main(config: Config) -> None:
         tensorboard=config.tensorboard,
     )
     params = jax.device_get(result.state.params)
-    save_weights(run.folder / "model.safetensors", params)
+    save_weights(run.folder / "model.safetensors", params, saved)
     found = answers(answer, params, encoded["test"])
     run.samples.mkdir(exist_ok=True)
     said = decode(found, test.all, encoded["test"], vocabulary)
@@ -164,6 +168,7 @@ def main(config: Config) -> None:
     summary = {
         "steps": int(result.state.step),
         "data": learned.source,
+        "embedded": learned.embedded,
         **validate(int(result.state.step), result.state),
         **errors(test, found != encoded["test"]["answer"], encoded["test"]["task"]),
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
@@ -195,9 +200,9 @@ def held_out(questions: Questions) -> tuple[list[Question], list[Question]]:
 
 def slow_questions(config: Config, questions: Questions, train: list[Question]) -> list[Question]:
     """Those of the tasks that ``config.slow`` names."""
-    known = questions.titles.values() if config.data_dir else STORY_TASKS
-    if strange := set(config.slow) - set(known):
-        raise ValueError(f"--slow {min(strange)}: the tasks are {', '.join(known)}")
+    titles = list(questions.titles.values()) if config.data_dir else STORY_TASKS
+    if strange := set(config.slow) - {*titles, *STORY_TASKS}:  # our grammar's are the default, also beside bAbI's files
+        raise ValueError(f"--slow {min(strange)}: the tasks are {', '.join(titles)}")
     return [question for question in train if questions.titles[question.task] in config.slow]
 
 
@@ -278,7 +283,8 @@ def draw_attention(path: Path, reader: Loaded, question: Question) -> str | None
 def report(summary: dict[str, Any]) -> None:
     """Tell a person what came out."""
     for name, error in summary["test_errors"].items():
-        print(f"{name:40} {100 * error:5.1f} % wrong")
+        published = "" if summary["embedded"] else f"   MemN2N {MEMN2N[int(name.split()[0]) - 1]:5.1f}"
+        print(f"{name:40} {100 * error:5.1f} % wrong{published}")
     print(f"mean error {100 * summary['mean_error']:.2f} %, {summary['failed']} tasks above 5 %")
     print(f"{summary['parameters']:,} parameters, trained in {summary['train_seconds']} s")
 
@@ -334,7 +340,7 @@ def finished_run(folder: Path) -> tuple[Loaded, dict[str, Any]]:
         raise ValueError(message) from error
     shapes = jax.eval_shape(partial(init_params, network, sizes["max_words"]), jax.random.key(0))
     weights = folder / "model.safetensors"
-    return Loaded(network, fill(shapes, load_weights(weights), weights), vocabulary, sizes), config
+    return Loaded(network, fill(shapes, load_weights(weights, saved), weights), vocabulary, sizes), config
 
 
 if __name__ == "__main__":

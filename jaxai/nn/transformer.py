@@ -25,6 +25,7 @@ Lengths = Int[Array | np.ndarray, " B"] | None
 Memory = Float[Array, "M S E"] | None
 MemoryLengths = Int[Array | np.ndarray, " M"] | None
 
+WRITTEN_OUT = 256  # queries whose weights are among the statistics
 ACTIVATIONS = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
     "gelu_tanh": nn.gelu,
@@ -228,9 +229,11 @@ class CrossAttention(nn.Module):
 def attend(
     module: SelfAttention | CrossAttention, query: Array, key: Array, value: Array, causal: bool, lengths: Lengths
 ) -> tuple[Array, AttentionStats | None]:
-    """`jaxai.attention`'s attention with the module's dropout, and on request its statistics and all weights."""
+    """`jaxai.attention`'s attention with the module's dropout, and on request its statistics, with all weights of up to
+    256 queries.
+    """
     how: dict[str, Any] = {"is_causal": causal, "key_value_seq_lengths": lengths}
-    rows = np.arange(query.shape[1])
+    rows = np.arange(query.shape[1]) if query.shape[1] <= WRITTEN_OUT else None
     found = attention_stats(query, key, rows=rows, **how) if module.statistics else None
     if module.train and module.shape.dropout:
         how |= {"dropout_rate": module.shape.dropout, "dropout_key": module.make_rng("dropout")}

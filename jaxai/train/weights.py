@@ -1,8 +1,11 @@
 """A network's parameters as a safetensors file, for sampling, sharing, and other programs."""
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,28 +15,44 @@ import safetensors.numpy
 from jaxai.typing import PyTree
 
 
-def save_weights(path: Path, params: PyTree) -> None:
+def save_weights(path: Path, params: PyTree, vocabulary: Mapping[str, Any] | None = None) -> None:
     """Write nested dicts of arrays, named by their path such as ``decoder.block_0.mlp.in.kernel``; whole or not at all.
 
-    Names are sorted: equal parameters give equal bytes.
+    Names are sorted: equal parameters give equal bytes. ``vocabulary``, JSON values, is what they were trained with:
+    its hash is in the file's metadata.
     """
+    metadata = None if vocabulary is None else {"vocabulary": fingerprint(vocabulary)}
     flat = {
         jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(safetensors.numpy.save({name: flat[name] for name in sorted(flat)}))
+    temporary.write_bytes(safetensors.numpy.save({name: flat[name] for name in sorted(flat)}, metadata))
     os.replace(temporary, path)
 
 
-def load_weights(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file by name. FileNotFoundError where it is missing, ValueError if it is damaged."""
+def load_weights(path: Path, vocabulary: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file by name.
+
+    FileNotFoundError where it is missing. ValueError if it is damaged, and where it names the hash of a vocabulary that
+    is not that of ``vocabulary``.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: give a safetensors file")
     try:
-        return safetensors.numpy.load_file(path)
+        with safetensors.safe_open(path, "numpy") as file:
+            found = (file.metadata() or {}).get("vocabulary")
+            arrays = {name: file.get_tensor(name) for name in list(file.keys())}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file or damaged ({error})") from error
+    if vocabulary is not None and found not in (None, fingerprint(vocabulary)):
+        raise ValueError(f"{path} was trained with another vocabulary than the one beside it: take both of one run")
+    return arrays
+
+
+def fingerprint(value: Mapping[str, Any]) -> str:
+    """The start of the SHA-256 of JSON values, in hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def fill(like: PyTree, arrays: Mapping[str, np.ndarray], where: Path) -> PyTree:

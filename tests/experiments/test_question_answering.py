@@ -1,8 +1,10 @@
 """Questions about stories as a person asks them: learned, continued, drawn, misused."""
 
+import dataclasses
 import json
 import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +61,8 @@ def test_babi_files(tmp_path, capsys):
     result = run(SCRIPT, tmp_path / "run", *arguments)
     assert result.returncode == 0, result.stderr
     assert "tasks above 5 %" in result.stdout
+    assert "MemN2N   0.0" in result.stdout
+    assert "MemN2N  11.4" in result.stdout
     experiment, line = load(SCRIPT), ("--workdir", str(tmp_path / "run"))
     explain = partial(start_command, experiment.explain, experiment.Explain, *line)
     assert "give --data-dir" in refusal(capsys, explain)
@@ -91,6 +95,15 @@ def test_slow_tasks_come_more_often():
     config = experiment.Config(slow=("positions", "path-finding"))
     assert {question.task for question in experiment.slow_questions(config, stories, train)} == {10, 11}
     assert len(experiment.slow_questions(config, stories, train)) == 18
+    files = dataclasses.replace(stories, titles=stories.titles | {10: "positional-reasoning"})  # as bAbI's
+    config = dataclasses.replace(experiment.PRESETS["default"], data_dir=Path())
+    assert {question.task for question in experiment.slow_questions(config, files, train)} == {11}
+
+
+def test_published_errors_have_the_published_mean():
+    published = load(SCRIPT).MEMN2N
+    assert np.mean(published) == pytest.approx(12.4, abs=0.01)
+    assert sum(error > 5 for error in published) == 11
 
 
 def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path, capsys):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from jaxai.data.text import load_text
 from tests.experiments.commands import SCRIPTS, load, refusal, run, run_command, start, start_command
 
 SCRIPT = SCRIPTS / "text_generation.py"
@@ -53,6 +54,8 @@ def test_samples_are_the_prompt_and_so_many_tokens_by_the_seed(finished):
     assert first.stdout.startswith("ROMEO:")
     assert len(first.stdout) == len("ROMEO:") + 60 + 1
     assert first.stdout == again.stdout != other.stdout
+    beginning = load_text().string
+    assert sampled(workdir, "--tokens", "5").stdout.startswith(beginning[:1])
 
 
 def test_attention_is_drawn(finished):
@@ -62,6 +65,22 @@ def test_attention_is_drawn(finished):
     assert "the first 32 of 60 tokens" in result.stdout  # the run's window
     with Image.open(workdir / "attention.png") as picture:
         assert min(picture.size) > 300
+
+
+def test_statistics_of_a_long_text_and_maps_of_a_short_one(finished, monkeypatch, capsys):
+    """Without a prompt the beginning of the plays, as one and as the other."""
+    workdir, _ = finished
+    experiment, drawn = load(SCRIPT), []
+    monkeypatch.setattr(experiment.pictures, "save_attention_maps", lambda path, weights, *names: drawn.append(weights))
+    monkeypatch.setattr(experiment.pictures, "save_attention_statistics", lambda path, *arrays: drawn.extend(arrays))
+    explain = partial(start_command, experiment.explain, experiment.Explain, "--workdir", str(workdir))
+    explain()
+    monkeypatch.setattr(experiment, "WRITTEN_OUT", 10)
+    explain()
+    assert "the first 32 of 48 tokens" in capsys.readouterr().out
+    weights, entropy, mass = map(np.asarray, drawn)  # weights [layers, N, T, S], the others [layers, T, N]
+    np.testing.assert_allclose(np.swapaxes(weights.sum(2), 1, 2), mass, rtol=1e-4)
+    np.testing.assert_allclose(-(weights * np.log(weights + 1e-30)).sum(-1).swapaxes(1, 2), entropy, atol=1e-4)
 
 
 def test_a_recurrent_network_goes_on_with_its_state(tmp_path, capsys):
@@ -120,10 +139,17 @@ def test_a_vocabulary_or_weights_of_another_run(finished, tmp_path):
     workdir, _ = finished
     for name in RUN:
         (tmp_path / name).write_bytes((workdir / name).read_bytes())
-    (tmp_path / "vocabulary.json").write_text(json.dumps({"characters": "abc"}))
+    saved = json.loads((workdir / "vocabulary.json").read_text())
+    letters = saved["characters"]
+    same_size = letters.replace(letters[-1], "é")
+    (tmp_path / "vocabulary.json").write_text(json.dumps(saved | {"characters": same_size}))
     result = sampled(tmp_path, "--prompt", "a")
     assert result.returncode == 2
-    assert "holds another model: embedding.tokens is (68, 32), not (3, 32)" in result.stderr
+    assert "was trained with another vocabulary" in result.stderr
+    (tmp_path / "vocabulary.json").write_text(json.dumps(saved | {"characters": "abc"}))
+    result = sampled(tmp_path, "--prompt", "a")
+    assert result.returncode == 2
+    assert "was trained with another vocabulary" in result.stderr
     (tmp_path / "vocabulary.json").write_bytes((workdir / "vocabulary.json").read_bytes())
     arrays = load_file(workdir / "model.safetensors")
     arrays.pop("decoder.norm.scale")

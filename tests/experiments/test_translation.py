@@ -123,12 +123,14 @@ def test_bad_input_is_one_line_and_exit_code_2(finished, folder, tmp_path, capsy
     for name in ("config.json", "model.safetensors"):
         (other / name).write_bytes((workdir / name).read_bytes())
     saved = json.loads((workdir / "vocabulary.json").read_text())
-    kept = {"tokens": saved["tokens"][:-1], "merges": saved["merges"][:-1], "lowercase": False}
-    (other / "vocabulary.json").write_text(json.dumps(kept))
+    tokens = [*saved["tokens"][:-2], *saved["tokens"][:-3:-1]]  # the last two change places
+    (other / "vocabulary.json").write_text(json.dumps(saved | {"tokens": tokens}))
     for place, sentence, word in [
         (tmp_path / "nowhere", "one", "holds no finished run"),
         (workdir, " ", "--sentence is empty"),
-        (other, "one", "holds another model"),
+        (workdir, "\u2581", "--sentence has no words"),
+        (workdir, "one 日本", "--sentence has characters that the run's texts never have: 日 本"),
+        (other, "one", "was trained with another vocabulary"),
     ]:
         line = "--workdir", str(place), "--sentence", sentence
         said = refusal(capsys, partial(start_command, experiment.translate, experiment.Translate, *line))

@@ -37,6 +37,17 @@ def test_another_model(arrays, message, tmp_path):
         fill(PARAMS, arrays, tmp_path)
 
 
+def test_weights_know_their_vocabulary(tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_weights(file, PARAMS, {"characters": "ab", "size": 2})
+    for fine in (None, {"size": 2, "characters": "ab"}):
+        assert load_weights(file, fine).keys() == {"bias", "block.kernel"}
+    with pytest.raises(ValueError, match="was trained with another vocabulary than the one beside it"):
+        load_weights(file, {"characters": "ba", "size": 2})
+    save_weights(file, PARAMS)  # such as another program's: it can't be told
+    assert load_weights(file, {"characters": "ba"}).keys() == {"bias", "block.kernel"}
+
+
 def test_bad_files(tmp_path):
     file = tmp_path / "model.safetensors"
     with pytest.raises(FileNotFoundError, match="is missing"):
