@@ -1,0 +1,101 @@
+"""A training step of two Transformers with R1 and R2 on 64x64 tokens: does it fit into 24 GiB?
+
+    python benchmarks/transformer_gan.py        # 10 minutes
+
+The penalties' gradients are second derivatives of attention. The same step is compiled with `jaxai.attention`, which
+needs O(T) memory for them, and with `jax.nn`'s dense attention, and taken in a process that may have so much memory.
+Images of 256x256 pixels, patches of 4x4, two blocks of 64 with four heads in each network, batch 2. Writes its JSON to
+--out.
+"""
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import resource
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from timing import figure, spread, write
+
+from jaxai import cli, command
+from jaxai.adversarial.losses import LOSSES
+from jaxai.adversarial.penalties import r1_r2
+from jaxai.nn.gan_transformer import TransformerDiscriminator, TransformerGenerator
+from jaxai.nn.transformer import Shape
+from jaxai.train.adversarial import apply, from_noise, gan_step, init_gan_state, initial
+from jaxai.train.optim import Adam, optimizer
+
+IMAGE, PATCH, LATENT, BATCH, STEPS, GIB = (256, 256, 3), 4, 64, 2, 3, 24
+SHAPE = Shape(width=64, layers=2, heads=4, hidden=128, position="learned", norm="rms", init_std=0.05)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to write, and where."""
+
+    out: Path = Path("runs/benchmarks/transformer_gan")
+
+
+def main(config: Config) -> None:
+    """Measure, print, write JSON."""
+    cli.start_platform("cpu", 0)
+    config.out.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {}
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for name in ("jaxai", "jax.nn"):
+            found[name] = pool.apply(steps, (name,))
+            print(json.dumps({name: found[name]}), flush=True)
+    figures = [
+        figure("our peak memory, GiB", found["jaxai"]["peak_gib"], "<=", GIB),
+        figure("temporaries of dense attention, GiB", found["jax.nn"]["temporaries_gib"], ">=", GIB),
+    ]
+    write(config.out / "step.json", {"tokens": 64 * 64, "gib": GIB, **found, "figures": figures})
+
+
+def steps(attention: str) -> dict[str, Any]:
+    """Some steps in a process that may have so much memory; what came out, or why nothing did."""
+    resource.setrlimit(resource.RLIMIT_DATA, (GIB * 2**30, GIB * 2**30))
+    generator, discriminator = (
+        TransformerGenerator(SHAPE, IMAGE, PATCH, hidden=64),
+        TransformerDiscriminator(SHAPE, PATCH),
+    )
+    tx = optimizer(Adam(learning_rate=1e-3, beta1=0.0), horizon=1)
+    step = partial(
+        gan_step,
+        generate=from_noise(generator, LATENT, BATCH),
+        discriminate=partial(apply, discriminator),
+        loss=LOSSES["relativistic"],
+        penalty=(r1_r2, lambda step: jnp.ones(())),
+        txs=(tx, tx),
+    )
+    first = initial(generator, jnp.zeros((1, LATENT))), initial(discriminator, jnp.zeros((1, *IMAGE)))
+    init = partial(init_gan_state, jax.random.key(0), *first, txs=(tx, tx), keep_average=False)
+    real = jax.random.uniform(jax.random.key(1), (BATCH, *IMAGE), minval=-1.0)
+    dense = mock.patch("jaxai.nn.transformer.dot_product_attention", jax.nn.dot_product_attention)
+    with dense if attention == "jax.nn" else contextlib.nullcontext():
+        take = jax.jit(step, donate_argnums=0).lower(jax.eval_shape(init), real).compile()
+    memory = take.memory_analysis()
+    assert memory
+    found: dict[str, Any] = {"temporaries_gib": round(memory.temp_size_in_bytes / 2**30, 2)}
+    losses, seconds, state = [], [], jax.jit(init)()
+    try:
+        for _ in range(STEPS):
+            before = time.perf_counter()
+            state, metrics = take(state, real)
+            losses.append([round(float(metrics[f"{name}_loss"]), 4) for name in ("discriminator", "generator")])
+            seconds.append(time.perf_counter() - before)
+    except (RuntimeError, MemoryError) as error:
+        return found | {"failed": command.one_line(error)[:200]}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return found | {"losses": losses, "peak_gib": round(peak, 2), "seconds_a_step": spread(seconds)}
+
+
+if __name__ == "__main__":
+    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))

@@ -1,0 +1,55 @@
+"""Photographs and their crops."""
+
+import numpy as np
+import pytest
+
+from jaxai.data.photos import PHOTOS, crop_batches, load_photos
+
+
+def test_photographs_are_colour_and_in_one_split():
+    train, test = load_photos("train"), load_photos("test")
+    assert not train.keys() & test.keys()
+    assert tuple(train) == PHOTOS["train"]
+    for photo in (*train.values(), *test.values()):
+        assert photo.dtype == np.uint8
+        assert photo.shape[2] == 3
+        assert min(photo.shape[:2]) >= 300
+
+
+@pytest.fixture
+def photos():
+    """Two small pictures whose pixels say where they are."""
+    row, column = np.mgrid[:9, :7].astype(np.uint8)
+    first = np.stack([row, column, np.zeros_like(row)], -1)
+    return {"first": first, "second": first[:5, :5] + np.uint8([0, 0, 1])}
+
+
+def test_crops_are_parts_of_photographs_from_everywhere(photos):
+    batch = next(crop_batches(photos, 4, 500, seed=0))["image"]
+    assert batch.shape == (500, 4, 4, 3)
+    places = set()
+    for crop in batch:
+        mirrored = crop[0, 0, 1] > crop[0, 1, 1]
+        crop = crop[:, ::-1] if mirrored else crop
+        row, column, which = crop[0, 0]
+        photo = photos["second" if which else "first"]
+        np.testing.assert_array_equal(crop, photo[row : row + 4, column : column + 4])
+        places.add((row, column, which, bool(mirrored)))
+    assert len(places) == 2 * (6 * 4 + 2 * 2)  # all of them
+
+
+def test_crops_go_on_where_they_were_and_processes_share_them(photos):
+    one = crop_batches(photos, 4, 8, seed=3)
+    first, state = next(one)["image"], one.get_state()
+    second = next(one)["image"]
+    again = crop_batches(photos, 4, 8, seed=3)
+    again.set_state(state)
+    np.testing.assert_array_equal(next(again)["image"], second)
+    assert (first != second).any()
+    halves = [next(crop_batches(photos, 4, 8, seed=3, process_index=i, process_count=2))["image"] for i in range(2)]
+    np.testing.assert_array_equal(np.concatenate(halves), first)
+
+
+def test_crops_must_fit(photos):
+    with pytest.raises(ValueError, match="size is 6, but second is 5x5"):
+        crop_batches(photos, 6, 8, seed=0)
