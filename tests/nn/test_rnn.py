@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -21,50 +22,13 @@ TINY = RecurrentShape(width=5, layers=2)
 TOLERANCE = 1e-5  # float32; values of size 1
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def torch_cell(cell, x, state, weights):
-    """The equations in PyTorch's documentation of RNN, LSTM and GRU: x [I], state a list of [H]."""
-    weight_ih, weight_hh, bias_ih, bias_hh = weights
-    a, b, h = weight_ih @ x + bias_ih, weight_hh @ state[0] + bias_hh, state[0]
-    if cell == "rnn":
-        return [np.tanh(a + b)]
-    if cell == "lstm":
-        i, f, g, o = np.split(a + b, 4)
-        c = sigmoid(f) * state[1] + sigmoid(i) * np.tanh(g)
-        return [sigmoid(o) * np.tanh(c), c]
-    (a_r, a_z, a_n), (b_r, b_z, b_n) = np.split(a, 3), np.split(b, 3)
-    r, z = sigmoid(a_r + b_r), sigmoid(a_z + b_z)
-    return [(1 - z) * np.tanh(a_n + r * b_n) + z * h]
-
-
-def torch_row(cell, x, states, layers):
-    """A packed row x [T, I] through layers of directions: outputs [T, F], and each layer's last states."""
-    last = []
-    for weights, before in zip(layers, states, strict=True):
-        outputs, after = np.zeros((len(x), 0)), []
-        for reverse, (own, state) in enumerate(zip(weights, before, strict=True)):
-            found = [np.zeros(0)] * len(x)
-            for t in reversed(range(len(x))) if reverse else range(len(x)):
-                state = torch_cell(cell, x[t], state, own)
-                found[t] = state[0]
-            outputs = np.concatenate([outputs, np.array(found).reshape(len(x), -1)], 1)
-            after.append(state)
-        x = outputs
-        last.append(after)
-    return x, last
-
-
-def torch_weights(cell, inputs, width, layers, directions, rng):
-    """weight_ih [G, I], weight_hh [G, H], bias_ih and bias_hh [G] of each layer and direction."""
-
-    def one(inputs):
-        gates = CELLS[cell] * width
-        return [rng.normal(size=shape) for shape in ((gates, inputs), (gates, width), (gates,), (gates,))]
-
-    return [[one(directions * width if layer else inputs) for _ in range(directions)] for layer in range(layers)]
+def recorded(cell, directions):
+    """What PyTorch made of packed sequences (recorded/make_torch_rnn.py), and its weights by layer and direction."""
+    with np.load(Path(__file__).parent / "recorded" / "torch_rnn.npz") as file:
+        arrays = {name.split("/")[1]: file[name] for name in file.files if name.startswith(f"{cell}_{directions}/")}
+    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    suffixes = [[f"l{layer}", f"l{layer}_reverse"][:directions] for layer in range(2)]
+    return arrays, [[[arrays[f"{kind}_{end}"] for kind in kinds] for end in layer] for layer in suffixes]
 
 
 def carried_over(cell, layers):
@@ -84,24 +48,18 @@ def carried_over(cell, layers):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_outputs_and_states_are_those_of_pytorch_packed(cell, bidirectional):
-    rng, directions, lengths = np.random.default_rng(0), 1 + bidirectional, [6, 1, 4]
-    layers = torch_weights(cell, 3, 4, 2, directions, rng)
-    x, states = rng.normal(size=(3, 6, 3)), rng.normal(size=(2, directions, 1 + (cell == "lstm"), 3, 4))
+    directions, lengths = 1 + bidirectional, np.array([6, 1, 4])
+    theirs, layers = recorded(cell, directions)
     network = Recurrent(RecurrentShape(cell, 4, 2), bidirectional)
-
-    given = jax.tree.unflatten(
-        jax.tree.structure(init_state(network.shape, 3, bidirectional=bidirectional)),
-        list(states.reshape(-1, 3, 4).astype(np.float32)),
-    )
+    parts = range(1 + (cell == "lstm"))
+    like = jax.tree.structure(init_state(network.shape, 3, bidirectional=bidirectional))
+    states = [theirs[f"state_{part}"][place] for place in range(2 * directions) for part in parts]
     outputs, after = compiled(network.apply)(
-        {"params": carried_over(cell, layers)}, x.astype(np.float32), np.array(lengths), given
+        {"params": carried_over(cell, layers)}, theirs["x"], lengths, jax.tree.unflatten(like, states)
     )
-    after = np.array(jax.tree.leaves(after)).reshape(states.shape)
-    for row, length in enumerate(lengths):
-        desired, last = torch_row(cell, x[row, :length], list(states[..., row, :]), layers)
-        np.testing.assert_allclose(outputs[row, :length], desired, atol=TOLERANCE)
-        np.testing.assert_array_equal(outputs[row, length:], 0)
-        np.testing.assert_allclose(after[..., row, :], np.array(last), atol=TOLERANCE)
+    np.testing.assert_allclose(outputs, theirs["outputs"], atol=TOLERANCE)
+    last = [theirs[f"last_{part}"][place] for place in range(2 * directions) for part in parts]
+    jax.tree.map(partial(np.testing.assert_allclose, atol=TOLERANCE), jax.tree.leaves(after), last)
 
 
 def flax_cell(cell, params):
