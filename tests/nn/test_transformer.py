@@ -41,7 +41,7 @@ def initialised(network, *inputs, key):
 
 
 class Oracle:
-    """The decoder in NumPy, float64, without batch axis; one loop over heads."""
+    """Encoder and decoder in NumPy, float64, without batch axis; one loop over heads."""
 
     def __init__(self, shape, params):
         self.shape, self.params = shape, jax.tree.map(lambda x: np.asarray(x, np.float64), params)
@@ -70,19 +70,29 @@ class Oracle:
         z = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angle)
         return np.concatenate([z.real, z.imag], -1)
 
-    def attention(self, x, layer):
-        shape, size, time = self.shape, self.shape.head_size, len(x)
-        groups = shape.heads // (shape.kv_heads or shape.heads)
-        heads = self.dense(x, layer["query_key_value"]).reshape(time, -1, size).swapaxes(0, 1)
-        turn = self.turned if shape.position == "rotary" else lambda x: x
-        out = []
-        for n in range(shape.heads):
-            query, key = turn(heads[n]), turn(heads[shape.heads + n // groups])
-            value = heads[shape.heads + shape.heads // groups + n // groups]
-            score = np.where(np.tri(time, dtype=bool), query @ key.T / np.sqrt(size), -np.inf)
+    def mix(self, queries, keys, values, causal):
+        """Heads [N, T, H], [K, S, H] and [K, S, H] to [T, N H]; each key serves N / K queries."""
+        (N, time, size), (K, others, _), out = queries.shape, keys.shape, []
+        for n in range(N):
+            score = queries[n] @ keys[n * K // N].T / np.sqrt(size)
+            score = np.where(np.tri(time, others, dtype=bool) | (not causal), score, -np.inf)
             weights = np.exp(score - score.max(-1, keepdims=True))
-            out.append(weights / weights.sum(-1, keepdims=True) @ value)
-        return self.dense(np.concatenate(out, -1), layer["out"])
+            out.append(weights / weights.sum(-1, keepdims=True) @ values[n * K // N])
+        return np.concatenate(out, -1)
+
+    def heads(self, x, layer):
+        return self.dense(x, layer).reshape(len(x), -1, self.shape.head_size).swapaxes(0, 1)
+
+    def attention(self, x, layer, causal):
+        N, K = self.shape.heads, self.shape.kv_heads or self.shape.heads
+        queries, keys, values = np.split(self.heads(x, layer["query_key_value"]), [N, N + K])
+        if self.shape.position == "rotary":
+            queries, keys = (np.stack([self.turned(x) for x in heads]) for heads in (queries, keys))
+        return self.dense(self.mix(queries, keys, values, causal), layer["out"])
+
+    def cross_attention(self, x, memory, layer):
+        keys, values = np.split(self.heads(memory, layer["key_value"]), 2)
+        return self.dense(self.mix(self.heads(x, layer["query"]), keys, values, False), layer["out"])
 
     def mlp(self, x, layer):
         y = self.dense(x, layer["in"])
@@ -91,17 +101,26 @@ class Oracle:
         half = y.shape[-1] // 2
         return self.dense(self.activation(y[:, :half]) * y[:, half:], layer["out"])
 
-    def logits(self, ids):
-        embedding, decoder = self.params["embedding"], self.params["decoder"]
-        x = embedding["tokens"][ids]
-        if self.shape.position == "learned":
-            x = x + embedding["positions"][: len(ids)]
+    def embedded(self, ids):
+        embedding = self.params["embedding"]
+        learned = embedding["positions"][: len(ids)] if self.shape.position == "learned" else 0
+        return embedding["tokens"][ids] + learned
+
+    def stack(self, x, params, causal, memory=None):
         for number in range(self.shape.layers):
-            block = decoder["block" if self.shape.shared else f"block_{number}"]
-            x = x + self.attention(self.norm(x, block["norm_attention"]), block["attention"])
+            block = params["block" if self.shape.shared else f"block_{number}"]
+            x = x + self.attention(self.norm(x, block["norm_attention"]), block["attention"], causal)
+            if memory is not None:
+                x = x + self.cross_attention(self.norm(x, block["norm_cross"]), memory, block["cross_attention"])
             x = x + self.mlp(self.norm(x, block["norm_mlp"]), block["mlp"])
+        return self.norm(x, params["norm"])
+
+    def logits(self, ids, source=None):
+        """Of a language model, or of a target after its source."""
+        memory = None if source is None else self.stack(self.embedded(source), self.params["encoder"], False)
+        embedding = self.params["embedding"]
         kernel = embedding["tokens"].T if self.shape.tied else embedding["logits"]
-        return self.norm(x, decoder["norm"]) @ kernel
+        return self.stack(self.embedded(ids), self.params["decoder"], True, memory) @ kernel
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -112,6 +131,36 @@ def test_logits_are_those_of_numpy(name, key):
     assert logits.dtype == jnp.float32
     for row in range(2):
         np.testing.assert_allclose(logits[row], Oracle(network.shape, params).logits(ids[row]), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_translations_are_those_of_numpy(name, key):
+    """Encoder, cross-attention and decoder; the second source is padded."""
+    network, source, target = EncoderDecoder(11, SHAPES[name]), tokens(2, 7), tokens(2, 9, seed=1)
+    lengths = np.array([7, 4], np.int32)
+    params = initialised(network, source, target, lengths, key=key)
+    logits, _ = compiled(network.apply)({"params": params}, source, target, lengths)
+    for row, length in enumerate(lengths):
+        desired = Oracle(network.shape, params).logits(target[row], source[row, :length])
+        np.testing.assert_allclose(logits[row], desired, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["default", "Llama"])
+def test_hidden_states_of_an_encoder_are_those_of_numpy(name, key):
+    network, ids = Encoder(11, SHAPES[name]), tokens(1, 9)
+    params = initialised(network, ids, key=key)
+    hidden, _ = compiled(network.apply)({"params": params}, ids)
+    oracle = Oracle(network.shape, params)
+    desired = oracle.stack(oracle.embedded(ids[0]), oracle.params["encoder"], False)
+    np.testing.assert_allclose(hidden[0], desired, atol=TOLERANCE)
+
+
+def test_parameters_of_a_tiny_translator(key):
+    """11 tokens, width 16: four blocks of 12 x 16^2 + 13 x 16, two with cross-attention's 4 x 16^2 + 6 x 16 more."""
+    token = jnp.zeros((1, 1), jnp.int32)
+    params = jax.eval_shape(EncoderDecoder(11, TINY).init, key, token, token)["params"]
+    block, cross, norms = 12 * 16**2 + 13 * 16, 4 * 16**2 + 6 * 16, 2 * 2 * 16
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 11 * 16 + 4 * block + 2 * cross + norms
 
 
 def test_parameters_of_nanogpt_s_networks(key):
