@@ -55,13 +55,17 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-    """Questions by the number of their task, and the tasks' ``titles``; ``source`` says where they came from."""
+    """Questions by the number of their task, and the tasks' ``titles``; ``source`` says where they came from.
+
+    ``open_words`` are names, which mean nothing by themselves: a reader can see them as anonymous slots.
+    """
 
     name: str
     tasks: dict[int, tuple[Question, ...]] = dataclasses.field(repr=False)
     titles: dict[int, str]
     source: str
     embedded: bool
+    open_words: frozenset[str] = dataclasses.field(default=frozenset(), repr=False)
 
     @property
     def all(self) -> tuple[Question, ...]:
@@ -87,7 +91,8 @@ def load_babi(folder: str | os.PathLike, split: str, tasks: Iterable[int] = TASK
     The files may lie in ``folder`` or up to two folders below it, or, where it has none, in an archive there
     (``en*.tar.xz``, ``tasks_1-20*.tar.gz``), which is read in memory; ``folder/babi`` is looked into first, and
     ``folder`` may be an archive. Of several versions ``en`` is taken; give the folder of another, such as ``en-10k``.
-    The choice is logged in one line (logger ``jaxai.data``).
+    The choice is logged in one line (logger ``jaxai.data``). ``open_words`` are those with a capital letter inside a
+    sentence: the official files' persons, and the animals that task 16 tells of by name.
 
     Raises ``FileNotFoundError`` for a missing folder or task file; ``ValueError``, with file and line, for lines that
     are not ``N sentence.`` or ``N question?<tab>answer<tab>numbers of facts``, numbers that name no fact before them,
@@ -101,16 +106,18 @@ def load_babi(folder: str | os.PathLike, split: str, tasks: Iterable[int] = TASK
     if missing:
         names = ", ".join(f"qa{task}_*_{split}.txt" for task in missing)
         raise FileNotFoundError(f"{where}: no file {names}; add what is missing from the same release")
-    questions, titles = {}, {}
+    questions, titles, names = {}, {}, set()
     for task in wanted:
         file, titles[task] = chosen[task]
         label = f"{where}/{file}"
-        questions[task] = parse(_text(files[file], label), task, label)
+        text = _text(files[file], label)
+        questions[task] = parse(text, task, label)
+        names |= _names(text)
     name = f"{PurePosixPath(where).name} {split}"
     count = sum(map(len, questions.values()))
     source = f"bAbI {name}: {count:,} questions of {len(wanted)} tasks from {where}"
     logger.info(source)
-    return Questions(f"bAbI {name}", questions, titles, source, embedded=False)
+    return Questions(f"bAbI {name}", questions, titles, source, False, frozenset(names))
 
 
 def parse(text: str, task: int, where: str) -> tuple[Question, ...]:
@@ -172,6 +179,12 @@ def _words(sentence: str) -> Sentence:
     if not words:
         raise ValueError("no word behind the line's number")
     return words
+
+
+def _names(text: str) -> set[str]:
+    """Words with a capital letter behind a sentence's first word, lower-cased."""
+    inside = [word.strip(".,?!") for line in text.split("\n") for word in line.split("\t")[0].split()[2:]]
+    return {word.lower() for word in inside if word[:1].isupper()}
 
 
 def to_lines(questions: Iterable[Question]) -> list[str]:

@@ -69,7 +69,7 @@ def load_stories(split: str, count: int, seed: int) -> Questions:
     }
     source = f"stories {split}: {count:,} questions of each of {len(TASKS)} tasks from our own grammar, seed {seed}"
     logger.info(source)
-    return Questions(f"stories {split}", tasks, dict(enumerate(TASKS, 1)), source, embedded=True)
+    return Questions(f"stories {split}", tasks, dict(enumerate(TASKS, 1)), source, True, OPEN_WORDS)
 
 
 def generate(task: str, count: int, seed: int, *, names: Sequence[str], places: Sequence[str]) -> list[Question]:

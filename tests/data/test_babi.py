@@ -161,6 +161,11 @@ def test_a_story_goes_on_as_it_was_written():
 # Folders and archives
 
 
+def test_names_have_a_capital_letter_inside_a_sentence(tmp_path):
+    """Mary is asked for; John and Daniel only begin sentences in these lines."""
+    assert load_babi(fill(tmp_path), "train").open_words == {"mary", "daniel"}
+
+
 @pytest.mark.parametrize(
     "below", ["", "en", "babi", "babi/en", "babi/en-10k", "tasks_1-20_v1-2/en-10k", "babi/tasks/en"]
 )
@@ -310,6 +315,8 @@ def test_the_official_files(official):
     assert first.facts == (MARY, JOHN)
     assert (first.question, first.answer, first.support) == (("where", "is", "mary"), "bathroom", (0,))
     assert max(len(question.facts) for question in train.tasks[3]) == 224
+    persons = {"mary", "john", "sandra", "daniel", "fred", "bill", "julie", "jeff"}
+    assert train.open_words == test.open_words == persons | {"greg", "brian", "lily", "julius", "bernhard"}
     for task, questions in test.tasks.items():
         assert parse("\n".join(to_lines(questions)), task, "file") == questions
     vocabulary = Words.build(train.all, slots=0)
