@@ -4,6 +4,8 @@
     python experiments/gan_mnist.py --data-dir DIR                 # all 60,000 (idx files, or prepared with tfds)
     python experiments/gan_mnist.py --preset article               # the article's network and training, repaired
     python experiments/gan_mnist.py --preset gpu --platform gpu    # all 60,000, larger, bfloat16 activations
+    python experiments/gan_mnist.py sample --count 100 --truncation 0.7   # a finished run draws
+    python experiments/gan_mnist.py invert                         # ... images that it never saw, as well as it can
 
 Preset ``default``: the R3GAN loss (arXiv 2501.05441): relativistic pairing with R1 and R2, no normalisation.
 
@@ -12,14 +14,15 @@ dense 7x7x128 layer and a reshape before the first transposed convolution (the a
 after the discriminator's 128 sigmoids (the article stops there, though its loss takes one probability an image);
 cross-entropies computed from the logit, since log(sigmoid) overflows in float32.
 
-The run's folder (runs/gan_mnist/PRESET) ends with samples.png, training.gif, interpolation.png, curves.png and
-summary.json. The same command goes on with an interrupted run.
+The run's folder (runs/gan_mnist/PRESET) ends with samples.png, training.gif, interpolation.png, curves.png,
+summary.json, model.safetensors and README.md, a model card. The same command goes on with an interrupted run.
 """
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +35,14 @@ from jaxai.adversarial.losses import LOSSES
 from jaxai.adversarial.penalties import r1_r2
 from jaxai.data import Dataset, load
 from jaxai.data.pipeline import batches
-from jaxai.gan_report import digit_snapshot, finish_pictures, report
+from jaxai.gan_report import Trained, commands, digit_snapshot, finish_pictures, report, save_model
 from jaxai.metrics.digits import features_and_labels, preprocess
 from jaxai.metrics.generation import evaluate_digits, evaluation_size
 from jaxai.nn import gan
 from jaxai.train.adversarial import Draw, apply, from_noise, gan_step, init_gan_state, initial
 from jaxai.train.loop import Every, Step, fit
 from jaxai.train.optim import Adam, cosine, optimizer
-from jaxai.train.run import began_embedded, open_run
+from jaxai.train.run import began_embedded, open_run, revived
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import GanState
 from jaxai.typing import Array
@@ -170,6 +173,7 @@ def main(config: Config) -> None:
         "train_seconds": round(result.train_seconds, 1),
         **figures,
     }
+    save_model(run, result.state, summary)
     run.write_summary(summary)
     report(run, summary)
 
@@ -228,5 +232,16 @@ def training(config: Config, generator: nn.Module, discriminator: nn.Module) -> 
     return step, init
 
 
+def trained(values: dict[str, Any]) -> Trained:
+    """The generator of a run's config.json."""
+    config = revived(Config, values)
+
+    def test(data_dir: Path | None) -> tuple[np.ndarray, np.ndarray]:
+        digits = load("mnist", "test", data_dir=data_dir, embedded_only=data_dir is None)
+        return digits.images, digits.labels
+
+    return Trained(networks(config)[0], config.latent_size, 0, test)
+
+
 if __name__ == "__main__":
-    cli.run(main, PRESETS, __doc__)
+    cli.run(main, PRESETS, __doc__, commands=commands(NAME, trained))

@@ -59,7 +59,7 @@ class Config(cli.Common):
     """Options of this experiment."""
 
     task: Literal["inpainting", "denoising", "super_resolution", "contrast"] = "inpainting"
-    data: Literal["mnist", "photos"] = "mnist"
+    dataset: Literal["mnist", "photos"] = "mnist"
     scale: int = 2
     """By how much super_resolution raises the resolution."""
     sigma: float = 0.4
@@ -108,7 +108,7 @@ PRESETS = {
     "default": Config(steps=3000),
     "photos": Config(
         task="super_resolution",
-        data="photos",
+        dataset="photos",
         blocks=6,
         batch_size=16,
         steps=6000,
@@ -132,7 +132,7 @@ PRESETS = {
 def main(config: Config) -> None:
     """Load, train, restore what was held out, score, draw."""
     embedded = began_embedded(NAME, config)
-    if config.data == "photos":
+    if config.dataset == "photos":
         photos, held_out = load_photos("train"), load_photos("test")
         identity: dict[str, Any] = {"name": "photos", "train": sorted(photos), "test": sorted(held_out)}
         source, shape = f"scikit-image's {', '.join(photos)}", (config.crop, config.crop, 3)
@@ -309,7 +309,7 @@ def scores(config: Config, images: Any, originals: list[np.ndarray]) -> dict[str
     border = config.scale if config.task == "super_resolution" else 0
     found = [image_scores(a, b, border=border) for a, b in zip(images, originals, strict=True)]
     means = {name: float(np.mean([row[name] for row in found])) for name in found[0]}
-    if config.data == "photos":
+    if config.dataset == "photos":
         return means
     labels = [features_and_labels(x)[1] for x in (images[0], originals[0])]
     return means | {"same_class": float((labels[0] == labels[1]).mean())}

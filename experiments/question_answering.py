@@ -95,7 +95,7 @@ class Config(cli.Common):
 
 PRESETS = {
     "default": Config(steps=18000, slow=("positions", "path-finding")),
-    "babi": Config(steps=8000, horizon=8000),
+    "babi": Config(steps=8000, horizon=8000, shape=dataclasses.replace(Config.shape, dropout=0.1)),
     "debug": Config(
         steps=20,
         count=200,

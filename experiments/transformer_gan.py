@@ -6,17 +6,20 @@
     python experiments/transformer_gan.py --conditional                       # ... that draws the digit asked for
     python experiments/transformer_gan.py --generator convolutional --attention   # SAGAN's block between convolutions
     python experiments/transformer_gan.py --preset cifar10 --data-dir DIR --platform gpu
+    python experiments/transformer_gan.py sample --count 100 --label 7        # by a finished run; invert
 
 A token is a patch of 4x4 pixels, 49 for a digit. The loss is R3GAN's (arXiv 2501.05441), relativistic with R1 and R2,
 whose gradients are second derivatives of attention: `jaxai.attention` has them in O(T) memory
 (`benchmarks/transformer_gan.py` shows 4,096 tokens). No published GAN of Transformers is scored on digits; on CIFAR-10
 TransGAN (arXiv 2102.07074) has an FID of 9.26, ViTGAN (arXiv 2107.04589) of 6.66.
-The run's folder ends with samples.png, training.gif, interpolation.png, curves.png and summary.json.
+The run's folder ends with samples.png, training.gif, interpolation.png, curves.png, summary.json, model.safetensors and
+README.md, a model card.
 """
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -29,7 +32,7 @@ from jaxai.adversarial.losses import LOSSES
 from jaxai.adversarial.penalties import r1_r2
 from jaxai.data import Dataset, load
 from jaxai.data.pipeline import batches
-from jaxai.gan_report import digit_snapshot, finish_pictures, report, snapshot
+from jaxai.gan_report import Trained, commands, digit_snapshot, finish_pictures, report, save_model, snapshot
 from jaxai.metrics.digits import features_and_labels, preprocess
 from jaxai.metrics.generation import evaluate_digits, evaluation_size
 from jaxai.nn.gan import Discriminator, Generator
@@ -38,7 +41,7 @@ from jaxai.nn.transformer import Shape
 from jaxai.train.adversarial import Draw, apply, from_noise, gan_step, init_gan_state, initial
 from jaxai.train.loop import Every, Step, fit
 from jaxai.train.optim import Adam, cosine, optimizer
-from jaxai.train.run import began_embedded, open_run
+from jaxai.train.run import began_embedded, open_run, revived
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import GanState
 from jaxai.typing import Array, PyTree
@@ -54,7 +57,7 @@ Kind = Literal["transformer", "convolutional"]
 class Config(cli.Common):
     """Options of this experiment."""
 
-    data: Literal["mnist", "cifar10"] = "mnist"
+    dataset: Literal["mnist", "cifar10"] = "mnist"
     generator: Kind = "transformer"
     discriminator: Kind = "transformer"
     conditional: bool = False
@@ -98,7 +101,7 @@ class Config(cli.Common):
             raise ValueError(f"--widths must be two positive numbers, got {self.widths}")
         if self.shape.position != "learned" or self.shape.dropout:
             raise ValueError("--shape.position must be learned, a patch has a row and a column, and dropout 0")
-        side = IMAGES[self.data][0]
+        side = IMAGES[self.dataset][0]
         if self.patch < 1 or side % self.patch:
             raise ValueError(f"--patch {self.patch} does not divide images of {side}x{side}")
         if self.attention and "convolutional" not in (self.generator, self.discriminator):
@@ -109,7 +112,7 @@ PRESETS = {
     "default": Config(steps=6000),
     "convolutional": Config(generator="convolutional", discriminator="convolutional", steps=6000),
     "cifar10": Config(
-        data="cifar10",
+        dataset="cifar10",
         shape=Shape(width=384, layers=6, heads=6, position="learned", norm="rms", init_std=0.05),
         patch=2,
         hidden=512,
@@ -152,7 +155,7 @@ def main(config: Config) -> None:
         return
     draw = Draw(generator, config.latent_size, config.seed, CLASSES if config.conditional else 0)
     look = partial(snapshot, run=run, draw=draw)
-    if config.data == "mnist":
+    if config.dataset == "mnist":
         reference, _ = features_and_labels(np.concatenate([test.images, train.images[:1000]])[:1000])
         look = partial(digit_snapshot, run=run, draw=draw, reference=reference)
     result = fit(
@@ -177,16 +180,17 @@ def main(config: Config) -> None:
         **{f"{name}_parameters": count(getattr(state, name)) for name in ("generator", "discriminator")},
         "compile_seconds": round(result.compile_seconds, 1),
         "train_seconds": round(result.train_seconds, 1),
-        **(digit_scores(config, draw, state, train, test) if config.data == "mnist" else {}),
+        **(digit_scores(config, draw, state, train, test) if config.dataset == "mnist" else {}),
     }
+    save_model(run, state, summary)
     run.write_summary(summary)
     report(run, summary)
 
 
 def datasets(config: Config) -> tuple[Dataset, Dataset]:
     """Train and test; a run that began with an embedded set goes on with it, network or not."""
-    train = load(config.data, "train", data_dir=config.data_dir, embedded_only=began_embedded(NAME, config))
-    return train, load(config.data, "test", data_dir=config.data_dir, embedded_only=train.embedded)
+    train = load(config.dataset, "train", data_dir=config.data_dir, embedded_only=began_embedded(NAME, config))
+    return train, load(config.dataset, "test", data_dir=config.data_dir, embedded_only=train.embedded)
 
 
 def networks(config: Config) -> tuple[nn.Module, nn.Module]:
@@ -198,7 +202,7 @@ def networks(config: Config) -> tuple[nn.Module, nn.Module]:
     }
     maps = common | {"widths": config.widths, "blocks": config.blocks, "attention": config.attention}
     tokens = common | {"shape": config.shape, "patch": config.patch}
-    shape = IMAGES[config.data]
+    shape = IMAGES[config.dataset]
     generators = {
         "transformer": TransformerGenerator(image_shape=shape, **tokens),
         "convolutional": Generator(image_shape=shape, **maps),
@@ -232,7 +236,7 @@ def training(config: Config, generator: nn.Module, discriminator: nn.Module) -> 
 
     def init() -> GanState:
         labels = [jnp.zeros(2, jnp.int32)] if config.conditional else []
-        latents, images = jnp.zeros((2, config.latent_size)), jnp.zeros((2, *IMAGES[config.data]))
+        latents, images = jnp.zeros((2, config.latent_size)), jnp.zeros((2, *IMAGES[config.dataset]))
         first = initial(generator, latents, *labels), initial(discriminator, images, *labels)
         return init_gan_state(jax.random.key(config.seed), *first, txs=(tx, tx), keep_average=True)
 
@@ -254,5 +258,17 @@ def count(params: PyTree) -> int:
     return sum(x.size for x in jax.tree.leaves(params))
 
 
+def trained(values: dict[str, Any]) -> Trained:
+    """The generator of a run's config.json."""
+    config = revived(Config, values)
+
+    def test(data_dir: Path | None) -> tuple[np.ndarray, np.ndarray]:
+        embedded = not data_dir and config.dataset == "mnist"
+        found = load(config.dataset, "test", data_dir=data_dir, embedded_only=embedded)
+        return found.images, found.labels
+
+    return Trained(networks(config)[0], config.latent_size, CLASSES if config.conditional else 0, test)
+
+
 if __name__ == "__main__":
-    cli.run(main, PRESETS, __doc__)
+    cli.run(main, PRESETS, __doc__, commands=commands(NAME, trained))

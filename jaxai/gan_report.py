@@ -1,18 +1,29 @@
-"""What GAN experiments share: pictures on the way and at the end, and the scores of digits, told."""
+"""What GAN experiments share: pictures on the way and at the end, digits' scores, and a finished run's generator."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from PIL import Image
 
-from jaxai import pictures
-from jaxai.adversarial.latents import walk
-from jaxai.metrics.digits import features_and_labels
+from jaxai import cli, pictures
+from jaxai.adversarial.latents import invert, truncated, walk
+from jaxai.metrics.digits import features_and_labels, preprocess
 from jaxai.metrics.generation import frechet_distance
-from jaxai.train.adversarial import Draw
-from jaxai.train.run import Run
+from jaxai.train.adversarial import Draw, apply, drawing
+from jaxai.train.run import Run, finished_folder, read_config
 from jaxai.train.state import GanState
+from jaxai.train.weights import fill, load_weights, save_weights
+from jaxai.typing import Array, PyTree
+
+FILES = ("model.safetensors", "summary.json")  # of a finished run
+STARTS = 4  # of an inversion, for each image
 
 
 def snapshot(done: int, state: GanState, *, run: Run, draw: Draw) -> dict[str, float]:
@@ -64,3 +75,148 @@ near copies  {summary["near_copies"]:.2%} of the samples   real against real {su
         f"training     {summary['images_seen']:,} images, {summary['train_seconds']:.0f} s; compilation "
         f"{summary['compile_seconds']:.0f} s"
     )
+
+
+def save_model(run: Run, state: GanState, summary: Mapping[str, Any]) -> None:
+    """The generator that draws as model.safetensors, and README.md, a model card for it."""
+    save_weights(run.folder / "model.safetensors", jax.device_get(drawing(state)))
+    config = read_config(run.folder)
+    figures = {name: value for name, value in summary.items() if isinstance(value, (int, float, str))}
+    told = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in figures.items()}
+    rows = "\n".join(f"| {name} | {value} |" for name, value in told.items())
+    (run.folder / "README.md").write_text(
+        f"""---
+library_name: jaxai
+tags: [gan, image-generation, {config["experiment"]}]
+---
+
+# A generator of {config["data"]["name"]} images
+
+`model.safetensors` holds what `python experiments/{config["experiment"]}.py sample --workdir FOLDER` draws with:
+float32 arrays by their path in the Flax network, which `config.json` describes. It was trained on
+{config["data"]["name"]} (fingerprint {config["data"]["fingerprint"]}) and makes such images, nothing else.
+
+| figure | value |
+|---|---|
+{rows}
+""",
+        encoding="utf-8",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A finished run's generator: latents [B, Z], and labels [B] where it has ``classes``, to images in [-1, 1]."""
+
+    generator: nn.Module
+    latent_size: int
+    classes: int
+    test: Callable[[Path | None], tuple[np.ndarray, np.ndarray]]
+    """From a --data-dir images uint8 [n, height, width, C] that it never saw, and their labels [n]."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample(cli.Finished):
+    """Let a finished run draw: single images and a sheet of them, in a folder of their own."""
+
+    count: int = 64
+    """How many."""
+    truncation: float = 0.0
+    """Latents lie within this many deviations: less variety, fewer oddities; 0: anywhere."""
+    label: int | None = None
+    """The class, of a run that knows classes; without it all of them in turn."""
+    seed: int = 0
+    """Of the latents."""
+    out: Path | None = None
+    """The folder, new or empty; images_SEED in the run's by default."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_at_least(1, "count")
+        self.check_at_least(0, "truncation", "seed")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Invert(cli.Finished):
+    """Find the latents of images that a finished run never saw: inverted.png, below the images what it draws."""
+
+    count: int = 10
+    """How many images."""
+    steps: int = 500
+    """Of gradient descent, from each of four starts."""
+    seed: int = 0
+    """Of the starts."""
+    data_dir: Path | None = None
+    """Where the images are; without it the embedded digits'."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_at_least(1, "count", "steps")
+        self.check_at_least(0, "seed")
+
+
+def commands(name: str, build: Callable[[dict[str, Any]], Trained]) -> dict[str, Any]:
+    """The commands ``sample`` and ``invert`` of an experiment; ``build`` makes the generator of a run's config."""
+    return {"sample": (partial(sample, name, build), Sample), "invert": (partial(inverted, name, build), Invert)}
+
+
+def sample(name: str, build: Callable[[dict[str, Any]], Trained], options: Sample) -> None:
+    """Draw, write, say where. ValueError for a label that the run does not know and a folder that holds files."""
+    folder = finished_folder(name, options, FILES)
+    trained, params = restored(folder, build)
+    if options.label is not None and not 0 <= options.label < trained.classes:
+        known = f"this run knows 0 to {trained.classes - 1}" if trained.classes else "this run knows no classes"
+        raise ValueError(f"--label {options.label}: {known}")
+    out = options.out or folder / f"images_{options.seed}"
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already: give another --out or --seed")
+    limit = options.truncation or np.inf
+    latents = truncated(jax.random.key(options.seed), options.count, trained.latent_size, limit)
+    labels = np.arange(options.count) % max(trained.classes, 1) if options.label is None else options.label
+    images = drawn(trained, params, latents, np.broadcast_to(labels, options.count))
+    out.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images):
+        pictures.save_png(out / f"{number:05d}.png", image, scale=1)
+    pictures.save_png(out / "sheet.png", pictures.grid(images, columns=min(10, options.count)))
+    print(f"{options.count} images and sheet.png in {out}")
+
+
+def inverted(name: str, build: Callable[[dict[str, Any]], Trained], options: Invert) -> None:
+    """Invert, draw, say how close it came."""
+    folder = finished_folder(name, options, FILES)
+    trained, params = restored(folder, build)
+    images, labels = trained.test(options.data_dir)
+    images, labels = images[: options.count], labels[: options.count].astype(np.int32)
+    inputs = [jnp.asarray(labels)] if trained.classes else []
+
+    def generate(latents: Array) -> Array:
+        return apply(trained.generator, params, latents, *inputs)
+
+    start = jax.random.normal(jax.random.key(options.seed), (STARTS, len(images), trained.latent_size))
+    latents, left = jax.jit(partial(invert, generate, steps=options.steps))(preprocess(images), start)
+    rows = np.concatenate([images, drawn(trained, params, latents, labels)])
+    pictures.save_png(folder / "inverted.png", pictures.grid(rows, columns=len(images)))
+    print(f"mean squared difference {float(left.mean()):.4f} of images in [-1, 1]: {folder / 'inverted.png'}")
+
+
+def restored(folder: Path, build: Callable[[dict[str, Any]], Trained]) -> tuple[Trained, PyTree]:
+    """A run's generator and its parameters. ValueError where the files are damaged or another run's."""
+    try:
+        trained = build(read_config(folder))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder} holds no run of this experiment ({error}): train one first") from error
+    labels = [jnp.zeros(1, jnp.int32)] if trained.classes else []
+    latents = jnp.zeros((1, trained.latent_size))
+    shapes = jax.eval_shape(trained.generator.init, jax.random.key(0), latents, *labels)["params"]
+    weights = folder / "model.safetensors"
+    return trained, jax.tree.map(jnp.asarray, fill(shapes, load_weights(weights), weights))
+
+
+def drawn(trained: Trained, params: PyTree, latents: Array, labels: np.ndarray) -> np.ndarray:
+    """Images uint8 of latents, of the labels' classes where the run knows classes; 100 at a time."""
+    generate, found = jax.jit(partial(apply, trained.generator)), []
+    for first in range(0, len(latents), 100):
+        rows = np.arange(first, first + 100) % len(latents)
+        inputs = [jnp.asarray(labels[rows], jnp.int32)] if trained.classes else []
+        found.append(pictures.to_pixels(np.asarray(generate(params, latents[rows], *inputs))))
+    return np.concatenate(found)[: len(latents)]

@@ -20,7 +20,7 @@ ALLOWED = {
     "explain": {"typing", "pictures"},
     "command": set(),
     "cli": {"typing", "command"},
-    "gan_report": {"typing", "adversarial", "metrics", "pictures", "train"},
+    "gan_report": {"typing", "cli", "adversarial", "metrics", "pictures", "train"},
     "train": {"typing", "attention", "ops", "nn", "adversarial", "cli"},
 }
 

@@ -4,9 +4,10 @@ import dataclasses
 import json
 import logging
 import os
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jaxai.cli import Common, Finished
 
@@ -88,6 +89,21 @@ def open_run(experiment: str, config: Common, data: Mapping[str, Any]) -> Run:
         message = f"the run's folder {folder} can't be used ({error.strerror}): choose another --workdir"
         raise ValueError(message) from error
     return Run(folder)
+
+
+def revived[T](kind: type[T], values: Mapping[str, Any]) -> T:
+    """The dataclass of a config.json's values, dataclasses within it too; what it does not name keeps its default.
+
+    Raises TypeError or ValueError for values that no such config has.
+    """
+    kinds, made = typing.get_type_hints(kind), {}
+    for field in dataclasses.fields(cast(Any, kind)):
+        if field.name in values:
+            value, hint = values[field.name], kinds[field.name]
+            if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+                value = revived(cast(type, hint), value)
+            made[field.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**made)
 
 
 def finished_folder(experiment: str, options: Finished, files: Sequence[str]) -> Path:

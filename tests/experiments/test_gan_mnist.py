@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxai import gan_report
 from jaxai.data import load
 from jaxai.data.pipeline import batches
 from jaxai.train.sharding import batch_sharding, make_mesh, put_batch, state_sharding
@@ -67,6 +69,36 @@ def test_finished_run_says_so_and_changes_nothing(finished):
     assert "this run is finished" in result.stderr
     assert "MNIST-FD" in result.stdout
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+
+
+def test_a_finished_run_draws_and_inverts(finished, tmp_path, capsys):
+    workdir, _ = finished
+    experiment = commands.load(SCRIPT)
+    card = (workdir / "README.md").read_text()
+    assert "mnist_fd" in card
+    assert "library_name: jaxai" in card
+    made = gan_report.commands(experiment.NAME, experiment.trained)
+    draw = partial(commands.start_command, *made["sample"], "--workdir", str(workdir), "--count", "12")
+    draw("--out", str(tmp_path / "some"))
+    draw("--out", str(tmp_path / "tame"), "--truncation", "0.1")
+    assert len(list((tmp_path / "some").iterdir())) == 13
+    some, tame = (
+        np.stack([np.asarray(Image.open(tmp_path / name / f"{i:05d}.png"), float) for i in range(12)])
+        for name in ("some", "tame")
+    )
+    assert some.shape == (12, 28, 28)
+    assert tame.std(0).mean() < 0.5 * some.std(0).mean()
+    for arguments, word in [
+        (["--out", str(tmp_path / "some")], "is there already: give another --out"),
+        (["--label", "3"], "--label 3: this run knows no classes"),
+        (["--count", "0"], "--count must be at least 1"),
+        (["--workdir", str(tmp_path)], "holds no finished run"),
+    ]:
+        assert word in commands.refusal(capsys, partial(draw, *arguments))
+    commands.start_command(*made["invert"], "--workdir", str(workdir), "--count", "3", "--steps", "20")
+    assert "mean squared difference 0." in capsys.readouterr().out
+    with Image.open(workdir / "inverted.png") as picture:
+        assert picture.size == (2 * (3 * 29 - 1), 2 * (2 * 29 - 1))
 
 
 def test_killed_run_goes_on_bit_for_bit(finished, tmp_path):

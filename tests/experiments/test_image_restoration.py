@@ -18,7 +18,7 @@ def experiment():
     return commands.load(SCRIPT)
 
 
-@pytest.mark.parametrize("arguments", [[], ["--data", "photos", "--task", "super_resolution", "--no-adversarial"]])
+@pytest.mark.parametrize("arguments", [[], ["--dataset", "photos", "--task", "super_resolution", "--no-adversarial"]])
 def test_debug_run_makes_everything(tmp_path, arguments):
     workdir = tmp_path / "run"
     result = commands.run(SCRIPT, workdir, *arguments)
@@ -61,7 +61,7 @@ def test_every_task_comes_closer_to_the_originals(experiment, task, adversarial)
         (["--weight", "0"], "--weight must be positive"),
         (["--widths", "8"], "--widths must be two positive numbers"),
         (["--task", "colour"], "--task"),
-        (["--data", "photos", "--crop", "404"], "size is 404, but coffee is 400x600"),
+        (["--dataset", "photos", "--crop", "404"], "size is 404, but coffee is 400x600"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, tmp_path):

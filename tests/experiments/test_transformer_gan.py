@@ -29,6 +29,13 @@ def test_debug_run_makes_everything(tmp_path):
     assert 0 <= summary["right_class"] <= 1
     assert summary["mnist_fd_floor"] < summary["mnist_fd"]
     assert "of the class that was asked for" in result.stdout
+    sampled = commands.run_command(SCRIPT, workdir, "sample", "--workdir", str(workdir), "--label", "10")
+    assert sampled.returncode == 2
+    assert "--label 10: this run knows 0 to 9" in sampled.stderr
+    line = "sample", "--workdir", str(workdir), "--label", "7", "--count", "3"
+    sampled = commands.run_command(SCRIPT, workdir, *line)
+    assert sampled.returncode == 0, sampled.stderr
+    assert len(list((workdir / "images_0").iterdir())) == 4
     again = commands.run(SCRIPT, workdir, "--conditional")
     assert "this run is finished" in again.stderr
     assert again.stdout == result.stdout
@@ -75,7 +82,7 @@ def test_both_networks_learn_from_images_and_labels(experiment, networks):
         (["--widths", "8"], "--widths must be two positive numbers"),
         (["--shape.position", "rotary"], "--shape.position must be learned"),
         (["--average-half-life", "0"], "--average-half-life must be positive"),
-        (["--data", "svhn"], "--data"),
+        (["--dataset", "svhn"], "--dataset"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, tmp_path):

@@ -8,7 +8,8 @@ import pytest
 
 from jaxai.cli import Common
 from jaxai.train.log import MetricsLog, keep_until
-from jaxai.train.run import began_embedded, open_run
+from jaxai.train.optim import Adam
+from jaxai.train.run import began_embedded, open_run, read_config, revived
 
 DATA = {"name": "mnist", "fingerprint": "abc"}
 
@@ -23,6 +24,20 @@ def test_same_config_goes_on_and_steps_may_grow(tmp_path):
     again = open_run("test", Config(workdir=tmp_path / "run", steps=5000, devices=4), DATA)
     assert run == again
     assert json.loads((run.folder / "config.json").read_text())["width"] == 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Nested(Config):
+    widths: tuple[int, ...] = (1, 2)
+    optimizer: Adam = Adam()
+
+
+def test_a_config_comes_back_from_its_file(tmp_path):
+    config = Nested(workdir=tmp_path, width=8, widths=(3,), optimizer=Adam(beta1=0.5))
+    run = open_run("test", config, DATA)
+    assert revived(Nested, read_config(run.folder)) == dataclasses.replace(config, workdir=None)
+    with pytest.raises(TypeError):
+        revived(Nested, {"seed": "a"})
 
 
 @pytest.mark.parametrize(
