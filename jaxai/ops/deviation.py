@@ -15,7 +15,8 @@ def minibatch_deviation(x: Float[Array, "B *space C"], group: int = 4) -> Float[
     apart, since real and generated ones come in turn; where the batch has fewer, those there are. Source: Karras et al.
     2018, arXiv 1710.10196, section 3, with StyleGAN2's groups. ValueError for a batch that has no such groups.
 
-    >>> minibatch_deviation(jnp.array([[1.0], [5.0], [3.0], [5.0]]), group=2).round(3).tolist()
+    >>> x = minibatch_deviation(jnp.array([[1.0], [5.0], [3.0], [5.0]]), group=2)
+    >>> [[round(value, 3) for value in row] for row in x.tolist()]
     [[1.0, 1.0], [5.0, 0.0], [3.0, 1.0], [5.0, 0.0]]
     """
     batch = len(x)

@@ -23,7 +23,7 @@ TOLERANCE = 1e-5  # float32; values of size 1
 
 
 def recorded(cell, directions):
-    """What PyTorch made of packed sequences (recorded/make_torch_rnn.py), and its weights by layer and direction."""
+    """What PyTorch made of packed sequences (benchmarks/peers/torch_rnn.py), and its weights by layer and direction."""
     with np.load(Path(__file__).parent / "recorded" / "torch_rnn.npz") as file:
         arrays = {name.split("/")[1]: file[name] for name in file.files if name.startswith(f"{cell}_{directions}/")}
     kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")

@@ -1,6 +1,6 @@
-"""Writes torch_rnn.npz: what PyTorch's recurrent layers make of packed sequences, with the weights that they had.
+"""Writes tests/nn/recorded/torch_rnn.npz: what PyTorch's recurrent layers make of packed sequences, and their weights.
 
-    PEERS/bin/python tests/nn/recorded/make_torch_rnn.py       # an environment with torch: benchmarks/peers.txt
+    PEERS/bin/python benchmarks/peers/torch_rnn.py       # an environment with torch: benchmarks/peers.txt
 
 Two layers of width 4, inputs [3, 6, 3] of lengths 6, 1, 4, initial states that are not zero. For each cell and number
 of directions, such as lstm_2: x, the state dict's arrays, states, outputs, and last states [2 directions, 3, 4].
@@ -25,4 +25,4 @@ for name, make in (("rnn", torch.nn.RNN), ("lstm", torch.nn.LSTM), ("gru", torch
         last = last if name == "lstm" else [last]
         found |= {f"state_{i}": x for i, x in enumerate(states)} | {f"last_{i}": x for i, x in enumerate(last)}
         arrays |= {f"{name}_{directions}/{key}": value.detach().numpy() for key, value in found.items()}
-np.savez_compressed(Path(__file__).with_name("torch_rnn.npz"), **arrays)
+np.savez_compressed(Path(__file__).parents[2] / "tests" / "nn" / "recorded" / "torch_rnn.npz", **arrays)
