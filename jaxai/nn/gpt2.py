@@ -1,4 +1,8 @@
-"""GPT-2's weights in the naming of Hugging Face's files, as parameters of `jaxai.nn.transformer.LanguageModel`."""
+"""GPT-2's weights in the naming of Hugging Face's files, as parameters of `jaxai.nn.transformer.LanguageModel`.
+
+vocabulary, shape, params = from_gpt2(jaxai.train.weights.load_weights(Path("model.safetensors")))
+logits, _ = LanguageModel(vocabulary, shape).apply({"params": params}, tokens)     # ids of GPT-2's own encoding
+"""
 
 import re
 from collections.abc import Mapping
