@@ -12,7 +12,7 @@ tenths are trained on, the rest validates. ``nanogpt_cpu`` and ``nanogpt`` are n
 of nanoGPT's documented commands for Shakespeare (Karpathy 2022). ``rnn`` has char-rnn's network, sequences and batch,
 with Adam and a cosine in place of RMSprop; its state goes on from batch to batch. ``fast`` has rotary positions, gated
 layers and Muon, chosen on the embedded plays. Expected of ``nanogpt_cpu`` on the text that nanoGPT
-takes: a validation loss of 1.91 nats a character, in 2 to 3 minutes on 2 CPU cores; of ``fast`` 1.57 in 5 minutes.
+takes: a validation loss of 1.91 nats a character, in 1 to 3 minutes on 2 CPU cores; of ``fast`` 1.57 in 5 minutes.
 nanoGPT keeps the parameters with the least validation loss; ours are the last, which matters to ``nanogpt`` alone (1.47
 after 2,000 steps, 1.70 at the end).
 The run's folder ends with summary.json, model.safetensors, vocabulary.json and samples/sample.txt.
