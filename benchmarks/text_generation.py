@@ -13,13 +13,10 @@ characters in a process that may have 24 GiB, with `jaxai.attention` and with `j
 writes its JSON to --out.
 """
 
-import contextlib
 import dataclasses
 import json
-import multiprocessing
 import os
 import re
-import resource
 import runpy
 import statistics
 import subprocess
@@ -29,7 +26,6 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +35,14 @@ from timing import (
     Turn,
     check_interpreter,
     figure,
+    limited_steps,
     losses_apart,
     peer_process,
     race,
     ratio,
     spread,
     training_turns,
+    with_either_attention,
     write,
 )
 
@@ -214,11 +212,7 @@ def sampling(config: Config) -> dict[str, Any]:
 
 def context(config: Config) -> dict[str, Any]:
     """Losses, memory and seconds of some steps at the long context, with our attention and with dense attention."""
-    found: dict[str, Any] = {}
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for name in ("jaxai", "jax.nn"):
-            found[name] = pool.apply(long_windows, (name, config.text))
-            print(json.dumps({name: found[name]}), flush=True)
+    found = with_either_attention(long_windows, config.text)
     mine, dense = found["jaxai"], found["jax.nn"]
     figures = [
         figure("our peak memory, GiB", mine["peak_gib"], "<=", CONTEXT_GIB),
@@ -229,30 +223,18 @@ def context(config: Config) -> dict[str, Any]:
 
 def long_windows(attention: str, text: Path | None) -> dict[str, Any]:
     """Train on one long window a step in a process that may have so much memory; what came out, or why nothing did."""
-    resource.setrlimit(resource.RLIMIT_DATA, (CONTEXT_GIB * 2**30, CONTEXT_GIB * 2**30))
     loaded = load_text(text).string
     vocabulary = characters(loaded)
     network = LanguageModel(vocabulary.size, dataclasses.replace(PRESET.shape, max_length=CONTEXT))
     batches = windows(vocabulary.encode(loaded), 1, CONTEXT, seed=0)
     first = partial(first_state, network)
     step = partial(train_step, loss_fn=partial(EXPERIMENT["loss_fn"], network), tx=TX)
-    dense = mock.patch("jaxai.nn.transformer.dot_product_attention", jax.nn.dot_product_attention)
-    with dense if attention == "jax.nn" else contextlib.nullcontext():
-        take = jax.jit(step, donate_argnums=0).lower(jax.eval_shape(first), next(batches)).compile()
-    memory = take.memory_analysis()
-    assert memory
-    found: dict[str, Any] = {"temporaries_gib": round(memory.temp_size_in_bytes / 2**30, 2)}
-    losses, seconds, state = [], [], jax.jit(first)()
-    try:
-        for _ in range(CONTEXT_STEPS):
-            before = time.perf_counter()
-            state, metrics = take(state, next(batches))
-            losses.append(round(float(metrics["loss"]), 4))
-            seconds.append(time.perf_counter() - before)
-    except (RuntimeError, MemoryError) as error:
-        return found | {"failed": command.one_line(error)[:200]}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return found | {"losses": losses, "peak_gib": round(peak, 2), "seconds_a_step": spread(seconds)}
+    inputs = [next(batches) for _ in range(CONTEXT_STEPS)]
+
+    def loss(metrics: dict[str, jax.Array]) -> float:
+        return round(float(metrics["loss"]), 4)
+
+    return limited_steps(step, first, inputs, loss, attention=attention, gib=CONTEXT_GIB)
 
 
 if __name__ == "__main__":

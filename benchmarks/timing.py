@@ -3,8 +3,10 @@
 import contextlib
 import json
 import math
+import multiprocessing
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import tempfile
@@ -14,6 +16,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +184,50 @@ def peer_process(python: Path | None, script: Path, *options: str) -> Iterator[A
 
         print(json.dumps(answer()), flush=True)
         yield ask
+
+
+def with_either_attention(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, dict[str, Any]]:
+    """``function(attention, *arguments)`` in a process of its own, for ``jaxai`` and ``jax.nn``; each is printed."""
+    found = {}
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for name in ("jaxai", "jax.nn"):
+            found[name] = pool.apply(function, (name, *arguments))
+            print(json.dumps({name: found[name]}), flush=True)
+    return found
+
+
+def limited_steps(
+    step: Step,
+    init: Callable[[], PyTree],
+    inputs: Sequence[Any],
+    loss: Callable[[Any], Any],
+    *,
+    attention: str,
+    gib: int,
+) -> dict[str, Any]:
+    """Take a step of each input in this process, which may have so much memory from now on.
+
+    ``attention``: ``jaxai``, or ``jax.nn`` for its dense attention in Transformers. Temporaries by XLA's account; then
+    what ``loss`` takes of each step's metrics, the peak and the seconds, or why there are none.
+    """
+    resource.setrlimit(resource.RLIMIT_DATA, (gib * 2**30, gib * 2**30))
+    dense = mock.patch("jaxai.nn.transformer.dot_product_attention", jax.nn.dot_product_attention)
+    with dense if attention == "jax.nn" else contextlib.nullcontext():
+        take = jax.jit(step, donate_argnums=0).lower(jax.eval_shape(init), inputs[0]).compile()
+    memory = take.memory_analysis()
+    assert memory
+    found: dict[str, Any] = {"temporaries_gib": round(memory.temp_size_in_bytes / 2**30, 2)}
+    losses, seconds, state = [], [], jax.jit(init)()
+    try:
+        for one in inputs:
+            before = time.perf_counter()
+            state, metrics = take(state, one)
+            losses.append(loss(metrics))
+            seconds.append(time.perf_counter() - before)
+    except (RuntimeError, MemoryError) as error:
+        return found | {"failed": command.one_line(error)[:200]}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return found | {"losses": losses, "peak_gib": round(peak, 2), "seconds_a_step": spread(seconds)}
 
 
 def losses_apart(step: Step, state: Any, rows: Sequence[dict[str, np.ndarray]], ask: Ask) -> tuple[np.ndarray, float]:

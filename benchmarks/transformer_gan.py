@@ -1,6 +1,6 @@
 """A training step of two Transformers with R1 and R2 on 64x64 tokens: does it fit into 24 GiB?
 
-    python benchmarks/transformer_gan.py        # 10 minutes
+    python benchmarks/transformer_gan.py        # 2 minutes
 
 The penalties' gradients are second derivatives of attention. The same step is compiled with `jaxai.attention`, which
 needs O(T) memory for them, and with `jax.nn`'s dense attention, and taken in a process that may have so much memory.
@@ -8,21 +8,15 @@ Images of 256x256 pixels, patches of 4x4, two blocks of 64 with four heads in ea
 --out.
 """
 
-import contextlib
 import dataclasses
-import json
-import multiprocessing
-import resource
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from timing import figure, spread, write
+from timing import figure, limited_steps, with_either_attention, write
 
 from jaxai import cli, command
 from jaxai.adversarial.losses import LOSSES
@@ -47,11 +41,7 @@ def main(config: Config) -> None:
     """Measure, print, write JSON."""
     cli.start_platform("cpu", 0)
     config.out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {}
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for name in ("jaxai", "jax.nn"):
-            found[name] = pool.apply(steps, (name,))
-            print(json.dumps({name: found[name]}), flush=True)
+    found = with_either_attention(steps)
     figures = [
         figure("our peak memory, GiB", found["jaxai"]["peak_gib"], "<=", GIB),
         figure("temporaries of dense attention, GiB", found["jax.nn"]["temporaries_gib"], ">=", GIB),
@@ -61,11 +51,8 @@ def main(config: Config) -> None:
 
 def steps(attention: str) -> dict[str, Any]:
     """Some steps in a process that may have so much memory; what came out, or why nothing did."""
-    resource.setrlimit(resource.RLIMIT_DATA, (GIB * 2**30, GIB * 2**30))
-    generator, discriminator = (
-        TransformerGenerator(SHAPE, IMAGE, PATCH, hidden=64),
-        TransformerDiscriminator(SHAPE, PATCH),
-    )
+    generator = TransformerGenerator(SHAPE, IMAGE, PATCH, hidden=64)
+    discriminator = TransformerDiscriminator(SHAPE, PATCH)
     tx = optimizer(Adam(learning_rate=1e-3, beta1=0.0), horizon=1)
     step = partial(
         gan_step,
@@ -78,23 +65,11 @@ def steps(attention: str) -> dict[str, Any]:
     first = initial(generator, jnp.zeros((1, LATENT))), initial(discriminator, jnp.zeros((1, *IMAGE)))
     init = partial(init_gan_state, jax.random.key(0), *first, txs=(tx, tx), keep_average=False)
     real = jax.random.uniform(jax.random.key(1), (BATCH, *IMAGE), minval=-1.0)
-    dense = mock.patch("jaxai.nn.transformer.dot_product_attention", jax.nn.dot_product_attention)
-    with dense if attention == "jax.nn" else contextlib.nullcontext():
-        take = jax.jit(step, donate_argnums=0).lower(jax.eval_shape(init), real).compile()
-    memory = take.memory_analysis()
-    assert memory
-    found: dict[str, Any] = {"temporaries_gib": round(memory.temp_size_in_bytes / 2**30, 2)}
-    losses, seconds, state = [], [], jax.jit(init)()
-    try:
-        for _ in range(STEPS):
-            before = time.perf_counter()
-            state, metrics = take(state, real)
-            losses.append([round(float(metrics[f"{name}_loss"]), 4) for name in ("discriminator", "generator")])
-            seconds.append(time.perf_counter() - before)
-    except (RuntimeError, MemoryError) as error:
-        return found | {"failed": command.one_line(error)[:200]}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return found | {"losses": losses, "peak_gib": round(peak, 2), "seconds_a_step": spread(seconds)}
+
+    def losses(metrics: dict[str, jax.Array]) -> list[float]:
+        return [round(float(metrics[f"{name}_loss"]), 4) for name in ("discriminator", "generator")]
+
+    return limited_steps(step, init, [real] * STEPS, losses, attention=attention, gib=GIB)
 
 
 if __name__ == "__main__":

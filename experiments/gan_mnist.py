@@ -29,15 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxai import cli, pictures
+from jaxai import cli
 from jaxai.adversarial.augment import Policy, augment
 from jaxai.adversarial.losses import LOSSES
 from jaxai.adversarial.penalties import r1_r2
 from jaxai.data import Dataset, load
 from jaxai.data.pipeline import batches
-from jaxai.gan_report import Trained, commands, digit_snapshot, finish_pictures, report, save_model
-from jaxai.metrics.digits import features_and_labels, preprocess
-from jaxai.metrics.generation import evaluate_digits, evaluation_size
+from jaxai.gan_report import Trained, commands, digit_scores, digit_snapshot, finish_pictures, report, save_model
+from jaxai.metrics.digits import preprocess
 from jaxai.nn import gan
 from jaxai.train.adversarial import Draw, apply, from_noise, gan_step, init_gan_state, initial
 from jaxai.train.loop import Every, Step, fit
@@ -146,7 +145,6 @@ def main(config: Config) -> None:
     if summary := run.finished(config.steps):
         report(run, summary)
         return
-    reference, _ = features_and_labels(np.concatenate([test.images, train.images[:1000]])[:1000])
     draw = Draw(generator, config.latent_size, config.seed)
     result = fit(
         step,
@@ -155,15 +153,13 @@ def main(config: Config) -> None:
         run=run,
         steps=config.steps,
         checkpoint_every=config.checkpoint_every,
-        every=[Every(config.sample_every, partial(digit_snapshot, run=run, draw=draw, reference=reference))],
+        every=[Every(config.sample_every, digit_snapshot(run, draw, train.images, test.images))],
         show=["discriminator_loss", "generator_loss"],
         mesh=mesh,
         shard_parameters=config.shard_parameters,
         tensorboard=config.tensorboard,
     )
     steps = int(result.state.step)
-    samples = pictures.to_pixels(draw(result.state, evaluation_size(train.images, test.images)))
-    figures = evaluate_digits(samples, train.images, test.images)
     finish_pictures(run, draw, result.state, CURVES)
     summary = {
         "steps": steps,
@@ -171,7 +167,7 @@ def main(config: Config) -> None:
         "data": train.source,
         "compile_seconds": round(result.compile_seconds, 1),
         "train_seconds": round(result.train_seconds, 1),
-        **figures,
+        **digit_scores(draw, result.state, train.images, test.images),
     }
     save_model(run, result.state, summary)
     run.write_summary(summary)

@@ -26,6 +26,7 @@ from jaxai.adversarial.losses import LOSSES
 from jaxai.adversarial.penalties import PENALTIES
 from jaxai.data import load
 from jaxai.data.stacks import fixed_rows, stack_batches
+from jaxai.gan_report import write_grid
 from jaxai.metrics.digits import features_and_labels, preprocess
 from jaxai.metrics.stacked import SAMPLES, kl_floor, stack_labels, stacked_scores
 from jaxai.nn import gan
@@ -201,7 +202,7 @@ def training(
 def snapshot(done: int, state: GanState, *, run: Run, draw: Draw) -> dict[str, float]:
     """Write a grid of samples; how many modes so few samples have, of the some 860 that as many real ones have."""
     samples = pictures.to_pixels(draw(state, QUICK))
-    pictures.save_png(run.samples / f"step_{done:06d}.png", pictures.grid(samples[:100], columns=10))
+    write_grid(done, samples[:100], run)
     return {"quick_modes": float(stacked_scores(*stack_labels(samples))["modes"])}
 
 

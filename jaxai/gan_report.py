@@ -15,12 +15,12 @@ from PIL import Image
 from jaxai import cli, pictures
 from jaxai.adversarial.latents import invert, truncated, walk
 from jaxai.metrics.digits import features_and_labels, preprocess
-from jaxai.metrics.generation import frechet_distance
-from jaxai.train.adversarial import Draw, apply, drawing
+from jaxai.metrics.generation import evaluate_digits, evaluation_size, frechet_distance
+from jaxai.train.adversarial import Draw, apply, drawing, in_blocks
 from jaxai.train.run import Run, finished_folder, read_config
 from jaxai.train.state import GanState
 from jaxai.train.weights import fill, load_weights, save_weights
-from jaxai.typing import Array, PyTree
+from jaxai.typing import Array, Pixels, PyTree
 
 FILES = ("model.safetensors", "summary.json")  # of a finished run
 STARTS = 4  # of an inversion, for each image
@@ -32,11 +32,26 @@ def snapshot(done: int, state: GanState, *, run: Run, draw: Draw) -> dict[str, f
     return {}
 
 
-def digit_snapshot(done: int, state: GanState, *, run: Run, draw: Draw, reference: np.ndarray) -> dict[str, float]:
-    """The same, and a quick MNIST-FD of as many samples as the reference has rows."""
-    images = pictures.to_pixels(draw(state, len(reference)))
-    write_grid(done, images[:100], run)
-    return {"quick_mnist_fd": frechet_distance(reference, features_and_labels(images)[0])}
+def digit_snapshot(run: Run, draw: Draw, train: Pixels, test: Pixels) -> Callable[[int, GanState], dict[str, float]]:
+    """(done, state) -> the same, and a quick MNIST-FD of as many samples as there are real digits, up to 1,000."""
+    reference, _ = features_and_labels(np.concatenate([test, train[:1000]])[:1000])
+
+    def look(done: int, state: GanState) -> dict[str, float]:
+        images = pictures.to_pixels(draw(state, len(reference)))
+        write_grid(done, images[:100], run)
+        return {"quick_mnist_fd": frechet_distance(reference, features_and_labels(images)[0])}
+
+    return look
+
+
+def digit_scores(draw: Draw, state: GanState, train: Pixels, test: Pixels) -> dict[str, Any]:
+    """`evaluate_digits` of as many samples as it takes; of classes, the share that is what was asked for."""
+    samples = pictures.to_pixels(draw(state, evaluation_size(train, test)))
+    scores: dict[str, Any] = evaluate_digits(samples, train, test)
+    if draw.classes:
+        _, labels = features_and_labels(samples)
+        scores["right_class"] = float((labels == np.arange(len(labels)) % draw.classes).mean())
+    return scores
 
 
 def write_grid(done: int, images: np.ndarray, run: Run) -> None:
@@ -213,10 +228,6 @@ def restored(folder: Path, build: Callable[[dict[str, Any]], Trained]) -> tuple[
 
 
 def drawn(trained: Trained, params: PyTree, latents: Array, labels: np.ndarray) -> np.ndarray:
-    """Images uint8 of latents, of the labels' classes where the run knows classes; 100 at a time."""
-    generate, found = jax.jit(partial(apply, trained.generator)), []
-    for first in range(0, len(latents), 100):
-        rows = np.arange(first, first + 100) % len(latents)
-        inputs = [jnp.asarray(labels[rows], jnp.int32)] if trained.classes else []
-        found.append(pictures.to_pixels(np.asarray(generate(params, latents[rows], *inputs))))
-    return np.concatenate(found)[: len(latents)]
+    """Images uint8 of latents, of the labels' classes where the run knows classes."""
+    inputs = [np.asarray(latents), *([labels.astype(np.int32)] if trained.classes else [])]
+    return pictures.to_pixels(in_blocks(jax.jit(partial(apply, trained.generator)), params, *inputs))

@@ -187,12 +187,19 @@ def drawing(state: GanState) -> PyTree:
     return state.generator if state.average is None else state.average
 
 
+def in_blocks(generate: Callable[..., Array], params: PyTree, *inputs: np.ndarray) -> np.ndarray:
+    """generate(params, ...) of inputs [n, ...] in blocks of 100 rows, the last filled up, so that it compiles once."""
+    count = len(inputs[0])
+    blocks = [np.arange(first, first + 100) % count for first in range(0, count, 100)]
+    return np.concatenate(jax.device_get([generate(params, *(x[rows] for x in inputs)) for rows in blocks]))[:count]
+
+
 class Draw:
     """Draws examples from a state; with ``classes`` of the classes 0, 1, ... in turn."""
 
     def __init__(self, generator: nn.Module, latent_size: int, seed: int, classes: int = 0) -> None:
         self._apply = jax.jit(partial(apply, generator))
-        self._latent_size, self._classes = latent_size, classes
+        self._latent_size, self.classes = latent_size, classes
         self._key = jax.random.key(seed)
 
     def latents(self, count: int, purpose: int) -> np.ndarray:
@@ -201,16 +208,15 @@ class Draw:
         return np.asarray(jax.random.normal(key, (count, self._latent_size)))
 
     def from_latents(self, state: GanState, latents: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-        """float32 [n, ...] for n latents, a multiple of 100: in blocks of that, so that it compiles once.
+        """float32 [n, ...] for n latents.
 
         ``labels`` [n] are looked at by a generator with classes; without them these come in turn.
         """
         inputs = [latents]
-        if self._classes:
+        if self.classes:
             labels = np.arange(len(latents)) if labels is None else labels
-            inputs.append(labels.astype(np.int32) % self._classes)
-        params, blocks = drawing(state), zip(*(np.split(x, len(latents) // 100) for x in inputs), strict=True)
-        return np.concatenate(jax.device_get([self._apply(params, *block) for block in blocks]))
+            inputs.append(labels.astype(np.int32) % self.classes)
+        return in_blocks(self._apply, drawing(state), *inputs)
 
     def __call__(self, state: GanState, count: int, purpose: int = 1) -> np.ndarray:
         """Examples from the first ``count`` latents of always the same noise, float32 [count, ...]."""

@@ -129,6 +129,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 def run_identity(experiment: str, config: Common, data: Mapping[str, Any]) -> dict[str, Any]:
     """What must be equal for two starts to be one run, as JSON values."""
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
+    if taken := fields.keys() & {"experiment", "data"}:
+        raise ValueError(
+            f"{type(config).__name__}.{min(taken)} is a name of config.json's own: call the field otherwise"
+        )
     return json.loads(json.dumps({"experiment": experiment, **fields, "data": dict(data)}))
 
 
