@@ -150,9 +150,9 @@ def main(config: Config) -> None:
         tensorboard=config.tensorboard,
         steps_per_call=10,
     )
-    points, draws = draw(result.state), np.random.default_rng(config.seed)
+    points = draw(result.state)
     found = scores(points, mixture)
-    real = scores([mixture.draw(SCORED, draws) for _ in range(20)], mixture)
+    real = scores([mixture.draw(SCORED, config.seed, number) for number in range(20)], mixture)
     pictures.save_png(run.folder / "points.png", picture(points, config))
     frames = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(run.samples.glob("step_*.png"))]
     pictures.save_gif(run.folder / "training.gif", frames, milliseconds=250, scale=1)

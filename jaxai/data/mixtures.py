@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxai.data.pipeline import check_rows, endless, own_rows
-from jaxai.data.specs import generator
+from jaxai.data.specs import integers, uniform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +17,13 @@ class Mixture:
     centres: Float[np.ndarray, "modes 2"]
     deviation: float
 
-    def draw(self, count: int, draws: np.random.Generator) -> Float[np.ndarray, "{count} 2"]:
-        """``count`` points, float32."""
-        chosen = self.centres[draws.integers(len(self.centres), size=count)]
-        return (chosen + self.deviation * draws.normal(size=(count, 2))).astype(np.float32)
+    def draw(self, count: int, *entropy: int) -> Float[np.ndarray, "{count} 2"]:
+        """``count`` points, float32, that depend on ``entropy`` (integers >= 0) alone; normal by Box and Muller."""
+        chosen = self.centres[integers(len(self.centres), (count,), *entropy, 0)]
+        radius, angle = uniform((2, count), *entropy, 1)
+        radius, angle = np.sqrt(-2 * np.log1p(-radius)), 2 * np.pi * angle
+        offsets = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)
+        return (chosen + self.deviation * offsets).astype(np.float32)
 
 
 ANGLES = 2 * np.pi * np.arange(8) / 8
@@ -46,6 +49,6 @@ def point_batches(
     mine = range(count)[own_rows(count, process_index, process_count)]
 
     def batch(index: int) -> dict[str, np.ndarray]:
-        return {"points": np.stack([mixture.draw(batch_size, generator(seed, index, row)) for row in mine])}
+        return {"points": np.stack([mixture.draw(batch_size, seed, index, row) for row in mine])}
 
     return endless(batch)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxai.data.pipeline import check_rows, endless, own_rows
-from jaxai.data.specs import generator
+from jaxai.data.specs import integers, uniform
 
 PHOTOS = {"train": ("astronaut", "coffee", "rocket", "brick", "grass", "gravel"), "test": ("chelsea", "camera")}
 """Names by split: no photograph is in both."""
@@ -48,8 +48,8 @@ def crop_batches(
     ends, mine = np.cumsum(places.prod(1)), own_rows(batch_size, process_index, process_count)
 
     def batch(index: int) -> dict[str, np.ndarray]:
-        draws = generator(seed, 2, index)
-        numbers, mirrored = draws.integers(ends[-1], size=batch_size)[mine], draws.random(batch_size)[mine] < 0.5
+        numbers = integers(int(ends[-1]), (batch_size,), seed, 2, index)[mine]
+        mirrored = uniform((batch_size,), seed, 3, index)[mine] < 0.5
         crops = []
         for number, mirror in zip(numbers, mirrored, strict=True):
             which = int(np.searchsorted(ends, number, side="right"))

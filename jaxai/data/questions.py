@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int32, UInt64
 from jaxai.data.babi import Question
 from jaxai.data.groups import grouped, length_groups
 from jaxai.data.pipeline import check_rows, endless, own_rows
+from jaxai.data.specs import stream
 
 Batch = dict[
     str,
@@ -101,7 +102,7 @@ def encode(
     """
     check_rows(1, 0, 1, seed)
     arrays = _arrays(questions, vocabulary, max_facts, max_words)
-    return _draw_slots(arrays, vocabulary, _raw((seed,), len(questions), vocabulary.slots))
+    return _draw_slots(arrays, vocabulary, stream((len(questions), vocabulary.slots), seed))
 
 
 def question_batches(
@@ -141,7 +142,7 @@ def question_batches(
     def batch(index: int) -> Batch:
         group, places = rows_of(index)
         rows, longest = members[group][places][mine], max(1, counts[members[group]].max())
-        raw = _raw((seed, index, 1), batch_size, vocabulary.slots)[mine]  # 1 parts this stream from the orders'
+        raw = stream((batch_size, vocabulary.slots), seed, index, 1)[mine]  # 1 parts this stream from the orders'
         parts = {name: array[rows] for name, array in arrays.items()}
         shorter = {name: parts[name][:, :longest] for name in ("facts", "support")}
         return _draw_slots(parts | shorter, vocabulary, raw)
@@ -225,11 +226,6 @@ def _padded(ids: list[list[int]], lengths: np.ndarray, max_words: int | None) ->
     result = np.full((*lengths.shape, width), PAD, np.int32)
     result[np.arange(width) < lengths[..., None]] = np.fromiter(itertools.chain.from_iterable(ids), np.int32)
     return result
-
-
-def _raw(entropy: tuple[int, ...], count: int, slots: int) -> UInt64[np.ndarray, "{count} {slots}"]:
-    """Random numbers of a stream that numpy promises to keep in later versions."""
-    return np.random.Philox(np.random.SeedSequence(entropy)).random_raw(count * slots).reshape(count, slots)
 
 
 def _draw_slots(arrays: Batch, vocabulary: Words, raw: UInt64[np.ndarray, "B slots"]) -> Batch:

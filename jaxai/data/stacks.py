@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from jaxai.data.pipeline import check_rows, endless, own_rows
-from jaxai.data.specs import generator
+from jaxai.data.specs import integers
 
 
 def stacked(images: UInt8[np.ndarray, "n 28 28 1"], rows: Int64[np.ndarray, "B 3"]) -> UInt8[np.ndarray, "B 28 28 3"]:
@@ -15,7 +15,7 @@ def stacked(images: UInt8[np.ndarray, "n 28 28 1"], rows: Int64[np.ndarray, "B 3
 
 def fixed_rows(count: int, n: int, seed: int) -> Int64[np.ndarray, "{count} 3"]:
     """Which images of n make each of ``count`` stacks."""
-    return generator(seed, 0).integers(n, size=(count, 3))
+    return integers(n, (count, 3), seed, 0)
 
 
 def stack_batches(
@@ -40,11 +40,10 @@ def stack_batches(
     mine = own_rows(batch_size, process_index, process_count)
 
     def batch(index: int) -> dict[str, np.ndarray]:
-        draws = generator(seed, 1, index)
         if table is None:
-            rows = draws.integers(len(images), size=(batch_size, 3))
+            rows = integers(len(images), (batch_size, 3), seed, 1, index)
         else:
-            rows = table[draws.integers(len(table), size=batch_size)]
+            rows = table[integers(len(table), (batch_size,), seed, 1, index)]
         return {"image": stacked(images, rows[mine])}
 
     return endless(batch)

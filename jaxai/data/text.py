@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float32, Int32, Integer
 
 from jaxai.data import embedded
 from jaxai.data.pipeline import check_rows, endless, own_rows
+from jaxai.data.specs import integers
 
 logger = logging.getLogger("jaxai.data")
 
@@ -221,9 +222,7 @@ def windows(
     views = np.lib.stride_tricks.sliding_window_view(_compact(ids), length + 1)
 
     def batch(index: int) -> Batch:
-        # numpy promises this stream to stay the same; the remainder's bias is below 2^-30 for texts of up to 2^34 ids
-        raw = np.random.Philox(np.random.SeedSequence((seed, index))).random_raw(batch_size)
-        return _inputs_and_targets(views[(raw % len(views))[mine]])
+        return _inputs_and_targets(views[integers(len(views), (batch_size,), seed, index)[mine]])
 
     return endless(batch)
 

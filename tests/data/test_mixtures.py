@@ -10,7 +10,7 @@ from jaxai.data.mixtures import MIXTURES, point_batches
 def test_points_lie_around_their_modes(name, modes):
     mixture = MIXTURES[name]
     assert mixture.centres.shape == (modes, 2)
-    points = mixture.draw(20_000, np.random.default_rng(0))
+    points = mixture.draw(20_000, 0)
     distances = np.linalg.norm(points[:, None] - mixture.centres, axis=-1)
     assert set(distances.argmin(1)) == set(range(modes))
     # a radius in the plane: its mean square is twice the variance
