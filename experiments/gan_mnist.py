@@ -36,6 +36,7 @@ from jaxai.adversarial.penalties import r1_r2
 from jaxai.data import Dataset, load
 from jaxai.data.pipeline import batches
 from jaxai.gan_report import Trained, commands, digit_scores, digit_snapshot, finish_pictures, report, save_model
+from jaxai.gan_watch import Watched
 from jaxai.metrics.digits import preprocess
 from jaxai.nn import gan
 from jaxai.train.adversarial import Draw, apply, from_noise, gan_step, init_gan_state, initial
@@ -54,7 +55,7 @@ CURVES = [["discriminator_loss", "generator_loss"], ["real_logit", "fake_logit"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Common):
+class Config(Watched):
     """Options of this experiment."""
 
     network: Literal["article", "residual"] = "residual"
@@ -145,6 +146,7 @@ def main(config: Config) -> None:
     if summary := run.finished(config.steps):
         report(run, summary)
         return
+    real = np.concatenate([test.images, train.images[:1000]])[:1000]
     draw = Draw(generator, config.latent_size, config.seed)
     result = fit(
         step,
@@ -153,7 +155,7 @@ def main(config: Config) -> None:
         run=run,
         steps=config.steps,
         checkpoint_every=config.checkpoint_every,
-        every=[Every(config.sample_every, digit_snapshot(run, draw, train.images, test.images))],
+        every=[Every(config.sample_every, digit_snapshot(config, config.sample_every, run, draw, real))],
         show=["discriminator_loss", "generator_loss"],
         mesh=mesh,
         shard_parameters=config.shard_parameters,

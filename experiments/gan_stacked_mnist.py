@@ -9,12 +9,14 @@
 DCGAN 99, 3.40; WGAN-GP 959, 0.73; PacDCGAN2 1000, 0.06; StyleGAN2 940, 0.42; R3GAN-E 1000, 0.029 (arXiv 2501.05441:
 20.7 M parameters, 10 M images). A perfect generator has a KL of 0.0234 with new stacks of MNIST's training digits: the
 floor that is printed beside ours.
-The run's folder ends with samples.png, curves.png and summary.json.
+The run's folder ends with samples.png, curves.png, summary.json, model.safetensors and README.md, a model card; with
+them `sample` draws and `invert` finds the latents of stacks that it never saw.
 """
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -25,15 +27,16 @@ from jaxai import cli, pictures
 from jaxai.adversarial.losses import LOSSES
 from jaxai.adversarial.penalties import PENALTIES
 from jaxai.data import load
-from jaxai.data.stacks import fixed_rows, stack_batches
-from jaxai.gan_report import write_grid
+from jaxai.data.stacks import fixed_rows, stack_batches, stacked
+from jaxai.gan_report import Trained, commands, save_model, write_grid
+from jaxai.gan_watch import Watch, Watched
 from jaxai.metrics.digits import features_and_labels, preprocess
 from jaxai.metrics.stacked import SAMPLES, kl_floor, stack_labels, stacked_scores
 from jaxai.nn import gan
 from jaxai.train.adversarial import Draw, apply, from_noise, gan_step, init_gan_state, initial
 from jaxai.train.loop import Every, Step, fit
 from jaxai.train.optim import Adam, cosine, optimizer
-from jaxai.train.run import Run, began_embedded, open_run
+from jaxai.train.run import Run, began_embedded, open_run, revived
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import GanState
 from jaxai.typing import Array
@@ -45,7 +48,7 @@ CURVES = [["discriminator_loss", "generator_loss"], ["real_logit", "fake_logit"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Common):
+class Config(Watched):
     """Options of this experiment."""
 
     fixed: int = 0
@@ -64,7 +67,7 @@ class Config(cli.Common):
     """At the first step."""
     final_penalty_weight: float = 0.1
     """From step horizon on, along a cosine."""
-    horizon: int = 30_000
+    horizon: int = 40_000
     """Steps over which penalty and learning rate take their course."""
     batch_size: int = 64
     optimizer: Adam = Adam(learning_rate=2e-3, beta1=0.0, beta2=0.99, final_rate=0.05)
@@ -87,7 +90,7 @@ class Config(cli.Common):
 
 
 PRESETS = {
-    "default": Config(steps=30_000),
+    "default": Config(steps=40_000),
     "gpu": Config(
         fixed=128_000,
         widths=(512, 256),
@@ -127,6 +130,8 @@ def main(config: Config) -> None:
         report(run, summary)
         return
     draw = Draw(generator, config.latent_size, config.seed)
+    real = stacked(train.images, fixed_rows(QUICK, len(train.images), config.seed))
+    watch = Watch(config, config.score_every, real, stack_labels(real)[0])
     result = fit(
         step,
         init,
@@ -134,7 +139,7 @@ def main(config: Config) -> None:
         run=run,
         steps=config.steps,
         checkpoint_every=config.checkpoint_every,
-        every=[Every(config.score_every, partial(snapshot, run=run, draw=draw))],
+        every=[Every(config.score_every, partial(snapshot, run=run, draw=draw, watch=watch))],
         show=["discriminator_loss", "generator_loss", "quick_modes"],
         mesh=mesh,
         shard_parameters=config.shard_parameters,
@@ -160,6 +165,7 @@ def main(config: Config) -> None:
         "compile_seconds": round(result.compile_seconds, 1),
         "train_seconds": round(result.train_seconds, 1),
     }
+    save_model(run, result.state, summary)
     run.write_summary(summary)
     report(run, summary)
 
@@ -199,17 +205,31 @@ def training(
     return step, init
 
 
-def snapshot(done: int, state: GanState, *, run: Run, draw: Draw) -> dict[str, float]:
+def snapshot(done: int, state: GanState, *, run: Run, draw: Draw, watch: Watch) -> dict[str, float]:
     """Write a grid of samples; how many modes so few samples have, of the some 860 that as many real ones have."""
     samples = pictures.to_pixels(draw(state, QUICK))
     write_grid(done, samples[:100], run)
-    return {"quick_modes": float(stacked_scores(*stack_labels(samples))["modes"])}
+    modes, sure = stack_labels(samples)
+    found = watch.act(done, watch.measure(samples, modes))
+    return {"quick_modes": float(stacked_scores(modes, sure)["modes"])} | found
 
 
 def real_kl(config: Config, images: np.ndarray) -> tuple[float, float]:
     """The KL of as many real stacks, its mean and deviation over 20 draws: a perfect generator's."""
     _, labels = features_and_labels(images)
     return kl_floor(labels[fixed_rows(config.fixed, len(images), config.seed)] if config.fixed else labels)
+
+
+def trained(values: dict[str, Any]) -> Trained:
+    """The generator of a run's config.json."""
+    config = revived(Config, values)
+
+    def test(data_dir: Path | None) -> tuple[np.ndarray, np.ndarray]:
+        digits = load("mnist", "test", data_dir=data_dir, embedded_only=data_dir is None).images
+        stacks = stacked(digits, fixed_rows(len(digits), len(digits), config.seed))
+        return stacks, stack_labels(stacks)[0]
+
+    return Trained(networks(config)[0], config.latent_size, 0, test)
 
 
 def report(run: Run, summary: dict[str, Any]) -> None:
@@ -229,4 +249,4 @@ training       {summary["images_seen"]:,} images, {summary["train_seconds"]:.0f}
 
 
 if __name__ == "__main__":
-    cli.run(main, PRESETS, __doc__)
+    cli.run(main, PRESETS, __doc__, commands=commands(NAME, trained))

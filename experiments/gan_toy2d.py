@@ -27,6 +27,7 @@ from jaxai import cli, pictures
 from jaxai.adversarial import losses, penalties
 from jaxai.adversarial.remedies import instance_noise, pack, spectrally_normalised
 from jaxai.data.mixtures import MIXTURES, Mixture, point_batches
+from jaxai.gan_watch import Watch, Watched
 from jaxai.metrics.mixtures import mixture_scores
 from jaxai.nn.gan import PointDiscriminator
 from jaxai.nn.mlp import MLP
@@ -44,7 +45,7 @@ DRAWN, SIDE = 5, 128  # GANs in a picture, and the pixels that each has
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Common):
+class Config(Watched):
     """Options of this experiment."""
 
     mixture: Literal["ring", "grid"] = "grid"
@@ -135,7 +136,8 @@ def main(config: Config) -> None:
     if summary := run.finished(config.steps):
         report(run, summary)
         return
-    draw = Draw(config)
+    draw, real_points = Draw(config), [mixture.draw(SCORED, config.seed, 0, 0, number) for number in range(20)]
+    watch = Watch(config, config.score_every, real_points[0], nearest(real_points[0], mixture))
     result = fit(
         step,
         init,
@@ -143,7 +145,7 @@ def main(config: Config) -> None:
         run=run,
         steps=config.steps,
         checkpoint_every=config.checkpoint_every,
-        every=[Every(config.score_every, partial(snapshot, run=run, draw=draw, config=config))],
+        every=[Every(config.score_every, partial(snapshot, run=run, draw=draw, watch=watch, config=config))],
         show=["generator_loss", "modes", "high_quality"],
         mesh=mesh,
         shard_parameters=config.shard_parameters,
@@ -152,7 +154,7 @@ def main(config: Config) -> None:
     )
     points = draw(result.state)
     found = scores(points, mixture)
-    real = scores([mixture.draw(SCORED, config.seed, number) for number in range(20)], mixture)
+    real = scores(real_points, mixture)
     pictures.save_png(run.folder / "points.png", picture(points, config))
     frames = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(run.samples.glob("step_*.png"))]
     pictures.save_gif(run.folder / "training.gif", frames, milliseconds=250, scale=1)
@@ -238,11 +240,18 @@ class Draw:
         return np.asarray(self._points(drawing(state)))
 
 
-def snapshot(done: int, state: GanState, *, run: Run, draw: Draw, config: Config) -> dict[str, float]:
-    """Write the picture of the points; the means of the scores over the GANs."""
+def snapshot(done: int, state: GanState, *, run: Run, draw: Draw, watch: Watch, config: Config) -> dict[str, float]:
+    """Write the picture of the points; the means of the scores over the GANs, and the variety of the poorest."""
     points, mixture = draw(state), MIXTURES[config.mixture]
     pictures.save_png(run.samples / f"step_{done:06d}.png", picture(points, config), scale=1)
-    return {name: float(np.mean(values)) for name, values in scores(points, mixture).items()}
+    means = {name: float(np.mean(values)) for name, values in scores(points, mixture).items()}
+    found = [watch.measure(rows, nearest(rows, mixture)) for rows in points]
+    return means | watch.act(done, {name: min(row[name] for row in found) for name in found[0]})
+
+
+def nearest(points: np.ndarray, mixture: Mixture) -> np.ndarray:
+    """The number of each point's nearest mode."""
+    return np.linalg.norm(points[:, None] - mixture.centres, axis=-1).argmin(1)
 
 
 def scores(points: Iterable[np.ndarray], mixture: Mixture) -> dict[str, list[float]]:

@@ -42,6 +42,7 @@ from jaxai.gan_report import (
     save_model,
     snapshot,
 )
+from jaxai.gan_watch import Watch, Watched
 from jaxai.metrics.digits import preprocess
 from jaxai.nn.gan import Discriminator, Generator
 from jaxai.nn.gan_transformer import TransformerDiscriminator, TransformerGenerator
@@ -62,7 +63,7 @@ Kind = Literal["transformer", "convolutional"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Common):
+class Config(Watched):
     """Options of this experiment."""
 
     dataset: Literal["mnist", "cifar10"] = "mnist"
@@ -162,9 +163,11 @@ def main(config: Config) -> None:
         report(run, summary)
         return
     draw = Draw(generator, config.latent_size, config.seed, CLASSES if config.conditional else 0)
-    look = partial(snapshot, run=run, draw=draw)
+    real = np.concatenate([test.images, train.images[:1000]])[:1000]
     if config.dataset == "mnist":
-        look = digit_snapshot(run, draw, train.images, test.images)
+        look = digit_snapshot(config, config.sample_every, run, draw, real)
+    else:
+        look = snapshot(Watch(config, config.sample_every, real), run, draw)
     result = fit(
         step,
         init,

@@ -13,6 +13,10 @@ from typing import Any
 import tyro
 
 
+class Stopped(Exception):
+    """Training that must not go on; its message is for users."""
+
+
 def read(form: Any, arguments: Sequence[str], **options: Any) -> Any:
     """An instance of a dataclass (or of one of a union of them) from the command line, by tyro with these options.
 
@@ -36,10 +40,10 @@ def usage_error(box: str) -> str:
 
 
 def guard(command: Callable[[], None], *, interrupted: str = "interrupted") -> None:
-    """Run a command: one line and exit code 2 for a user's error, 1 for a loss that is not finite, 130 for Ctrl-C."""
+    """Run a command: one line, exit code 2 for a user's error, 1 for training that must not go on, 130 for Ctrl-C."""
     try:
         command()
-    except FloatingPointError as error:
+    except (Stopped, FloatingPointError) as error:
         print(f"stopped: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
     except (ValueError, OSError) as error:

@@ -14,7 +14,9 @@ from PIL import Image
 
 from jaxai import cli, pictures
 from jaxai.adversarial.latents import invert, truncated, walk
+from jaxai.gan_watch import Watch, Watched
 from jaxai.metrics.digits import features_and_labels, preprocess
+from jaxai.metrics.diversity import COMPARED
 from jaxai.metrics.generation import evaluate_digits, evaluation_size, frechet_distance
 from jaxai.train.adversarial import Draw, apply, drawing, in_blocks
 from jaxai.train.run import Run, finished_folder, read_config
@@ -23,23 +25,33 @@ from jaxai.train.weights import fill, load_weights, save_weights
 from jaxai.typing import Array, Pixels, PyTree
 
 FILES = ("model.safetensors", "summary.json")  # of a finished run
+Look = Callable[[int, GanState], dict[str, float]]
+"""(done, state) -> metrics: what happens every so many steps."""
 STARTS = 4  # of an inversion, for each image
 
 
-def snapshot(done: int, state: GanState, *, run: Run, draw: Draw) -> dict[str, float]:
-    """Write a grid of samples from fixed noise into the run's samples/; no metrics."""
-    write_grid(done, pictures.to_pixels(draw(state, 100)), run)
-    return {}
+def snapshot(watch: Watch, run: Run, draw: Draw) -> Look:
+    """Write a grid of samples from fixed noise into the run's samples/, and watch their variety."""
+
+    def look(done: int, state: GanState) -> dict[str, float]:
+        images = pictures.to_pixels(draw(state, COMPARED))
+        write_grid(done, images[:100], run)
+        return watch.act(done, watch.measure(images))
+
+    return look
 
 
-def digit_snapshot(run: Run, draw: Draw, train: Pixels, test: Pixels) -> Callable[[int, GanState], dict[str, float]]:
-    """(done, state) -> the same, and a quick MNIST-FD of as many samples as there are real digits, up to 1,000."""
-    reference, _ = features_and_labels(np.concatenate([test, train[:1000]])[:1000])
+def digit_snapshot(config: Watched, every: int, run: Run, draw: Draw, real: Pixels) -> Look:
+    """The same, with the digits' histogram, and a quick MNIST-FD from as many samples as ``real`` ones."""
+    reference, labels = features_and_labels(real)
+    watch = Watch(config, every, np.asarray(real), labels)
 
     def look(done: int, state: GanState) -> dict[str, float]:
         images = pictures.to_pixels(draw(state, len(reference)))
         write_grid(done, images[:100], run)
-        return {"quick_mnist_fd": frechet_distance(reference, features_and_labels(images)[0])}
+        features, labels = features_and_labels(images)
+        found = watch.act(done, watch.measure(images, labels))
+        return {"quick_mnist_fd": frechet_distance(reference, features)} | found
 
     return look
 

@@ -20,8 +20,9 @@ ALLOWED = {
     "explain": {"typing", "pictures"},
     "command": set(),
     "cli": {"typing", "command"},
-    "gan_report": {"typing", "cli", "adversarial", "metrics", "pictures", "train"},
-    "train": {"typing", "attention", "ops", "nn", "adversarial", "cli"},
+    "gan_watch": {"typing", "cli", "command", "metrics", "train"},
+    "gan_report": {"typing", "cli", "adversarial", "gan_watch", "metrics", "pictures", "train"},
+    "train": {"typing", "attention", "ops", "nn", "adversarial", "command", "cli"},
 }
 
 

@@ -31,6 +31,12 @@ class Checkpoints:
         """The step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
+    def drop_after(self, step: int) -> int:
+        """Delete the checkpoints of later steps; the step of the newest that is left, or 0."""
+        for later in [found for found in self._manager.all_steps() if found > step]:
+            self._manager.delete(later)
+        return self.latest_step() or 0
+
     def save(self, step: int, state: PyTree, host: dict[str, Any]) -> None:
         """Save under ``step``; does nothing if that step is there already."""
         if step != self.latest_step():

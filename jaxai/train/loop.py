@@ -1,11 +1,13 @@
 """The one host loop: batches in, steps on the device, metrics and checkpoints out; it can stop anywhere and go on."""
 
 import dataclasses
+import json
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -14,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import ArrayLike
 
+from jaxai.command import Stopped
 from jaxai.train.checkpoint import Checkpoints
 from jaxai.train.log import MetricsLog, Progress
 from jaxai.train.run import Run, write_json
@@ -22,8 +25,13 @@ from jaxai.typing import Array, PyTree
 
 logger = logging.getLogger(__name__)
 
+SETBACKS = 3  # after so many a run stops
+
 Step = Callable[[Any, Any], tuple[Any, dict[str, Array]]]
 """(state, batch) -> (state, metrics): pure, not jitted."""
+
+Take = Callable[[PyTree, list[PyTree]], tuple[PyTree, dict[str, Array]]]
+"""(state, batches) -> (state, each metric of all steps): compiled."""
 
 
 @runtime_checkable
@@ -40,6 +48,17 @@ class Every:
 
     steps: int
     function: Callable[[int, Any], dict[str, float]]
+
+
+class Setback(Exception):
+    """Raised by a function that `Every` calls: training shall go back to where all was well, and on with other noise.
+
+    The message says what went wrong, ``well`` the last step before it.
+    """
+
+    def __init__(self, message: str, well: int) -> None:
+        super().__init__(message)
+        self.well = well
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,59 +91,105 @@ def fit(
     many steps, or fewer before a checkpoint, without the host in between: worth it where steps are short, but not for
     `jax.lax` convolutions on CPU, which are slow inside a loop. Raises FloatingPointError at the first metric that is
     not finite, after writing ``nonfinite.json``; nothing of that step is saved.
+
+    A `Setback` deletes the checkpoints after its step and goes on from the newest that is left, or from the start, on
+    the same batches with another ``state.key``; ``setbacks.json`` lists them. The fourth raises Stopped.
     """
     shapes = jax.eval_shape(init)
     shardings = state_sharding(shapes, mesh, shard_parameters=shard_parameters)
-    with jax.set_mesh(mesh), closing(Checkpoints(run.checkpoints)) as checkpoints:
-        start = checkpoints.latest_step() or 0
-        compile_seconds = train_seconds = 0.0
+    times = {"compile_seconds": 0.0, "train_seconds": 0.0}
+    clock, first, take = Clock(), batches.get_state(), None
+
+    def begin() -> tuple[PyTree, int]:
+        """The state to go on from, and its step."""
+        start, setbacks = checkpoints.latest_step() or 0, read_setbacks(run)
         if start:
             state, host = checkpoints.restore(start, shapes, shardings)
             batches.set_state(host["batches"])
-            compile_seconds, train_seconds = host["compile_seconds"], host["train_seconds"]
+            if take is None:  # else more time has passed than this checkpoint knows
+                times.update({name: host[name] for name in times})
             logger.info("going on from step %d of %s", start, run.folder)
         else:
             state = jax.jit(init, out_shardings=shardings)()
-        if start >= steps:
-            return Result(state, compile_seconds, train_seconds)
-        clock = Clock()
-        take = compile_steps(step, state, shardings, batches, mesh, steps_per_call)
-        logger.info("compiled the training step in %.1f s", seconds := clock.lap())
-        compile_seconds += seconds
-        with (
-            closing(MetricsLog(run.metrics, start, tensorboard=tensorboard)) as log,
-            closing(Progress(run.folder.name, start, steps, show)) as progress,
-        ):
+            batches.set_state(first)
+        if setbacks and setbacks[-1]["to"] == start:
+            state = jax.jit(partial(with_other_noise, number=len(setbacks)), out_shardings=shardings)(state)
+        return state, start
 
-            def write(step: int, values: Mapping[str, float]) -> None:
-                log.write(step, values)
-                progress.update(step, values)
+    def advance(take: Take, state: PyTree, start: int, log: MetricsLog, progress: Progress) -> PyTree:
+        """The state at the last step."""
 
-            if not start and (values := call_due(0, state, every)):
-                log.write(0, values)
-            done, late = start, None
-            stops = [checkpoint_every, *(entry.steps for entry in every)]
-            while done < steps:
-                count = min(steps_per_call, steps - done, *(stop - done % stop for stop in stops))
-                state, metrics = take(state, [next(batches) for _ in range(count)])
-                ready, late = late, (done, count, metrics)
-                if ready:  # one call late: the device works while the host fetches and prepares
-                    for row in finite_rows(*ready, state, run):
-                        write(*row)
-                done += count
-                save = done % checkpoint_every == 0 or done == steps
-                if save or any(done % entry.steps == 0 for entry in every):
-                    for number, values in finite_rows(*late, state, run):
-                        write(number, values | (call_due(done, state, every) if number == done else {}))
-                        if number == done:
-                            progress.line(number, values)
-                    late = None
-                if save:
-                    log.flush()
-                    train_seconds += clock.lap()
-                    times = {"compile_seconds": compile_seconds, "train_seconds": train_seconds}
-                    checkpoints.save(done, state, {"batches": batches.get_state(), **times})
-    return Result(state, compile_seconds, train_seconds)
+        def write(step: int, values: Mapping[str, float]) -> None:
+            log.write(step, values)
+            progress.update(step, values)
+
+        if not start and (values := call_due(0, state, every)):
+            log.write(0, values)
+        done, late = start, None
+        stops = [checkpoint_every, *(entry.steps for entry in every)]
+        while done < steps:
+            count = min(steps_per_call, steps - done, *(stop - done % stop for stop in stops))
+            state, metrics = take(state, [next(batches) for _ in range(count)])
+            ready, late = late, (done, count, metrics)
+            if ready:  # one call late: the device works while the host fetches and prepares
+                for row in finite_rows(*ready, state, run):
+                    write(*row)
+            done += count
+            save = done % checkpoint_every == 0 or done == steps
+            if save or any(done % entry.steps == 0 for entry in every):
+                for number, values in finite_rows(*late, state, run):
+                    write(number, values | (call_due(done, state, every) if number == done else {}))
+                    if number == done:
+                        progress.line(number, values)
+                late = None
+            if save:
+                log.flush()
+                times["train_seconds"] += clock.lap()
+                checkpoints.save(done, state, {"batches": batches.get_state(), **times})
+        return state
+
+    with jax.set_mesh(mesh), closing(Checkpoints(run.checkpoints)) as checkpoints:
+        while True:
+            state, start = begin()
+            if start >= steps:
+                return Result(state, **times)
+            if take is None:
+                clock.lap()
+                take = compile_steps(step, state, shardings, batches, mesh, steps_per_call)
+                logger.info("compiled the training step in %.1f s", seconds := clock.lap())
+                times["compile_seconds"] += seconds
+            # without a checkpoint the line of step 0 is written anew as well
+            with (
+                closing(MetricsLog(run.metrics, start or -1, tensorboard=tensorboard)) as log,
+                closing(Progress(run.folder.name, start, steps, show)) as progress,
+            ):
+                try:
+                    return Result(advance(take, state, start, log, progress), **times)
+                except Setback as setback:
+                    times["train_seconds"] += clock.lap()
+                    go_back(run, checkpoints, setback)
+
+
+def go_back(run: Run, checkpoints: Checkpoints, setback: Setback) -> None:
+    """Delete the checkpoints after the step at which all was well, note it, say so. Stopped at the fourth time."""
+    setbacks = read_setbacks(run)
+    if len(setbacks) == SETBACKS:
+        raise Stopped(f"{setback}; {SETBACKS} times before it went back (setbacks.json): change the training")
+    to = checkpoints.drop_after(setback.well)
+    write_json(run.folder / "setbacks.json", {"setbacks": [*setbacks, {"reason": str(setback), "to": to}]})
+    logger.warning("%s: back to step %d, with other noise", setback, to)
+
+
+def read_setbacks(run: Run) -> list[dict[str, Any]]:
+    """The ``reason`` of each time that this run went back, and the step ``to`` which it did."""
+    path = run.folder / "setbacks.json"
+    return json.loads(path.read_text())["setbacks"] if path.exists() else []
+
+
+def with_other_noise(state: Any, number: int) -> Any:
+    """A state whose ``key`` is new, for each number >= 1 another: its keys, where there are several."""
+    fold = partial(jax.random.fold_in, data=2**32 - 1 - number)  # a number that no step has
+    return state.replace(key=jax.vmap(fold)(state.key) if state.key.ndim else fold(state.key))
 
 
 class Clock:
@@ -138,9 +203,7 @@ class Clock:
         return self._last - last
 
 
-def compile_steps(
-    step: Step, state: PyTree, shardings: PyTree, batches: Batches, mesh: Mesh, limit: int = 1
-) -> Callable[[PyTree, list[PyTree]], tuple[PyTree, dict[str, Array]]]:
+def compile_steps(step: Step, state: PyTree, shardings: PyTree, batches: Batches, mesh: Mesh, limit: int = 1) -> Take:
     """(state, 1 to ``limit`` batches) -> (state, each metric [limit]): that many steps, the rest of the metrics 0.
 
     One program for every number of batches, compiled for this state and the shapes of the iterator's next batch, whose

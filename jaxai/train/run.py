@@ -14,7 +14,7 @@ from jaxai.cli import Common, Finished
 logger = logging.getLogger(__name__)
 
 FREE = {"steps", "platform", "devices", "workdir", "data_dir", "text", "resume", "tensorboard"}
-FREE |= {"steps_per_call", "parts"}
+FREE |= {"steps_per_call", "parts", "on_collapse", "collapse_after"}
 """Options that may differ between two starts of one run; every other one, and the data, is part of what the run is."""
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxai.train.loop import Every, fit
+from jaxai.command import Stopped
+from jaxai.train.loop import Every, Setback, fit
 from jaxai.train.run import Run
 from jaxai.train.sharding import make_mesh
 from tests.helpers import Blobs, hex_losses, same_bits, tiny_gan
@@ -105,6 +106,74 @@ def test_run_that_breaks_off_between_checkpoints_goes_on_without_a_trace(tmp_pat
     whole = train(tmp_path / "whole", 12)
     assert hex_losses(tmp_path / "broken" / "metrics.jsonl") == hex_losses(tmp_path / "whole" / "metrics.jsonl")
     assert same_bits(broken.state, whole.state)
+
+
+def test_a_run_without_a_checkpoint_writes_no_step_twice(tmp_path):
+    def breaks_off(done, state):
+        if done == 3:
+            raise KeyboardInterrupt
+        return {"extra": float(done)}
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", 5, every=[Every(1, breaks_off)])
+    train(tmp_path / "run", 5, every=[Every(1, lambda done, state: {"extra": float(done)})])
+    assert steps_of(tmp_path / "run") == list(range(6))
+
+
+def steps_of(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class Trouble:
+    """Sets training back at a step, until it was called there so many times."""
+
+    def __init__(self, at: int, well: int, times: int) -> None:
+        self.at, self.well, self.left = at, well, times
+
+    def __call__(self, done, state):
+        if done == self.at and self.left:
+            self.left -= 1
+            raise Setback(f"step {done}: trouble", self.well)
+        return {}
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_a_setback_goes_on_from_where_all_was_well_with_other_noise(tmp_path, setup):
+    options = {"checkpoint_every": 3, **setup}
+    trouble = Trouble(at=9, well=5, times=2)
+    back = train(tmp_path / "back", 12, every=[Every(3, trouble)], **options)
+    whole = train(tmp_path / "whole", 12, **options)
+    losses = [hex_losses(tmp_path / name / "metrics.jsonl") for name in ("back", "whole")]
+    assert [step for step, *_ in losses[0]] == list(range(1, 13))
+    assert losses[0][:3] == losses[1][:3]
+    assert all(a != b for a, b in zip(losses[0][3:], losses[1][3:], strict=True))
+    told = json.loads((tmp_path / "back" / "setbacks.json").read_text())["setbacks"]
+    assert told == [{"reason": "step 9: trouble", "to": 3}] * 2
+    assert not same_bits(back.state.generator, whole.state.generator)
+
+
+def test_a_run_that_was_set_back_and_broke_off_goes_on_bit_for_bit(tmp_path):
+    whole = train(tmp_path / "whole", 12, every=[Every(3, Trouble(6, 3, 1))], checkpoint_every=3)
+    for stop in (4, 7):  # right after the setback, and one checkpoint later
+        folder, trouble = tmp_path / str(stop), Trouble(6, 3, 1)
+
+        def stops(done, state, stop=stop, trouble=trouble):
+            if done == stop and not trouble.left:
+                raise KeyboardInterrupt
+            return trouble(done, state)
+
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, 12, every=[Every(1, stops)], checkpoint_every=3)
+        parts = train(folder, 12, checkpoint_every=3)
+        assert same_bits(parts.state, whole.state)
+        assert hex_losses(folder / "metrics.jsonl") == hex_losses(tmp_path / "whole" / "metrics.jsonl")
+
+
+def test_setbacks_without_a_checkpoint_start_over_and_the_fourth_stops(tmp_path):
+    with pytest.raises(Stopped, match="step 4: trouble; 3 times before"):
+        train(tmp_path / "run", 12, every=[Every(2, Trouble(at=4, well=2, times=9))], checkpoint_every=6)
+    assert len(json.loads((tmp_path / "run" / "setbacks.json").read_text())["setbacks"]) == 3
+    assert steps_of(tmp_path / "run")[-1] <= 4
 
 
 def test_callbacks_run_before_the_first_step_and_on_time_and_their_metrics_are_logged(tmp_path):
