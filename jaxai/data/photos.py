@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxai.data.pipeline import check_rows, endless, own_rows
-from jaxai.data.specs import integers, uniform
+from jaxai.data.specs import integers
 
 PHOTOS = {"train": ("astronaut", "coffee", "rocket", "brick", "grass", "gravel"), "test": ("chelsea", "camera")}
 """Names by split: no photograph is in both."""
@@ -34,7 +34,8 @@ def crop_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """An endless iterator of ``image`` uint8 [B, size, size, 3]: crops at random places, half of them mirrored.
+    """An endless iterator of ``image`` uint8 [B, size, size, 3]: crops at random places, each in one of the
+    eight symmetries of a square.
 
     Every place of every photograph is as likely. State, restoring and the rows of several processes are those of
     ``jaxai.data.pipeline.batches``. Raises ``ValueError`` as that does, and for a photograph smaller than a crop.
@@ -49,13 +50,13 @@ def crop_batches(
 
     def batch(index: int) -> dict[str, np.ndarray]:
         numbers = integers(int(ends[-1]), (batch_size,), seed, 2, index)[mine]
-        mirrored = uniform((batch_size,), seed, 3, index)[mine] < 0.5
+        symmetries = integers(8, (batch_size,), seed, 3, index)[mine]
         crops = []
-        for number, mirror in zip(numbers, mirrored, strict=True):
+        for number, symmetry in zip(numbers, symmetries, strict=True):
             which = int(np.searchsorted(ends, number, side="right"))
             row, column = divmod(int(number - ends[which] + places[which].prod()), int(places[which][1]))
-            crop = images[which][row : row + size, column : column + size]
-            crops.append(crop[:, ::-1] if mirror else crop)
+            crop = np.rot90(images[which][row : row + size, column : column + size], symmetry // 2)
+            crops.append(crop[:, ::-1] if symmetry % 2 else crop)
         return {"image": np.stack(crops)}
 
     return endless(batch)
