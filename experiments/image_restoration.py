@@ -5,6 +5,7 @@
     python experiments/image_restoration.py --no-adversarial                       # the same network without a GAN
     python experiments/image_restoration.py --preset photos                        # photographs at twice the resolution
     python experiments/image_restoration.py --preset photos --scale 4              # ... at four times
+    python experiments/image_restoration.py restore --preset photos --image FILE   # your image, by a finished run
 
 One network adds to the damaged image what it lacks. Its loss is the mean absolute difference to the original and, times
 ``--weight``, that of a discriminator which compares restored and original images (relativistic, with R1 and R2): what
@@ -18,11 +19,13 @@ images in its first row, the restored ones in the second and the originals in th
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from jaxai import cli, pictures
 from jaxai.adversarial.losses import LOSSES
@@ -38,11 +41,11 @@ from jaxai.ops.degrade import downscaled, holes, low_contrast, noisy, upscaled
 from jaxai.train.adversarial import apply, drawing, gan_step, init_gan_state, initial
 from jaxai.train.loop import Batches, Every, Step, fit
 from jaxai.train.optim import Adam, optimizer
-from jaxai.train.run import Run, began_embedded, open_run
+from jaxai.train.run import Run, began_embedded, finished_folder, open_run, read_config, revived
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import GanState, TrainState
 from jaxai.train.supervised import init_state, train_step
-from jaxai.train.weights import save_weights
+from jaxai.train.weights import read_weights, save_weights
 from jaxai.typing import Array, Key, PyTree
 
 NAME = "image_restoration"
@@ -278,6 +281,69 @@ class Restore:
         return pictures.to_pixels(damaged), pictures.to_pixels(restored)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RestoreFile(cli.Finished):
+    """Let a finished run restore an image of yours: raise its resolution, or whatever the run has learned."""
+
+    image: Path
+    """Of any size. Of an inpainting run, what is transparent is the hole."""
+    out: Path | None = None
+    """A new PNG; NAME_restored.png in the run's folder by default."""
+
+
+def restore_file(options: RestoreFile) -> None:
+    """Read, restore, write, say where."""
+    folder = finished_folder(NAME, options, ("model.safetensors", "summary.json"))
+    try:
+        config = revived(Config, read_config(folder))
+    except TypeError as error:
+        raise ValueError(f"{folder} holds no run of this experiment ({error}): train one first") from error
+    out = options.out or folder / f"{options.image.stem}_restored.png"
+    if out.exists():
+        raise ValueError(f"{out} is there already: give another --out")
+    restorer, channels = Restorer(config.width, config.blocks), 3 if config.dataset == "photos" else 1
+    hints = [jnp.zeros((1, 8, 8, 1))] if config.task == "inpainting" else []
+    shapes = jax.eval_shape(restorer.init, jax.random.key(0), jnp.zeros((1, 8, 8, channels)), *hints)["params"]
+    params = read_weights(folder / "model.safetensors", shapes)
+    pixels, mask = read_image(options.image, "L" if channels == 1 else "RGB", holes=config.task == "inpainting")
+    damaged = preprocess(jnp.asarray(pixels[None]))
+    if config.task == "super_resolution":
+        damaged = upscaled(damaged, config.scale)
+    damaged = damaged if mask is None else damaged * (1 - mask)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pictures.save_png(out, pictures.to_pixels(whole(restorer, params, damaged, mask))[0], scale=1)
+    print(f"restored, by a run for {config.task.replace('_', ' ')}: {out}")
+
+
+def read_image(path: Path, mode: str, *, holes: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """An image file as uint8 [height, width, C]; with ``holes`` where it is transparent, float32 [height, width, 1].
+
+    FileNotFoundError, or ValueError where it is no image or has no holes.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"--image {path} is missing: give an image file")
+    try:
+        with Image.open(path) as picture:
+            pixels, alpha = np.asarray(picture.convert(mode)), np.asarray(picture.convert("RGBA"))[..., 3]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--image {path} can't be read as an image ({error}): give a PNG or JPEG") from error
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if not holes:
+        return pixels, None
+    if alpha.all():
+        raise ValueError(f"--image {path} has no hole: make transparent what is missing")
+    return pixels, (alpha == 0)[..., None].astype(np.float32)
+
+
+def whole(restorer: Restorer, params: PyTree, damaged: Array, mask: np.ndarray | None) -> np.ndarray:
+    """`restored` for one image of any size: edges are repeated until the network's squares of pixels fit."""
+    height, width = damaged.shape[1:3]
+    more = ((0, 0), (0, -height % restorer.fold), (0, -width % restorer.fold), (0, 0))
+    hints = None if mask is None else jnp.pad(mask[None], more, mode="edge")
+    images = jax.jit(partial(restored, restorer))(params, jnp.pad(damaged, more, mode="edge"), hints)
+    return np.asarray(images)[:, :height, :width]
+
+
 def rows(damaged: Any, restored: Any, originals: Any) -> np.ndarray:
     """Damaged images, below them the restored ones, below these the originals; of photographs details."""
     return pictures.grid(np.concatenate([details(x) for x in (damaged, restored, originals)]), columns=SHOWN)
@@ -327,4 +393,4 @@ def report(run: Run, summary: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, PRESETS, __doc__)
+    cli.run(main, PRESETS, __doc__, commands={"restore": (restore_file, RestoreFile)})

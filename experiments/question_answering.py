@@ -41,7 +41,7 @@ from jaxai.train.run import finished_folder, open_run, read_config, write_json
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import cross_entropy, init_state, train_step
-from jaxai.train.weights import fill, load_weights, save_weights
+from jaxai.train.weights import read_weights, save_weights
 from jaxai.typing import Array, PyTree
 
 NAME = "question_answering"
@@ -345,8 +345,8 @@ def finished_run(folder: Path) -> tuple[Loaded, dict[str, Any]]:
         message = f"{folder} holds no run of this experiment, or a damaged vocabulary.json ({error}): train one first"
         raise ValueError(message) from error
     shapes = jax.eval_shape(partial(init_params, network, sizes["max_words"]), jax.random.key(0))
-    weights = folder / "model.safetensors"
-    return Loaded(network, fill(shapes, load_weights(weights, saved), weights), vocabulary, sizes), config
+    params = read_weights(folder / "model.safetensors", shapes, saved)
+    return Loaded(network, params, vocabulary, sizes), config
 
 
 if __name__ == "__main__":

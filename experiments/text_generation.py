@@ -45,7 +45,7 @@ from jaxai.train.run import finished_folder, open_run, read_config, write_json
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import init_state, train_step
-from jaxai.train.weights import fill, load_weights, save_weights
+from jaxai.train.weights import read_weights, save_weights
 from jaxai.typing import Array, PyTree
 
 NAME = "text_generation"
@@ -356,8 +356,8 @@ def finished_run(folder: Path) -> tuple[Network, PyTree, Vocabulary, int, str]:
         message = f"{folder} holds no run of this experiment, or a damaged vocabulary.json ({error}): train one first"
         raise ValueError(message) from error
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    weights = folder / "model.safetensors"
-    return network, fill(shapes, load_weights(weights, saved), weights), vocabulary, length, beginning
+    params = read_weights(folder / "model.safetensors", shapes, saved)
+    return network, params, vocabulary, length, beginning
 
 
 def write(

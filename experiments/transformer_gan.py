@@ -119,7 +119,10 @@ class Config(Watched):
 
 PRESETS = {
     "default": Config(steps=6000),
-    "convolutional": Config(generator="convolutional", discriminator="convolutional", steps=6000),
+    # as many parameters in both networks together as the default's, 1.06 million, and on a CPU core the same time
+    "convolutional": Config(
+        generator="convolutional", discriminator="convolutional", hidden=156, steps=21_600, horizon=21_600
+    ),
     "cifar10": Config(
         dataset="cifar10",
         shape=Shape(width=384, layers=6, heads=6, position="learned", norm="rms", init_std=0.05),

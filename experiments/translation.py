@@ -38,7 +38,7 @@ from jaxai.train.run import finished_folder, open_run, read_config, write_json
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import init_state, train_step
-from jaxai.train.weights import fill, load_weights, save_weights
+from jaxai.train.weights import read_weights, save_weights
 from jaxai.typing import Array, PyTree
 
 NAME = "translation"
@@ -357,8 +357,7 @@ def finished_run(folder: Path) -> Translator:
         raise ValueError(message) from error
     token = jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), token, token)["params"]
-    weights = folder / "model.safetensors"
-    return Translator(network, fill(shapes, load_weights(weights, saved), weights), bpe, *how)
+    return Translator(network, read_weights(folder / "model.safetensors", shapes, saved), bpe, *how)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from jaxai.metrics.generation import evaluate_digits, evaluation_size, frechet_d
 from jaxai.train.adversarial import Draw, apply, drawing, in_blocks
 from jaxai.train.run import Run, finished_folder, read_config
 from jaxai.train.state import GanState
-from jaxai.train.weights import fill, load_weights, save_weights
+from jaxai.train.weights import read_weights, save_weights
 from jaxai.typing import Array, Pixels, PyTree
 
 FILES = ("model.safetensors", "summary.json")  # of a finished run
@@ -235,8 +235,7 @@ def restored(folder: Path, build: Callable[[dict[str, Any]], Trained]) -> tuple[
     labels = [jnp.zeros(1, jnp.int32)] if trained.classes else []
     latents = jnp.zeros((1, trained.latent_size))
     shapes = jax.eval_shape(trained.generator.init, jax.random.key(0), latents, *labels)["params"]
-    weights = folder / "model.safetensors"
-    return trained, jax.tree.map(jnp.asarray, fill(shapes, load_weights(weights), weights))
+    return trained, jax.tree.map(jnp.asarray, read_weights(folder / "model.safetensors", shapes))
 
 
 def drawn(trained: Trained, params: PyTree, latents: Array, labels: np.ndarray) -> np.ndarray:

@@ -50,6 +50,11 @@ def load_weights(path: Path, vocabulary: Mapping[str, Any] | None = None) -> dic
     return arrays
 
 
+def read_weights(path: Path, like: PyTree, vocabulary: Mapping[str, Any] | None = None) -> PyTree:
+    """`load_weights` in the structure and shapes of ``like``, see `fill`. Raises as both do."""
+    return fill(like, load_weights(path, vocabulary), path)
+
+
 def fingerprint(value: Mapping[str, Any]) -> str:
     """The start of the SHA-256 of JSON values, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
