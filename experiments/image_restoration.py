@@ -306,7 +306,7 @@ def restore_file(options: RestoreFile) -> None:
     shapes = jax.eval_shape(restorer.init, jax.random.key(0), jnp.zeros((1, 8, 8, channels)), *hints)["params"]
     params = read_weights(folder / "model.safetensors", shapes)
     pixels, mask = read_image(options.image, "L" if channels == 1 else "RGB", holes=config.task == "inpainting")
-    damaged = preprocess(jnp.asarray(pixels[None]))
+    damaged = preprocess(jnp.asarray(pixels))
     if config.task == "super_resolution":
         damaged = upscaled(damaged, config.scale)
     damaged = damaged if mask is None else damaged * (1 - mask)
@@ -316,7 +316,7 @@ def restore_file(options: RestoreFile) -> None:
 
 
 def read_image(path: Path, mode: str, *, holes: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """An image file as uint8 [height, width, C]; with ``holes`` where it is transparent, float32 [height, width, 1].
+    """An image file as uint8 [1, height, width, C], and with ``holes`` where it is transparent: float32, C = 1.
 
     FileNotFoundError, or ValueError where it is no image or has no holes.
     """
@@ -327,19 +327,19 @@ def read_image(path: Path, mode: str, *, holes: bool) -> tuple[np.ndarray, np.nd
             pixels, alpha = np.asarray(picture.convert(mode)), np.asarray(picture.convert("RGBA"))[..., 3]
     except (OSError, ValueError) as error:
         raise ValueError(f"--image {path} can't be read as an image ({error}): give a PNG or JPEG") from error
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    pixels = pixels.reshape(1, *pixels.shape[:2], -1)
     if not holes:
         return pixels, None
     if alpha.all():
         raise ValueError(f"--image {path} has no hole: make transparent what is missing")
-    return pixels, (alpha == 0)[..., None].astype(np.float32)
+    return pixels, (alpha == 0)[None, ..., None].astype(np.float32)
 
 
 def whole(restorer: Restorer, params: PyTree, damaged: Array, mask: np.ndarray | None) -> np.ndarray:
     """`restored` for one image of any size: edges are repeated until the network's squares of pixels fit."""
     height, width = damaged.shape[1:3]
     more = ((0, 0), (0, -height % restorer.fold), (0, -width % restorer.fold), (0, 0))
-    hints = None if mask is None else jnp.pad(mask[None], more, mode="edge")
+    hints = None if mask is None else jnp.pad(mask, more, mode="edge")
     images = jax.jit(partial(restored, restorer))(params, jnp.pad(damaged, more, mode="edge"), hints)
     return np.asarray(images)[:, :height, :width]
 

@@ -5,7 +5,8 @@ from functools import partial
 
 from PIL import Image
 
-from tests.experiments.commands import SCRIPTS, load, refusal, run, start
+from jaxai import gan_report
+from tests.experiments.commands import SCRIPTS, load, refusal, run, start, start_command
 
 SCRIPT = SCRIPTS / "gan_stacked_mnist.py"
 
@@ -23,6 +24,13 @@ def test_debug_run_goes_on(tmp_path):
     assert len(summary["modes"]) == len(summary["kl"]) == 1
     with Image.open(workdir / "samples.png") as picture:
         assert picture.mode == "RGB"
+    experiment = load(SCRIPT)
+    made = gan_report.commands(experiment.NAME, experiment.trained)
+    for name, arguments in {"sample": ["--count", "3"], "invert": ["--count", "2", "--steps", "3"]}.items():
+        start_command(*made[name], "--workdir", str(workdir), *arguments)
+    with Image.open(workdir / "images_0" / "00002.png") as picture:
+        assert (picture.size, picture.mode) == ((28, 28), "RGB")
+    assert (workdir / "inverted.png").exists()
 
 
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
