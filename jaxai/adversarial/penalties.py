@@ -21,7 +21,8 @@ Penalty = Callable[[Discriminate, Samples, Samples, Key[Array, ""]], Values]
 
 
 def squared_gradients(discriminate: Discriminate, x: Samples) -> Values:
-    """|grad_x D(x)|^2 of every example."""
+    """|grad_x D(x)|^2 of every example. ValueError where there are none."""
+    check_examples(examples=x)
     gradients = jax.grad(lambda x: discriminate(x).sum())(x)
     return (gradients**2).sum(range(1, x.ndim))
 
@@ -59,6 +60,7 @@ def wgan_gp(discriminate: Discriminate, real: Samples, fake: Samples, key: Key[A
 
     Source: Gulrajani et al. 2017, arXiv 1704.00028, equation 3; their weight is 10.
     """
+    check_examples(real=real, fake=fake)
     share = jax.random.uniform(key, (len(real), *(1,) * (real.ndim - 1)), real.dtype)
     return (norms(squared_gradients(discriminate, real + share * (fake - real))) - 1) ** 2
 
@@ -68,6 +70,7 @@ def dragan(discriminate: Discriminate, real: Samples, fake: Samples, key: Key[Ar
 
     Source: Kodali et al. 2017, arXiv 1705.07215, there with normal d; their weight is 10.
     """
+    check_examples(real=real)
     noise = 0.5 * real.std() * jax.random.uniform(key, real.shape, real.dtype)
     return (norms(squared_gradients(discriminate, real + noise)) - 1) ** 2
 
@@ -84,6 +87,7 @@ def consistency(
 
     Their weight is 10.
     """
+    check_examples(real=real)
     return (discriminate(real) - discriminate(augment(real, key))) ** 2
 
 
@@ -93,8 +97,23 @@ def norms(squares: Values) -> Values:
 
 
 def pairs(real: Samples, fake: Samples) -> Float[Array, "2*B *sample"]:
-    """[B, ...] and [B, ...] to [2 B, ...], real and fake in turn: a batch split over devices stays where it is."""
+    """[B, ...] and [B, ...] to [2 B, ...], real and fake in turn: a batch split over devices stays where it is.
+
+    ValueError where one is missing, and for unequal shapes or dtypes.
+    """
+    check_examples(real=real, fake=fake)
     return jnp.stack([real, fake], 1).reshape(-1, *real.shape[1:])
+
+
+def check_examples(**batches: Samples | None) -> None:
+    """Raise ValueError unless all batches are there, of one shape and dtype."""
+    for name, batch in batches.items():
+        if batch is None:
+            raise ValueError(f"{name}: None, but this loss or penalty looks at them: pass a batch")
+    kinds = {name: f"{batch.dtype}{list(batch.shape)}" for name, batch in batches.items() if batch is not None}
+    if len(set(kinds.values())) > 1:
+        told = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+        raise ValueError(f"{told}: give batches of one shape and dtype, from a generator of the images' size")
 
 
 def split_pairs(values: Values) -> tuple[Float[Array, " B//2"], Float[Array, " B//2"]]:

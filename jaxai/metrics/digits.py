@@ -56,7 +56,9 @@ def apply(
 
 
 def preprocess(images: Pixels) -> Images:
-    """x / 127.5 - 1: uint8 [B,28,28,1] to the float32 in [-1, 1] that ``apply`` takes."""
+    """x / 127.5 - 1: uint8 [B,28,28,1] to the float32 in [-1, 1] that ``apply`` takes. ValueError for other dtypes."""
+    if images.dtype != jnp.uint8:
+        raise ValueError(f"images: {images.dtype}, give uint8, 0 to 255")
     return jnp.asarray(images).astype(jnp.float32) / 127.5 - 1
 
 

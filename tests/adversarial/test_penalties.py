@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import config
 
 from jaxai.adversarial.penalties import PENALTIES, consistency, pairs, split_pairs, squared_gradients
 
@@ -96,3 +97,16 @@ def test_consistency_is_0_where_the_augmentation_changes_nothing(real_and_fake):
 def test_pairs_come_back_split(key):
     real, fake = jax.random.normal(key, (2, 5, 1, 1, 1))
     np.testing.assert_array_equal(split_pairs(pairs(real, fake)[:, 0, 0, 0]), (real[:, 0, 0, 0], fake[:, 0, 0, 0]))
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_missing_and_unequal_examples_are_named(name, key, monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)  # users have no such checks before ours
+    images = jnp.zeros((2, 4, 4, 1))
+    needs = {"r2": "fake"}.get(name, "real")
+    given = {"real": images, "fake": images} | {needs: None}
+    with pytest.raises(ValueError, match="pass a batch"):
+        PENALTIES[name](quadratic, given["real"], given["fake"], key)
+    if name not in ("r1", "r2", "dragan"):  # which look at one of them
+        with pytest.raises(ValueError, match=r"real float32\[2, 4, 4, 1\], fake float32\[2, 4, 4, 3\]: give batches"):
+            PENALTIES[name](quadratic, images, jnp.zeros((2, 4, 4, 3)), key)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import config
 
 from jaxai.metrics import digits
 
@@ -72,3 +73,9 @@ def test_accuracy_on_the_official_test_set():
     images, labels = official("t10k-images-idx3-ubyte.gz"), official("t10k-labels-idx1-ubyte.gz")
     _, predicted = digits.features_and_labels(images[..., None])
     assert np.mean(predicted == labels) >= 0.993
+
+
+def test_pixels_of_another_range_are_named(monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)  # users have no such checks before ours
+    with pytest.raises(ValueError, match="images: float32, give uint8, 0 to 255"):
+        digits.preprocess(np.zeros((1, 28, 28, 1), np.float32))
