@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxai.command import Stopped
 from tests.experiments.commands import SCRIPTS, load, refusal, run, start
 
 SCRIPT = SCRIPTS / "gan_toy2d.py"
@@ -30,6 +31,18 @@ def test_debug_run_goes_on(tmp_path):
         assert animation.n_frames >= 2
     with Image.open(workdir / "points.png") as picture:
         assert picture.size[0] > picture.size[1] > 100
+
+
+def test_a_collapsed_run_stops_or_goes_back(tmp_path):
+    """Two tiny GANs are at one place after 20 steps; new noise changes nothing about that."""
+    result = run(SCRIPT, tmp_path / "run", "--on-collapse", "stop", "--collapse-after", "20")
+    assert result.returncode == 1
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("stopped: "))
+    assert "step 20: the generator has collapsed" in line
+    with pytest.raises(Stopped, match="3 times before it went back"):
+        start(load(SCRIPT), tmp_path / "run", "--on-collapse", "rollback", "--collapse-after", "20")
+    setbacks = json.loads((tmp_path / "run" / "setbacks.json").read_text())["setbacks"]
+    assert [setback["to"] for setback in setbacks] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
