@@ -105,14 +105,17 @@ class Config(Watched):
 
 
 CURE = Config(
-    steps=8000,
+    batch_size=128,
+    steps=24_000,
+    horizon=24_000,
     loss="relativistic",
     penalty="r1_r2",
     penalty_weight=0.1,
     final_penalty_weight=0.001,
-    generator_optimizer=Adam(learning_rate=1e-3, beta1=0.0, beta2=0.99, final_rate=0.02),
-    discriminator_optimizer=Adam(learning_rate=1e-3, beta1=0.0, beta2=0.99, final_rate=0.02),
-    average_half_life=10_000.0,
+    generator_optimizer=Adam(learning_rate=2e-3, beta1=0.0, beta2=0.99, final_rate=0.02),
+    discriminator_optimizer=Adam(learning_rate=2e-3, beta1=0.0, beta2=0.99, final_rate=0.02),
+    average_half_life=50_000.0,
+    score_every=1000,
 )
 PRESETS = {
     "default": CURE,

@@ -108,9 +108,26 @@ def conv_transpose(
 
 def _patches(x: Array, kernel: Array, strides: Pair, pads: Sequence[Pair], dilation: Pair) -> Array:
     kh, kw, c, f = kernel.shape
+    if strides != (1, 1) == dilation and kh % strides[0] == kw % strides[1] == 0:
+        return _blocks(x, kernel, strides, pads)
     patches = jnp.stack(taps(shift_pad(x, pads), (kh, kw), strides, dilation), axis=3)
     b, h, w, *_ = patches.shape
     return (patches.reshape(b * h * w, kh * kw * c) @ kernel.reshape(kh * kw * c, f)).reshape(b, h, w, f)
+
+
+def _blocks(x: Array, kernel: Array, strides: Pair, pads: Sequence[Pair]) -> Array:
+    """`_patches` where strides divide the kernel: blocks of pixels as channels, then strides of 1 and fewer taps.
+
+    A GAN's discriminator with R1 and R2 spends a tenth of its time on the gradients of strided slices.
+    """
+    (b, *sizes, c), (kh, kw, _, f), (sh, sw) = x.shape, kernel.shape, strides
+    axes = zip(sizes, (kh, kw), strides, pads, strict=True)
+    h, w = ((n + low + high - k) // s + k // s for n, k, s, (low, high) in axes)
+    ends = [(low, many * s - n - low) for n, many, s, (low, _) in zip(sizes, (h, w), strides, pads, strict=True)]
+    x = shift_pad(x, ends).reshape(b, h, sh, w, sw, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, sh * sw * c)
+    kernel = kernel.reshape(kh // sh, sh, kw // sw, sw, c, f).transpose(0, 2, 1, 3, 4, 5)
+    kernel = kernel.reshape(kh // sh, kw // sw, sh * sw * c, f)
+    return _patches(x, kernel, (1, 1), [(0, 0), (0, 0)], (1, 1))
 
 
 def _grouped(x: Array, kernel: Array, groups: int, form: Callable[[Array, Array], Array]) -> Array:

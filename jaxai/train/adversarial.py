@@ -178,7 +178,7 @@ def discriminator_objective(
 def generator_objective(fake: Samples, real: Samples, discriminate: Discriminate, loss: Loss) -> Array:
     """The generator's loss; the real examples are looked at only by a relativistic one."""
     if loss.relativistic:
-        return loss.generator(*split_pairs(discriminate(pairs(real, fake)))).mean()
+        return loss.generator(discriminate(real), discriminate(fake)).mean()  # no gradient goes through the first
     return loss.generator(discriminate(fake)).mean()
 
 
