@@ -31,7 +31,7 @@ from jaxai import cli, pictures
 from jaxai.adversarial.losses import LOSSES
 from jaxai.adversarial.penalties import r1_r2
 from jaxai.data import Dataset, load
-from jaxai.data.photos import Photo, crop_batches, load_photos
+from jaxai.data.photos import Photo, crop_batches, load_photos, with_halves
 from jaxai.data.pipeline import batches
 from jaxai.metrics.digits import features_and_labels, preprocess
 from jaxai.metrics.image import image_scores
@@ -114,8 +114,8 @@ PRESETS = {
         dataset="photos",
         blocks=6,
         batch_size=16,
-        steps=6000,
-        horizon=6000,
+        steps=10_000,
+        horizon=10_000,
     ),
     "debug": Config(
         width=8,
@@ -136,7 +136,7 @@ def main(config: Config) -> None:
     """Load, train, restore what was held out, score, draw."""
     embedded = began_embedded(NAME, config)
     if config.dataset == "photos":
-        photos, held_out = load_photos("train"), load_photos("test")
+        photos, held_out = with_halves(load_photos("train")), load_photos("test")
         identity: dict[str, Any] = {"name": "photos", "train": sorted(photos), "test": sorted(held_out)}
         source, shape = f"scikit-image's {', '.join(photos)}", (config.crop, config.crop, 3)
         made: Batches = crop_batches(photos, config.crop, config.batch_size, seed=config.seed, **processes())

@@ -15,7 +15,7 @@ Grey = UInt8[np.ndarray, "n height width 1"]
 Colour = UInt8[np.ndarray, "n height width 3"]
 Look = Literal["inverted", "coloured", "small"]
 
-SIDE = 28
+SIDE, INNER = 28, 20
 INK = np.array([0, 30, 130.0])
 PAPER = np.array([[255, 235, 130], [255, 165, 190.0]])  # the first row of pixels, the last one
 
@@ -46,10 +46,11 @@ def papers(height: int) -> Float64[np.ndarray, "{height} 1 3"]:
 
 
 def upscaled(images: Grey) -> UInt8[np.ndarray, "n 28 28 1"]:
-    """Images of any size at 28x28, by bicubic interpolation."""
-    size = (SIDE, SIDE)
+    """Images of any size at 20x20, by bicubic interpolation, in the middle of 28x28: where MNIST's digits are."""
+    size = (INNER, INNER)
     large = [np.asarray(Image.fromarray(x[..., 0]).resize(size, Image.Resampling.BICUBIC)) for x in images]
-    return np.stack(large)[..., None]
+    edge = (SIDE - INNER) // 2
+    return np.pad(np.stack(large), ((0, 0), (edge, edge), (edge, edge)))[..., None]
 
 
 def unchanged(images: Grey) -> Grey:

@@ -7,6 +7,7 @@ gravel (cc0textures.com), camera (Lav Varshney).
 import grain
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from jaxai.data.pipeline import check_rows, endless, own_rows
 from jaxai.data.specs import integers
@@ -23,6 +24,16 @@ def load_photos(split: str) -> dict[str, Photo]:
 
     found = {name: np.asarray(getattr(skimage, name)()) for name in PHOTOS[split]}
     return {name: x if x.ndim == 3 else np.repeat(x[..., None], 3, -1) for name, x in found.items()}
+
+
+def with_halves(photos: dict[str, Photo]) -> dict[str, Photo]:
+    """The photographs, and each at half of its size too (bicubic): what is far away as well as what is near."""
+    halves = {}
+    for name, photo in photos.items():
+        height, width = (size // 2 for size in photo.shape[:2])
+        image = Image.fromarray(photo[: 2 * height, : 2 * width])
+        halves[f"{name} at half size"] = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    return photos | halves
 
 
 def crop_batches(

@@ -74,13 +74,18 @@ def optimizer(config: Adam, horizon: int) -> optax.GradientTransformation:
     """The optax transformation of a config whose learning rate takes its course over ``horizon`` steps."""
     rate = schedule(config, horizon)
     mask = None if config.decay == "all" else matrices
-    if config.weight_decay:
-        tx = optax.adamw(rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=mask)
-    else:
-        tx = optax.adam(rate, config.beta1, config.beta2)
+    parts = [optax.add_decayed_weights(config.weight_decay, mask)] if config.weight_decay else []
+    tx = optax.chain(scale_by_adam(config.beta1, config.beta2), *parts, optax.scale_by_learning_rate(rate))
     if config.muon:
         tx = optax.partition({"adam": tx, "muon": muon(rate, config.weight_decay)}, muon_groups)
     return optax.chain(optax.clip_by_global_norm(config.clip), tx) if config.clip else tx
+
+
+def scale_by_adam(beta1: float, beta2: float) -> optax.GradientTransformation:
+    """Adam's; without a first moment, as GANs have it, none is stored."""
+    if beta1:
+        return optax.scale_by_adam(beta1, beta2)
+    return optax.scale_by_rms(beta2, eps_in_sqrt=False, bias_correction=True)
 
 
 def muon(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:

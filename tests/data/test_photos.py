@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxai.data.photos import PHOTOS, crop_batches, load_photos
+from jaxai.data.photos import PHOTOS, crop_batches, load_photos, with_halves
 
 
 def test_photographs_are_colour_and_in_one_split():
@@ -35,6 +35,15 @@ def test_crops_are_parts_of_photographs_from_everywhere(photos):
         np.testing.assert_array_equal(upright[1], photo[row : row + 4, column : column + 4])
         places.add((row, column, which, upright[0]))
     assert len(places) == 8 * (6 * 4 + 2 * 2)  # all of them
+
+
+def test_halves_are_the_photographs_seen_from_twice_as_far():
+    photo = np.repeat(np.repeat(np.arange(12, dtype=np.uint8)[:, None, None] * 9, 11, 1), 3, 2)
+    both = with_halves({"ramp": photo})
+    assert tuple(both) == ("ramp", "ramp at half size")
+    half = both["ramp at half size"]
+    assert half.shape == (6, 5, 3)
+    np.testing.assert_allclose(half[1:-1, :, 0], photo.reshape(6, 2, 11, 3).mean(1)[1:-1, :5, 0], atol=1)
 
 
 def symmetries(crop: np.ndarray) -> list[np.ndarray]:

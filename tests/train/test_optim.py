@@ -159,3 +159,25 @@ def test_muon_moves_kernels_as_far_as_adam_and_adam_the_rest():
         assert ((values > 0.6) & (values < 1.3)).all()  # five Newton-Schulz steps bring them near 1, no further
         left, _, right = np.linalg.svd(grad["kernel"][part], full_matrices=False)
         assert (moved * (left @ right)).sum() > 0.9 * np.linalg.norm(moved) * np.linalg.norm(left @ right)
+
+
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adam_is_optaxs_with_a_first_moment_or_without(beta1, weight_decay):
+    """And without one its state holds none."""
+    rng = np.random.default_rng(0)
+    params = random_like_parameters(rng)
+    ours = optimizer(Adam(1e-2, beta1, 0.99, final_rate=0.5, weight_decay=weight_decay), HORIZON)
+    rate = optax.warmup_cosine_decay_schedule(1e-2, 1e-2, 0, HORIZON, 5e-3)
+    theirs = optax.adamw(rate, beta1, 0.99, weight_decay=weight_decay)
+    trajectories = []
+    for tx in (ours, theirs):
+        state, now = tx.init(params), params
+        for seed in range(5):
+            updates, state = tx.update(random_like_parameters(np.random.default_rng(seed)), state, now)
+            now = optax.apply_updates(now, updates)
+        trajectories.append(now)
+    # weights of about 1 move by 1e-2 a step; float32
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *trajectories)
+    moments = [leaf for leaf in jax.tree.leaves(ours.init(params)) if leaf.ndim]
+    assert len(moments) == len(jax.tree.leaves(params)) * (2 if beta1 else 1)

@@ -1,0 +1,207 @@
+"""A training step of the main job, with R1 and R2, against the same networks and training in PyTorch.
+
+    python benchmarks/gan_step.py --peers PYTHON                # losses, then examples/s, 3 minutes
+
+PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``). Run it on
+an otherwise idle machine. The step is that of experiments/gan_mnist.py's preset ``default``: relativistic loss, R1 and
+R2 on every step, Adam for both networks, the generator's moving average, 64 embedded digits. First the
+losses of 20 steps on the same digits and noise: of the first, of each from our state before it, and of all in a row,
+where the last bits grow a thousandfold in ten steps (Adam without momentum begins by moving each weight by its
+gradient's sign alone); ours from weights that differ in the last bit stand beside these. Then all train turn and turn
+about, input and noise included: PyTorch in three forms (plain; channels last; the discriminator's gradient by
+`torch.func` and `torch.compile`), of which the fastest counts. It writes JSON to --out.
+"""
+
+import dataclasses
+import json
+import os
+import runpy
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from timing import (
+    Ask,
+    NotAvailable,
+    check_interpreter,
+    figure,
+    peer_process,
+    race,
+    ratio,
+    spread,
+    training_turns,
+    write,
+)
+
+from jaxai import cli, command
+from jaxai.data import Dataset, load
+from jaxai.data.pipeline import batches
+from jaxai.train.adversarial import apply
+
+PEER = Path(__file__).parent / "peers" / "torch_gan_step.py"
+EXPERIMENT = runpy.run_path(str(Path(__file__).parent.parent / "experiments" / "gan_mnist.py"))
+PRESET = EXPERIMENT["PRESETS"]["default"]
+GENERATOR, DISCRIMINATOR = EXPERIMENT["networks"](PRESET)
+STEP, INIT = EXPERIMENT["training"](PRESET, GENERATOR, DISCRIMINATOR)
+FORMS = ("plain", "channels_last", "compiled")
+Losses = dict[str, np.ndarray]
+LOSSES = ("discriminator_loss", "generator_loss", "penalty")
+BOUND, EPSILON = 1e-4, 2**-23
+CHECKED, TIMED = 20, 20  # steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to compare, and with what."""
+
+    peers: Path | None = None
+    """The interpreter that has PyTorch; without it there is nobody to compare with."""
+    out: Path = Path("runs/benchmarks/gan_step")
+    rounds: int = 9
+    """Turns of each."""
+    devices: int = 1
+    """Devices that the CPU is split into; one, as the experiment has it, takes all cores."""
+    forms: tuple[str, ...] = FORMS
+    """Which of PyTorch's forms to compare with."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.devices < 1:
+            raise ValueError(f"--rounds and --devices must be at least 1, got {self.rounds} and {self.devices}")
+        if PRESET.batch_size % self.devices:
+            raise ValueError(f"--devices {self.devices} must divide the batch of {PRESET.batch_size}")
+        if not self.forms or not set(self.forms) <= set(FORMS):
+            raise ValueError(f"--forms must be some of {', '.join(FORMS)}, got {self.forms}")
+
+
+def main(config: Config) -> None:
+    """Check, measure, print, write JSON."""
+    check_interpreter(config.peers, "benchmarks/gan_step.py")
+    if config.devices > 1:  # threads wait for each other: no more than cores, as in benchmarks/char_rnn.py
+        os.environ.setdefault("PJRT_NPROC", str(max(config.devices, os.cpu_count() or 1)))
+    cli.start_platform("cpu", config.devices)
+    config.out.mkdir(parents=True, exist_ok=True)
+    digits = load("mnist", "train", embedded_only=True)
+    with peer_process(config.peers, PEER) as ask:
+        differences, reasons = compared(ask, digits, config.forms) if ask else ({}, {})
+        forms = [form for form in config.forms if form in differences]
+        stream = batches(digits, PRESET.batch_size, seed=PRESET.seed)
+        contenders = {"jaxai": training_turns(STEP, INIT, stream, TIMED, 1, devices=config.devices)}
+        for form in forms:
+            request = partial(ask, ask="time", form=form, steps=TIMED) if ask else dict
+            contenders[form] = lambda repeats, request=request: [request()["seconds"] for _ in range(repeats)]
+        seconds = race(contenders, config.rounds)
+    count = TIMED * PRESET.batch_size
+    row: dict[str, Any] = {"devices": config.devices, "largest_difference": differences, "not_available": reasons}
+    row["examples_per_second"] = {name: spread([count / x for x in values]) for name, values in seconds.items()}
+    row["ms_a_step"] = {name: spread([1000 / TIMED * x for x in values]) for name, values in seconds.items()}
+    row["times_faster"] = {form: ratio(seconds[form], seconds["jaxai"]) for form in forms}
+    row["figures"] = figures(row)
+    for name, rates in row["examples_per_second"].items():
+        faster = row["times_faster"].get(name, {}).get("median", "")
+        print(f"{name:14} {rates['median']:8} examples/s ({rates['min']} to {rates['max']}), ours / its {faster}")
+    write(config.out / "gan_step.json", row)
+
+
+def figures(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The figures that are wanted; none without a peer."""
+    if not row["times_faster"]:
+        return []
+    differences = [row["largest_difference"][form] for form in row["times_faster"]]
+    first, each = (
+        max(max(found[name].values()) for found in differences) for name in ("first_step", "each_step_from_our_state")
+    )
+    faster = min(times["median"] for times in row["times_faster"].values())
+    return [
+        figure("losses and penalty of the first step, largest relative difference", first, "<=", BOUND),
+        figure(f"the same of {CHECKED} steps, each from our state", each, "<=", BOUND),
+        figure("examples/s, times PyTorch's fastest form", faster, ">=", 1.5),
+    ]
+
+
+def compared(ask: Ask, digits: Dataset, forms: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    """How far each of the peer's forms is from us, and why others don't run. ValueError if a first step differs."""
+    inputs, states, ours = our_steps(digits)
+    perturbed = our_steps(digits, last_bit=True)[2]
+    found: dict[str, Any] = {"ours_from_other_last_bits": apart(perturbed, ours)}
+    print(json.dumps(found), flush=True)
+    reasons = {}
+    for form in forms:
+        try:
+            alone = asked(ask, form, states[0], **inputs, images=digits.images)
+        except NotAvailable as reason:
+            reasons[form] = str(reason)
+            print(f"{form}: not available: {reason}", flush=True)
+            continue
+        first = apart({name: values[:1] for name, values in alone.items()}, ours)
+        if not max(first.values()) <= BOUND:
+            raise ValueError(f"{form}: the first step differs by {first}: the programs are not the same")
+        each = [
+            asked(ask, form, state, **{name: x[[number]] for name, x in inputs.items()})
+            for number, state in enumerate(states[:-1])
+        ]
+        together = {name: np.concatenate([one[name] for one in each]) for name in LOSSES}
+        pixels = float(np.abs(each[-1]["drawn"] - drawn(states[-1], inputs["noise"][-1])).max())
+        found[form] = {"first_step": first, "each_step_from_our_state": apart(together, ours)}
+        found[form] |= {"pixels_drawn_after_the_last": float(f"{pixels:.2g}"), "all_steps": apart(alone, ours)}
+        print(json.dumps({form: found[form]}), flush=True)
+    if len(reasons) == len(forms):
+        raise ValueError(f"PyTorch runs none of {', '.join(forms)}: {reasons}")
+    return found, reasons
+
+
+def our_steps(digits: Dataset, *, last_bit: bool = False) -> tuple[dict[str, np.ndarray], list[Any], Losses]:
+    """Rows of the digits and noise of each of our first steps, the state before each and after all, and their losses.
+
+    With ``last_bit`` the discriminator begins with weights that are larger by float32's epsilon.
+    """
+    stream = batches(digits, PRESET.batch_size, seed=PRESET.seed)
+    state, take = jax.jit(INIT)(), jax.jit(STEP)
+    if last_bit:
+        state = state.replace(discriminator=jax.tree.map(lambda x: x * (1 + EPSILON), state.discriminator))
+    shape, rows, noise, states, losses = (PRESET.batch_size, PRESET.latent_size), [], [], [state], []
+    for number in range(CHECKED):
+        batch = next(stream)
+        rows.append(batch["id"])
+        noise.append(jax.random.normal(jax.random.fold_in(state.key, number), shape))  # as `gan_step` draws it
+        state, metrics = take(state, batch)
+        states.append(state)
+        losses.append([float(metrics[name]) for name in LOSSES])
+    inputs = {"rows": np.stack(rows), "noise": np.stack(noise)}
+    return inputs, states, dict(zip(LOSSES, np.array(losses).T, strict=True))
+
+
+def asked(ask: Ask, form: str, state: Any, **inputs: np.ndarray) -> Losses:
+    """The peer's losses on these inputs from our state, and ``drawn``, what its average makes of the last noise."""
+    trees = {name: getattr(state, name) for name in ("generator", "discriminator", "average")}
+    for name in ("generator", "discriminator"):
+        for moment in ("mu", "nu"):
+            trees[f"{name}_{moment}"] = optax.tree.get(getattr(state, f"{name}_opt"), moment)
+    leaves = jax.tree_util.tree_leaves_with_path(trees)
+    arrays: dict[str, Any] = {"step": np.asarray(state.step), **inputs}
+    arrays |= {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(x) for path, x in leaves}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: str(Path(folder) / f"{name}.npz") for name in ("inputs", "outputs")}
+        np.savez(paths["inputs"], **arrays)
+        ask(ask="check", form=form, **paths)
+        with np.load(paths["outputs"]) as saved:
+            return dict(saved)
+
+
+def drawn(state: Any, noise: np.ndarray) -> np.ndarray:
+    """What the moving average makes of noise [B, latent]."""
+    return np.asarray(jax.jit(partial(apply, GENERATOR))(state.average, noise))
+
+
+def apart(theirs: Losses, ours: Losses) -> dict[str, float]:
+    """The largest relative difference of each loss over their steps."""
+    largest = {name: np.abs(theirs[name] / ours[name][: len(theirs[name])] - 1).max() for name in LOSSES}
+    return {name: float(f"{value:.2g}") for name, value in largest.items()}
+
+
+if __name__ == "__main__":
+    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))

@@ -1,0 +1,251 @@
+"""The GAN of gan_mnist.py's preset `default` and its training in PyTorch, the peer of `gan_step.py`.
+
+    python torch_gan_step.py --threads 2          # a line of JSON asked and a line answered:
+
+    {"ask": "check", "form": "plain", "inputs": "inputs.npz", "outputs": "outputs.npz"}
+    {"ask": "time", "form": "plain", "steps": 20}
+
+`check` sets weights, moments, average and step number, takes steps on given images and noise, and gives their losses
+and penalty and what the moving average draws; `time` goes on with that training, on random images and fresh noise, and
+gives the seconds of so many steps. Forms: `plain`; `channels_last`; `compiled`: channels last, the discriminator's
+gradient by torch.func within torch.compile, which refuses autograd's double backward ("torch.compile with aot_autograd
+does not currently support double backward"). To compile the generator and the generator's turn as well was slower.
+
+The step: R3GAN's loss (arXiv 2501.05441), R1 and R2 on every step by torch.autograd.grad with create_graph, real and
+generated images in one batch there; the images are made once, and the generator learns through the new discriminator,
+whose own gradient is then switched off and whose logits of real images need no graph. Adam is fused, which was faster
+than foreach. Weights are named as in Flax: kernels HWIO, dense kernels [in, out], maps flattened HWC.
+"""
+
+import argparse
+import copy
+import json
+import math
+import sys
+import time
+
+import numpy as np
+import torch
+from torch import nn
+from torch.func import functional_call, grad, grad_and_value
+from torch.nn import functional
+
+BATCH, LATENT, WIDTHS, HIDDEN, SIDE = 64, 64, (64, 32), 512, 7
+RATE, LAST_RATE, PENALTY, LAST_PENALTY, HORIZON, BETAS = 2e-3, 2e-4, 1.0, 0.1, 4500, (0.0, 0.99)
+HALF_LIFE, RAMP_UP = 10_000, 0.05  # of the moving average, in images
+FORMS = ("plain", "channels_last", "compiled")
+
+
+def activation(x):
+    return functional.leaky_relu(x, 0.2)
+
+
+class Generator(nn.Module):
+    def __init__(self, channels_last):
+        super().__init__()
+        self.channels_last = channels_last
+        self.dense = nn.ModuleList([nn.Linear(LATENT, HIDDEN), nn.Linear(HIDDEN, SIDE * SIDE * WIDTHS[0])])
+        sizes = zip(WIDTHS, (*WIDTHS[1:], 1), strict=True)
+        self.convolutions = nn.ModuleList(nn.ConvTranspose2d(i, o, 4, 2, 1) for i, o in sizes)
+
+    def forward(self, x):
+        x = self.dense[1](activation(self.dense[0](x)))
+        if self.channels_last:
+            x = x.view(-1, SIDE, SIDE, WIDTHS[0]).permute(0, 3, 1, 2)
+        else:
+            x = x.view(-1, WIDTHS[0], SIDE, SIDE)
+        for convolution in self.convolutions:
+            x = convolution(activation(x))
+        return torch.tanh(x)
+
+    def from_ours(self, arrays, prefix):
+        """Our arrays as those of `parameters()`."""
+        for number in range(len(self.dense)):
+            weight, bias = (torch.from_numpy(arrays[f"{prefix}.Dense_{number}.{x}"]) for x in ("kernel", "bias"))
+            to_map = number and not self.channels_last
+            yield channels_first(weight.T, 0) if to_map else weight.T
+            yield channels_first(bias, 0) if to_map else bias
+        for number in range(len(self.convolutions)):
+            kernel = torch.from_numpy(arrays[f"{prefix}.ConvTranspose_{number}.kernel"])
+            yield kernel.flip(0, 1).permute(2, 3, 0, 1)  # of the convolution whose gradient this is
+            yield torch.from_numpy(arrays[f"{prefix}.ConvTranspose_{number}.bias"])
+
+
+class Discriminator(nn.Module):
+    def __init__(self, channels_last):
+        super().__init__()
+        self.channels_last = channels_last
+        widths = WIDTHS[::-1]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(i, o, 4, 2, 1) for i, o in zip((1, *widths[:-1]), widths, strict=True)
+        )
+        self.dense = nn.ModuleList([nn.Linear(SIDE * SIDE * widths[-1], HIDDEN), nn.Linear(HIDDEN, 1)])
+
+    def forward(self, x):
+        for convolution in self.convolutions:
+            x = activation(convolution(x))
+        x = (x.permute(0, 2, 3, 1) if self.channels_last else x).flatten(1)
+        return self.dense[1](activation(self.dense[0](x)))[:, 0]
+
+    def from_ours(self, arrays, prefix):
+        """Our arrays as those of `parameters()`."""
+        for number in range(len(self.convolutions)):
+            yield torch.from_numpy(arrays[f"{prefix}.Conv_{number}.kernel"]).permute(3, 2, 0, 1)
+            yield torch.from_numpy(arrays[f"{prefix}.Conv_{number}.bias"])
+        for number in range(len(self.dense)):
+            weight = torch.from_numpy(arrays[f"{prefix}.Dense_{number}.kernel"]).T
+            yield weight if number or self.channels_last else channels_first(weight, 1)
+            yield torch.from_numpy(arrays[f"{prefix}.Dense_{number}.bias"])
+
+
+def channels_first(x, axis):
+    """An axis of height * width * channels in the order of channels * height * width."""
+    return x.unflatten(axis, (SIDE * SIDE, -1)).transpose(axis, axis + 1).flatten(axis, axis + 1)
+
+
+class Training:
+    """Both networks, their optimisers, the moving average and the number of steps taken."""
+
+    def __init__(self, form):
+        layout = torch.contiguous_format if form == "plain" else torch.channels_last
+        self.generator = Generator(form != "plain").to(memory_format=layout)
+        self.discriminator = Discriminator(form != "plain").to(memory_format=layout)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        self.layout, self.step_number = layout, 0
+        networks = (self.generator, self.discriminator)
+        self.optimizers = [torch.optim.Adam(x.parameters(), RATE, BETAS, fused=True) for x in networks]
+        self.compiled = torch.compile(grad_and_value(self.pure_loss, has_aux=True)) if form == "compiled" else None
+
+    @torch.no_grad()
+    def load(self, arrays):
+        """Our state before a step."""
+        self.step_number = int(arrays["step"])
+        names = ("generator", "discriminator")
+        for name, network, optimizer in zip(names, (self.generator, self.discriminator), self.optimizers, strict=True):
+            columns = (network.from_ours(arrays, f"{name}{ending}") for ending in ("", "_mu", "_nu"))
+            for parameter, value, mean, square in zip(network.parameters(), *columns, strict=True):
+                parameter.copy_(value)
+                moments = [torch.empty_like(parameter).copy_(x) for x in (mean, square)]
+                state = {"step": torch.tensor(float(self.step_number)), "exp_avg": moments[0], "exp_avg_sq": moments[1]}
+                optimizer.state[parameter] = state
+        for parameter, value in zip(
+            self.average.parameters(), self.generator.from_ours(arrays, "average"), strict=True
+        ):
+            parameter.copy_(value)
+
+    def step(self, real, noise):
+        """Discriminator's and generator's loss and the penalty of one update of both."""
+        share = 0.5 * (1 + math.cos(math.pi * min(1.0, self.step_number / HORIZON)))
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = LAST_RATE + share * (RATE - LAST_RATE)
+        weight = LAST_PENALTY + share * (PENALTY - LAST_PENALTY)
+        fake = self.generator(noise)
+        both = torch.cat([real, fake.detach()])
+        d_loss, penalty = (self.learn_compiled if self.compiled else self.learn)(both, weight)
+        self.discriminator.requires_grad_(False)
+        with torch.no_grad():
+            real_logits = self.discriminator(real)
+        g_loss = functional.softplus(real_logits - self.discriminator(fake)).mean()
+        self.optimizers[0].zero_grad(set_to_none=True)
+        g_loss.backward()
+        self.optimizers[0].step()
+        self.discriminator.requires_grad_(True)
+        self.step_number += 1
+        decay = 0.5 ** (BATCH / min(HALF_LIFE, RAMP_UP * self.step_number * BATCH))
+        parameters = [x.detach() for x in self.generator.parameters()]
+        torch._foreach_lerp_(list(self.average.parameters()), parameters, 1 - decay)
+        return d_loss.detach(), g_loss.detach(), penalty.detach()
+
+    def learn(self, both, weight):
+        """Update the discriminator by autograd's double backward."""
+        both.requires_grad_()
+        logits = self.discriminator(both)
+        (gradient,) = torch.autograd.grad(logits.sum(), both, create_graph=True)
+        loss, penalty = weighted_loss(logits, gradient, weight)
+        self.optimizers[1].zero_grad(set_to_none=True)
+        loss.backward(inputs=list(self.discriminator.parameters()))
+        self.optimizers[1].step()
+        return loss, penalty
+
+    def learn_compiled(self, both, weight):
+        """The same by the compiled gradient."""
+        parameters = dict(self.discriminator.named_parameters())
+        values = {name: x.detach() for name, x in parameters.items()}
+        gradients, (loss, penalty) = self.compiled(values, both, torch.tensor(weight))
+        for name, parameter in parameters.items():  # fused Adam reads a gradient in its parameter's layout
+            four = parameter.ndim == 4
+            parameter.grad = gradients[name].contiguous(memory_format=self.layout if four else torch.contiguous_format)
+        self.optimizers[1].step()
+        return loss, penalty
+
+    def pure_loss(self, parameters, both, weight):
+        def logits(x):
+            values = functional_call(self.discriminator, parameters, (x,))
+            return values.sum(), values
+
+        gradient, values = grad(logits, has_aux=True)(both)
+        return weighted_loss(values, gradient, weight)
+
+    def draw(self, noise):
+        return self.average(noise).permute(0, 2, 3, 1)
+
+
+def weighted_loss(logits, gradient, weight):
+    """The relativistic loss with the penalty, 1/2 (|grad D(x)|^2 + |grad D(G)|^2) meant over the pairs; and that."""
+    real, fake = logits.chunk(2)
+    penalty = gradient.square().sum() / (2 * BATCH)
+    return functional.softplus(fake - real).mean() + weight * penalty, penalty
+
+
+class Peer:
+    """A training of each form, and the images in its layout."""
+
+    def __init__(self):
+        self.trainings, self.pixels = {}, {}
+
+    def check(self, form, inputs, outputs):
+        with np.load(inputs) as saved:
+            arrays = dict(saved)
+        if form not in self.trainings:
+            self.trainings[form] = Training(form)
+            images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)
+            self.pixels[form] = images.contiguous(memory_format=self.trainings[form].layout)
+        training = self.trainings[form]
+        training.load(arrays)
+        rows, noise = torch.from_numpy(arrays["rows"]).long(), torch.from_numpy(arrays["noise"])
+        losses = [training.step(self.batch(form, one), z) for one, z in zip(rows, noise, strict=True)]
+        columns = np.array([[float(x) for x in row] for row in losses]).T
+        names = ("discriminator_loss", "generator_loss", "penalty")
+        np.savez(outputs, drawn=training.draw(noise[-1]).numpy(), **dict(zip(names, columns, strict=True)))
+        return {}
+
+    def time(self, form, steps):
+        training = self.trainings[form]
+        before = time.perf_counter()
+        for rows in torch.randint(len(self.pixels[form]), (steps, BATCH)):
+            training.step(self.batch(form, rows), torch.randn(BATCH, LATENT))
+        return {"seconds": time.perf_counter() - before}
+
+    def batch(self, form, rows):
+        return self.pixels[form][rows].float() / 127.5 - 1
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    torch.set_num_threads(parser.parse_args().threads)
+    answers, sys.stdout = sys.stdout, sys.stderr  # messages must not look like answers
+    print(json.dumps({"torch": torch.__version__}), file=answers, flush=True)
+    peer = Peer()
+    for line in sys.stdin:
+        request = json.loads(line)
+        ask = {"check": peer.check, "time": peer.time}[request.pop("ask")]
+        try:
+            answer = ask(**request)
+        except RuntimeError as error:  # such as torch.compile without a C++ compiler
+            answer = {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Unpaired translation as a person runs it, and what its step and its scores mean."""
+
+import dataclasses
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxai.adversarial.losses import LOSSES
+from jaxai.adversarial.penalties import r1_r2
+from tests.experiments import commands
+from tests.helpers import hex_losses
+
+SCRIPT = commands.SCRIPTS / "cyclegan_digits.py"
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    """The script as a module, without running it."""
+    return commands.load(SCRIPT)
+
+
+def test_debug_run_makes_everything_and_goes_on(tmp_path):
+    """Two steps, two more, and the same four in one run."""
+    halves, whole = tmp_path / "halves", tmp_path / "whole"
+    for workdir, steps in ((halves, "2"), (halves, "4"), (whole, "4")):
+        result = commands.run(SCRIPT, workdir, "--steps", steps)
+        assert result.returncode == 0, result.stderr
+        if workdir == halves:
+            assert ("going on from step 2" in result.stderr) == (steps == "4")
+    assert hex_losses(halves / "metrics.jsonl") == hex_losses(whole / "metrics.jsonl")
+    assert (halves / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    for name in ("curves.png", "samples/step_000000.png"):
+        assert (whole / name).stat().st_size
+    with Image.open(whole / "translated.png") as picture:
+        assert picture.mode == "RGB"
+        assert picture.size == (2 * (10 * 29 - 1), 2 * (6 * 29 - 1))
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["steps"] == 4
+    assert summary["look"] == "coloured"
+    assert summary["samples"] == 250
+    assert summary["mnist_fd"] > summary["mnist_fd_floor"]
+    assert summary["found"].keys() == {"a_to_b", "b_to_a", "b", "a_to_b_to_a"}
+    assert "of the digits are still found" in result.stdout
+    again = commands.run(SCRIPT, whole, "--steps", "4")
+    assert "this run is finished" in again.stderr
+    assert again.stdout == result.stdout
+
+
+@pytest.mark.parametrize("look", ["inverted", "small"])
+def test_other_looks(experiment, tmp_path, look):
+    commands.start(experiment, tmp_path / "run", "--look", look, "--steps", "2")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["look"] == look
+    assert ("8x8" in summary["other"]) == (look == "small")
+    assert (summary["found"]["b"] > 0.8) == (look == "small")  # the classifier can't read black on white
+
+
+def test_a_step_is_two_gans_side_by_side(experiment, key):
+    """The losses of one step, by hand from the networks."""
+    config = dataclasses.replace(experiment.PRESETS["debug"], batch_size=4)
+    looks, _ = experiment.two_looks(config, experiment.load("mnist", "test", embedded_only=True))
+    networks = experiment.translators(config, looks)
+    step, init = experiment.training(config, networks, looks)
+    state = jax.jit(init)()
+    a, b = looks.a[:4], looks.b[:4]
+    _, metrics = jax.jit(step)(state, {"a": a, "b": b})
+
+    real = {"a": experiment.preprocess(a), "b": experiment.preprocess(b)}
+    fake, again = {}, {}
+    for look, other in (("a", "b"), ("b", "a")):
+        there, back = networks[f"to_{other}"], networks[f"to_{look}"]
+        params = state.generator
+        fake[other] = there.apply({"params": params[f"to_{other}"]}, real[look])
+        again[look] = back.apply({"params": params[f"to_{look}"]}, fake[other])
+    discriminator = experiment.Discriminator(config.widths, config.hidden)
+    losses, penalties = [], []
+    for look in ("a", "b"):
+        discriminate = partial(experiment.apply, discriminator, state.discriminator[look])
+        losses.append(LOSSES["relativistic"].discriminator(*map(discriminate, (real[look], fake[look]))).mean())
+        penalties.append(r1_r2(discriminate, real[look], fake[look], key).mean())
+    cycle = sum(jnp.abs(again[look] - real[look]).mean() for look in "ab")
+    np.testing.assert_allclose(metrics["reconstruction"], config.cycle_weight * cycle, rtol=1e-5)
+    np.testing.assert_allclose(metrics["penalty"], sum(penalties), rtol=1e-4)
+    expected = sum(losses) / 2 + config.penalty * sum(penalties)
+    np.testing.assert_allclose(metrics["discriminator_loss"], expected, rtol=1e-5)
+
+
+def test_a_perfect_translation_has_perfect_scores(experiment):
+    """B's look undone exactly: the classifier finds what it finds in the originals, at the floor's distance."""
+    config = experiment.PRESETS["debug"]
+    mnist = experiment.load("mnist", "test", embedded_only=True)
+    looks, _ = experiment.two_looks(config, mnist)
+    draw, undo = experiment.DRAWN[config.look], experiment.TO_GREY[config.look]
+
+    def translate(params, images, look):
+        return (draw(images) if look == "a" else undo(images)), images
+
+    found = experiment.scores(config, translate, None, looks, mnist.images[1::2])
+    assert min(found["found"][name] for name in ("a_to_b", "b_to_a", "a_to_b_to_a")) > 0.95
+    assert found["found"]["b"] < 0.5
+    assert found["mnist_fd"] == found["mnist_fd_floor"]
+    assert found["cycle_error"] == {"a": 0, "b": 0}
+
+
+def test_bad_input_is_one_line_and_exit_code_2(experiment, tmp_path, capsys):
+    for arguments, word in [
+        (["--look", "bold"], "--look"),
+        (["--cycle-weight", "-1"], "--cycle-weight must be at least 0"),
+        (["--widths", "8"], "--widths must be two positive numbers"),
+        (["--average-half-life", "0"], "--average-half-life must be positive"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--data-dir", str(tmp_path / "none")], "none"),
+    ]:
+        assert word in commands.refusal(capsys, partial(commands.start, experiment, tmp_path / "run", *arguments))
+    assert not (tmp_path / "run").exists()
