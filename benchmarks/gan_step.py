@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from timing import (
@@ -179,8 +180,8 @@ def asked(ask: Ask, form: str, state: Any, **inputs: np.ndarray) -> Losses:
     """The peer's losses on these inputs from our state, and ``drawn``, what its average makes of the last noise."""
     trees = {name: getattr(state, name) for name in ("generator", "discriminator", "average")}
     for name in ("generator", "discriminator"):
-        for moment in ("mu", "nu"):
-            trees[f"{name}_{moment}"] = optax.tree.get(getattr(state, f"{name}_opt"), moment)
+        trees[f"{name}_nu"] = optax.tree.get(getattr(state, f"{name}_opt"), "nu")
+        trees[f"{name}_mu"] = jax.tree.map(jnp.zeros_like, trees[name])  # without momentum it is the last gradient
     leaves = jax.tree_util.tree_leaves_with_path(trees)
     arrays: dict[str, Any] = {"step": np.asarray(state.step), **inputs}
     arrays |= {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(x) for path, x in leaves}

@@ -35,7 +35,16 @@ from jaxai.adversarial.losses import LOSSES
 from jaxai.adversarial.penalties import r1_r2
 from jaxai.data import Dataset, load
 from jaxai.data.pipeline import batches
-from jaxai.gan_report import Trained, commands, digit_scores, digit_snapshot, finish_pictures, report, save_model
+from jaxai.gan_report import (
+    Trained,
+    commands,
+    digit_scores,
+    digit_snapshot,
+    finish_pictures,
+    reference,
+    report,
+    save_model,
+)
 from jaxai.gan_watch import Watched
 from jaxai.metrics.digits import preprocess
 from jaxai.nn import gan
@@ -93,6 +102,7 @@ class Config(Watched):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_looks("sample_every")
         self.check_at_least(1, "batch_size", "latent_size", "hidden", "sample_every", "checkpoint_every", "horizon")
         if "saturation" in self.augment:
             raise ValueError("--augment saturation needs colour, digits are grey: leave it out")
@@ -146,7 +156,6 @@ def main(config: Config) -> None:
     if summary := run.finished(config.steps):
         report(run, summary)
         return
-    real = np.concatenate([test.images, train.images[:1000]])[:1000]
     draw = Draw(generator, config.latent_size, config.seed)
     result = fit(
         step,
@@ -155,7 +164,7 @@ def main(config: Config) -> None:
         run=run,
         steps=config.steps,
         checkpoint_every=config.checkpoint_every,
-        every=[Every(config.sample_every, digit_snapshot(config, config.sample_every, run, draw, real))],
+        every=[Every(config.sample_every, digit_snapshot(config, run, draw, reference(train.images, test.images)))],
         show=["discriminator_loss", "generator_loss"],
         mesh=mesh,
         shard_parameters=config.shard_parameters,

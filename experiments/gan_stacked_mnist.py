@@ -80,6 +80,7 @@ class Config(Watched):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_looks("score_every")
         self.check_at_least(1, "batch_size", "latent_size", "hidden", "horizon", "latent_seeds", "score_every")
         self.check_at_least(1, "checkpoint_every")
         self.check_at_least(0, "fixed", "blocks", "penalty_weight", "final_penalty_weight")
@@ -131,7 +132,7 @@ def main(config: Config) -> None:
         return
     draw = Draw(generator, config.latent_size, config.seed)
     real = stacked(train.images, fixed_rows(QUICK, len(train.images), config.seed))
-    watch = Watch(config, config.score_every, real, stack_labels(real)[0])
+    watch = Watch(config, run, real, stack_labels(real)[0])
     result = fit(
         step,
         init,

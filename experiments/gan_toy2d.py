@@ -88,6 +88,7 @@ class Config(Watched):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_looks("score_every")
         self.check_at_least(1, "gans", "latent_size", "batch_size", "packing", "horizon", "score_every")
         self.check_at_least(1, "checkpoint_every")
         self.check_at_least(0, "penalty_weight", "noise", "unroll", "unroll_rate", "average_half_life")
@@ -140,7 +141,7 @@ def main(config: Config) -> None:
         report(run, summary)
         return
     draw, real_points = Draw(config), [mixture.draw(SCORED, config.seed, 0, 0, number) for number in range(20)]
-    watch = Watch(config, config.score_every, real_points[0], nearest(real_points[0], mixture))
+    watch = Watch(config, run, real_points[0], nearest(real_points[0], mixture))
     result = fit(
         step,
         init,

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jaxai import cli, pictures
 from jaxai.adversarial.losses import LOSSES
@@ -51,6 +51,7 @@ from jaxai.typing import Array, Key, PyTree
 NAME = "image_restoration"
 CURVES = [["loss", "reconstruction"], ["discriminator_loss", "generator_loss"], ["real_logit", "fake_logit"]]
 TESTED, SHOWN = 1000, 10  # digits
+MOST = 2**24  # pixels of a restored file: 2.5 GiB of memory
 SQUARE = 96  # pixels along the side of a photograph's detail in a picture
 
 Damage = Callable[[Array, Key[Array, ""]], tuple[Array, Array | None]]
@@ -136,7 +137,7 @@ def main(config: Config) -> None:
     """Load, train, restore what was held out, score, draw."""
     embedded = began_embedded(NAME, config)
     if config.dataset == "photos":
-        photos, held_out = with_halves(load_photos("train")), load_photos("test")
+        photos, held_out = with_halves(load_photos("train"), config.crop), load_photos("test")
         identity: dict[str, Any] = {"name": "photos", "train": sorted(photos), "test": sorted(held_out)}
         source, shape = f"scikit-image's {', '.join(photos)}", (config.crop, config.crop, 3)
         made: Batches = crop_batches(photos, config.crop, config.batch_size, seed=config.seed, **processes())
@@ -286,7 +287,7 @@ class RestoreFile(cli.Finished):
     """Let a finished run restore an image of yours: raise its resolution, or whatever the run has learned."""
 
     image: Path
-    """Of any size. Of an inpainting run, what is transparent is the hole."""
+    """Of up to 16 million pixels when restored. Of an inpainting run, what is transparent is the hole."""
     out: Path | None = None
     """A new PNG; NAME_restored.png in the run's folder by default."""
 
@@ -299,8 +300,8 @@ def restore_file(options: RestoreFile) -> None:
     except TypeError as error:
         raise ValueError(f"{folder} holds no run of this experiment ({error}): train one first") from error
     out = options.out or folder / f"{options.image.stem}_restored.png"
-    if out.exists():
-        raise ValueError(f"{out} is there already: give another --out")
+    if out.exists() or out.suffix != ".png":
+        raise ValueError(f"{out} is {'there already' if out.exists() else 'no .png'}: give another --out")
     restorer, channels = Restorer(config.width, config.blocks), 3 if config.dataset == "photos" else 1
     hints = [jnp.zeros((1, 8, 8, 1))] if config.task == "inpainting" else []
     shapes = jax.eval_shape(restorer.init, jax.random.key(0), jnp.zeros((1, 8, 8, channels)), *hints)["params"]
@@ -310,7 +311,10 @@ def restore_file(options: RestoreFile) -> None:
     if config.task == "super_resolution":
         damaged = upscaled(damaged, config.scale)
     damaged = damaged if mask is None else damaged * (1 - mask)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{out.parent} can't be a folder ({error.strerror}): give another --out") from error
     pictures.save_png(out, pictures.to_pixels(whole(restorer, params, damaged, mask))[0], scale=1)
     print(f"restored, by a run for {config.task.replace('_', ' ')}: {out}")
 
@@ -323,10 +327,13 @@ def read_image(path: Path, mode: str, *, holes: bool) -> tuple[np.ndarray, np.nd
     if not path.is_file():
         raise FileNotFoundError(f"--image {path} is missing: give an image file")
     try:
-        with Image.open(path) as picture:
+        with Image.open(path) as opened:
+            picture = ImageOps.exif_transpose(opened)
             pixels, alpha = np.asarray(picture.convert(mode)), np.asarray(picture.convert("RGBA"))[..., 3]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"--image {path} can't be read as an image ({error}): give a PNG or JPEG") from error
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"--image {path} has more than 8 bits a channel: convert it first")
     pixels = pixels.reshape(1, *pixels.shape[:2], -1)
     if not holes:
         return pixels, None
@@ -338,6 +345,8 @@ def read_image(path: Path, mode: str, *, holes: bool) -> tuple[np.ndarray, np.nd
 def whole(restorer: Restorer, params: PyTree, damaged: Array, mask: np.ndarray | None) -> np.ndarray:
     """`restored` for one image of any size: edges are repeated until the network's squares of pixels fit."""
     height, width = damaged.shape[1:3]
+    if height * width > MOST:
+        raise ValueError(f"--image: {width}x{height} pixels when restored, give one of at most {MOST:,}")
     more = ((0, 0), (0, -height % restorer.fold), (0, -width % restorer.fold), (0, 0))
     hints = None if mask is None else jnp.pad(mask, more, mode="edge")
     images = jax.jit(partial(restored, restorer))(params, jnp.pad(damaged, more, mode="edge"), hints)

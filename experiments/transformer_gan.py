@@ -38,11 +38,12 @@ from jaxai.gan_report import (
     digit_scores,
     digit_snapshot,
     finish_pictures,
+    reference,
     report,
     save_model,
     snapshot,
 )
-from jaxai.gan_watch import Watch, Watched
+from jaxai.gan_watch import Watched
 from jaxai.metrics.digits import preprocess
 from jaxai.nn.gan import Discriminator, Generator
 from jaxai.nn.gan_transformer import TransformerDiscriminator, TransformerGenerator
@@ -102,6 +103,7 @@ class Config(Watched):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_looks("sample_every")
         self.check_at_least(1, "batch_size", "latent_size", "hidden", "sample_every", "checkpoint_every", "horizon")
         self.check_at_least(0, "blocks", "penalty", "final_penalty")
         if not self.average_half_life > 0:
@@ -166,11 +168,9 @@ def main(config: Config) -> None:
         report(run, summary)
         return
     draw = Draw(generator, config.latent_size, config.seed, CLASSES if config.conditional else 0)
-    real = np.concatenate([test.images, train.images[:1000]])[:1000]
-    if config.dataset == "mnist":
-        look = digit_snapshot(config, config.sample_every, run, draw, real)
-    else:
-        look = snapshot(Watch(config, config.sample_every, real), run, draw)
+    look = (digit_snapshot if config.dataset == "mnist" else snapshot)(
+        config, run, draw, reference(train.images, test.images)
+    )
     result = fit(
         step,
         init,

@@ -30,8 +30,14 @@ Look = Callable[[int, GanState], dict[str, float]]
 STARTS = 4  # of an inversion, for each image
 
 
-def snapshot(watch: Watch, run: Run, draw: Draw) -> Look:
+def reference(train: Pixels, test: Pixels) -> Pixels:
+    """A thousand real images to compare samples with on the way, or as many as there are: test before train."""
+    return np.concatenate([test, train[:1000]])[:1000]
+
+
+def snapshot(config: Watched, run: Run, draw: Draw, real: Pixels) -> Look:
     """Write a grid of samples from fixed noise into the run's samples/, and watch their variety."""
+    watch = Watch(config, run, np.asarray(real))
 
     def look(done: int, state: GanState) -> dict[str, float]:
         images = pictures.to_pixels(draw(state, COMPARED))
@@ -41,17 +47,17 @@ def snapshot(watch: Watch, run: Run, draw: Draw) -> Look:
     return look
 
 
-def digit_snapshot(config: Watched, every: int, run: Run, draw: Draw, real: Pixels) -> Look:
+def digit_snapshot(config: Watched, run: Run, draw: Draw, real: Pixels) -> Look:
     """The same, with the digits' histogram, and a quick MNIST-FD from as many samples as ``real`` ones."""
-    reference, labels = features_and_labels(real)
-    watch = Watch(config, every, np.asarray(real), labels)
+    features_of_real, labels = features_and_labels(real)
+    watch = Watch(config, run, np.asarray(real), labels)
 
     def look(done: int, state: GanState) -> dict[str, float]:
-        images = pictures.to_pixels(draw(state, len(reference)))
+        images = pictures.to_pixels(draw(state, len(real)))
         write_grid(done, images[:100], run)
         features, labels = features_and_labels(images)
         found = watch.act(done, watch.measure(images, labels))
-        return {"quick_mnist_fd": frechet_distance(reference, features)} | found
+        return {"quick_mnist_fd": frechet_distance(features_of_real, features)} | found
 
     return look
 

@@ -1,6 +1,7 @@
 """The watch for mode collapse that GAN experiments share: warn, stop, or go back and try other noise."""
 
 import dataclasses
+import json
 import logging
 from typing import Literal
 
@@ -11,6 +12,7 @@ from jaxai import cli
 from jaxai.command import Stopped
 from jaxai.metrics.diversity import effective_classes, pairwise_distance
 from jaxai.train.loop import Setback
+from jaxai.train.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -33,21 +35,32 @@ class Watched(cli.Common):
     collapse_after: int = 1000
     """From which step on: at first every generator makes one thing."""
 
+    checkpoint_every: int = 500
+    """Steps between two checkpoints, of which two are kept."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "collapse_after")
+        self.check_at_least(1, "collapse_after", "checkpoint_every")
+
+    def check_looks(self, name: str) -> None:
+        """ValueError where a rollback could not reach the look before: two checkpoints are kept."""
+        every = getattr(self, name)
+        if self.on_collapse == "rollback" and every > 2 * self.checkpoint_every:
+            option = name.replace("_", "-")
+            raise ValueError(
+                f"--on-collapse rollback: two checkpoints are kept, {self.checkpoint_every} steps apart, but "
+                f"--{option} is {every}: give at most {2 * self.checkpoint_every}, or a larger --checkpoint-every"
+            )
 
 
 class Watch:
-    """Compares generated with real examples, every ``every`` steps, and acts as the config says.
+    """Compares generated with real examples, and acts as the config says; the run's metrics tell when all was well.
 
     ``real`` [n, ...] are as many as are generated, with their ``labels`` [n] where there is a classifier.
     """
 
-    def __init__(
-        self, config: Watched, every: int, real: Num[np.ndarray, "n ..."], labels: Labels | None = None
-    ) -> None:
-        self._config, self._every = config, every
+    def __init__(self, config: Watched, run: Run, real: Num[np.ndarray, "n ..."], labels: Labels | None = None) -> None:
+        self._config, self._run = config, run
         self._distance = pairwise_distance(real)
         self._classes = None if labels is None else effective_classes(labels)
         self._told = False
@@ -71,8 +84,19 @@ class Watch:
         if self._config.on_collapse == "stop":
             raise Stopped(message)
         if self._config.on_collapse == "rollback":
-            raise Setback(message, well=done - self._every)
+            raise Setback(message, well=last_well(self._run))
         if not self._told:
             logger.warning("%s; --on-collapse stop or rollback would do something about it", message)
         self._told = True
         return found
+
+
+def last_well(run: Run) -> int:
+    """The last step of the run's metrics whose samples were as varied as they should be; 0 without one."""
+    well = 0
+    for line in run.metrics.read_text().splitlines():
+        row = json.loads(line)
+        found = [row[name] for name in MEANING if name in row]
+        if found and min(found) >= HALF:
+            well = row["step"]
+    return well

@@ -1,5 +1,7 @@
 """The watch for mode collapse: what it sees, and what it does about it."""
 
+import dataclasses
+import json
 import logging
 
 import numpy as np
@@ -8,16 +10,24 @@ import pytest
 from jaxai.command import Stopped
 from jaxai.gan_watch import Watch, Watched
 from jaxai.train.loop import Setback
+from jaxai.train.run import Run
 
 REAL = np.random.default_rng(0).normal(size=(200, 6))
 LABELS = np.arange(200) % 10
 
 
-def watch(policy: str) -> Watch:
-    return Watch(Watched(on_collapse=policy, collapse_after=100), 50, REAL, LABELS)
+@pytest.fixture
+def watch(tmp_path):
+    """(policy) -> a watch over a run of which the looks at steps 50 and 150, not those at 100 and 200, were well."""
+    rows = [{"step": 50, "relative_distance": 0.5}, {"step": 51, "loss": 1.0}, {"step": 100, "relative_distance": 0.4}]
+    rows.append({"step": 150, "relative_distance": 0.9, "relative_classes": 0.9})
+    rows.append({"step": 200, "relative_distance": 0.9, "relative_classes": 0.2})
+    run = Run(tmp_path)
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return lambda policy: Watch(Watched(on_collapse=policy, collapse_after=100), run, REAL, LABELS)
 
 
-def test_real_examples_are_as_varied_as_themselves():
+def test_real_examples_are_as_varied_as_themselves(watch):
     found = watch("stop").measure(REAL, LABELS)
     assert found == pytest.approx({"relative_distance": 1, "relative_classes": 1})
     assert watch("stop").act(1000, found) == found
@@ -31,7 +41,7 @@ SIGNS = [
 
 
 @pytest.mark.parametrize(("samples", "labels", "words"), SIGNS)
-def test_a_collapse_is_told_once_stops_or_goes_back(samples, labels, words, caplog):
+def test_a_collapse_is_told_once_stops_or_goes_back(watch, samples, labels, words, caplog):
     found = watch("warn").measure(samples, labels)
     caplog.set_level(logging.WARNING, "jaxai")
     careful = watch("warn")
@@ -43,11 +53,11 @@ def test_a_collapse_is_told_once_stops_or_goes_back(samples, labels, words, capl
         watch("stop").act(150, found)
     with pytest.raises(Setback, match=words) as setback:
         watch("rollback").act(150, found)
-    assert setback.value.well == 100
+    assert setback.value.well == 150
     assert watch("stop").act(50, found) == found
 
 
-def test_a_second_collapse_is_told_again(caplog):
+def test_a_second_collapse_is_told_again(watch, caplog):
     careful = watch("warn")
     bad, good = careful.measure(REAL / 4, LABELS), careful.measure(REAL, LABELS)
     for step, found in enumerate([bad, bad, good, bad], 200):
@@ -55,11 +65,28 @@ def test_a_second_collapse_is_told_again(caplog):
     assert [record.getMessage()[:8] for record in caplog.records] == ["step 200", "step 203"]
 
 
-def test_without_a_classifier_the_distance_alone_counts():
-    plain = Watch(Watched(), 50, REAL)
+def test_a_run_that_was_never_well_starts_over(tmp_path):
+    run = Run(tmp_path)
+    run.metrics.write_text('{"step": 0, "relative_distance": 0.1}\n{"step": 1, "loss": 2.0}\n')
+    with pytest.raises(Setback) as setback:
+        Watch(Watched(on_collapse="rollback", collapse_after=1), run, REAL).act(50, {"relative_distance": 0.1})
+    assert setback.value.well == 0
+
+
+def test_without_a_classifier_the_distance_alone_counts(tmp_path):
+    plain = Watch(Watched(), Run(tmp_path), REAL)
     assert plain.measure(REAL) == pytest.approx({"relative_distance": 1})
 
 
 def test_bad_options():
     with pytest.raises(ValueError, match="--collapse-after must be at least 1"):
         Watched(collapse_after=0)
+    config = Looks(on_collapse="rollback", checkpoint_every=100)
+    with pytest.raises(ValueError, match="--look-every is 250: give at most 200, or a larger --checkpoint-every"):
+        config.check_looks("look_every")
+    dataclasses.replace(config, on_collapse="warn").check_looks("look_every")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Looks(Watched):
+    look_every: int = 250

@@ -27,8 +27,9 @@ def inverted(images: Grey) -> Grey:
 
 def coloured(images: Grey) -> Colour:
     """Blue ink, where the image is white, on paper that goes from yellow at the top to pink at the bottom."""
-    paper = papers(images.shape[1])
-    return np.rint(paper + (INK - paper) * (images / 255)).astype(np.uint8)
+    paper, height = papers(images.shape[1]), images.shape[1]
+    colours = np.rint(paper + (INK - paper) * (np.arange(256)[None, :, None] / 255)).astype(np.uint8)
+    return colours[np.arange(height)[:, None], images[..., 0]]
 
 
 def uncoloured(images: Colour) -> Grey:

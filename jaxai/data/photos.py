@@ -26,11 +26,15 @@ def load_photos(split: str) -> dict[str, Photo]:
     return {name: x if x.ndim == 3 else np.repeat(x[..., None], 3, -1) for name, x in found.items()}
 
 
-def with_halves(photos: dict[str, Photo]) -> dict[str, Photo]:
-    """The photographs, and each at half of its size too (bicubic): what is far away as well as what is near."""
+def with_halves(photos: dict[str, Photo], least: int) -> dict[str, Photo]:
+    """The photographs, and each at half of its size too (bicubic) if its sides are then ``least`` pixels or more: what
+    is far away as well as what is near.
+    """
     halves = {}
     for name, photo in photos.items():
         height, width = (size // 2 for size in photo.shape[:2])
+        if min(height, width) < least:
+            continue
         image = Image.fromarray(photo[: 2 * height, : 2 * width])
         halves[f"{name} at half size"] = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
     return photos | halves

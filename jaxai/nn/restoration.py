@@ -1,5 +1,7 @@
 """A network that improves images: convolutions on folded pixels, and what they add."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import DTypeLike, Float
@@ -25,13 +27,18 @@ class Restorer(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images, hints: Float[Array, "B height width D"] | None = None) -> Images:
-        x = folded(images if hints is None else jnp.concatenate([images, hints], -1), self.fold)
-        x = Conv(self.width, (3, 3), kernel_init=HE, dtype=self.dtype)(x)
-        for _ in range(self.blocks):
-            x = ResidualBlock(dtype=self.dtype)(x)
-        features = images.shape[-1] * self.fold**2
-        x = Conv(features, (3, 3), kernel_init=nn.initializers.zeros, dtype=self.dtype)(activation(x))
-        return images + unfolded(x.astype(images.dtype), self.fold)
+        seen = images if hints is None else jnp.concatenate([images, hints], -1)
+        return images + changes(self, seen, images.shape[-1]).astype(images.dtype)
+
+
+def changes(module: Any, images: Images, channels: int) -> Float[Array, "B height width {channels}"]:
+    """What a compact module with `Restorer`'s fields adds: images of ``channels``, zeros before the first step."""
+    x = Conv(module.width, (3, 3), kernel_init=HE, dtype=module.dtype)(folded(images, module.fold))
+    for _ in range(module.blocks):
+        x = ResidualBlock(dtype=module.dtype)(x)
+    zeros = nn.initializers.zeros
+    x = Conv(channels * module.fold**2, (3, 3), kernel_init=zeros, dtype=module.dtype)(activation(x))
+    return unfolded(x, module.fold)
 
 
 def folded(images: Images, size: int) -> Float[Array, "B rows columns F"]:

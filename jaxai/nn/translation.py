@@ -3,9 +3,8 @@
 from flax import linen as nn
 from jaxtyping import DTypeLike, Float
 
-from jaxai.nn.gan import HE, ResidualBlock, activation
 from jaxai.nn.layers import Conv
-from jaxai.nn.restoration import folded, unfolded
+from jaxai.nn.restoration import changes
 from jaxai.typing import Array, Images
 
 
@@ -25,10 +24,5 @@ class Translator(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images) -> Float[Array, "B height width {self.channels}"]:
-        zeros = nn.initializers.zeros
-        copy = Conv(self.channels, (1, 1), kernel_init=zeros, dtype=self.dtype)(images)
-        x = Conv(self.width, (3, 3), kernel_init=HE, dtype=self.dtype)(folded(images, self.fold))
-        for _ in range(self.blocks):
-            x = ResidualBlock(dtype=self.dtype)(x)
-        x = Conv(self.channels * self.fold**2, (3, 3), kernel_init=zeros, dtype=self.dtype)(activation(x))
-        return nn.tanh((copy + unfolded(x, self.fold)).astype("float32"))
+        copy = Conv(self.channels, (1, 1), kernel_init=nn.initializers.zeros, dtype=self.dtype)(images)
+        return nn.tanh((copy + changes(self, images, self.channels)).astype("float32"))

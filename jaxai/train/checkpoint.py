@@ -1,12 +1,16 @@
 """Checkpoints: orbax's CheckpointManager (version 0) behind one small interface."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from jaxai.typing import PyTree
+
+TMP_DIR_SUFFIX = ".orbax-checkpoint-tmp"  # orbax's, for what it may clean up
 
 
 class Checkpoints:
@@ -32,9 +36,18 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def drop_after(self, step: int) -> int:
-        """Delete the checkpoints of later steps; the step of the newest that is left, or 0."""
-        for later in [found for found in self._manager.all_steps() if found > step]:
-            self._manager.delete(later)
+        """Delete the checkpoints of later steps; the step of the newest that is left, or 0.
+
+        Each is first renamed to what a killed save leaves behind, so that no half of it is ever taken for whole.
+        """
+        if jax.process_index() == 0:
+            for later in sorted((found for found in self._manager.all_steps() if found > step), reverse=True):
+                doomed = self._folder / f"{later}{TMP_DIR_SUFFIX}"
+                (self._folder / str(later)).rename(doomed)
+                shutil.rmtree(doomed)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("checkpoints dropped")
+        self._manager.reload()
         return self.latest_step() or 0
 
     def save(self, step: int, state: PyTree, host: dict[str, Any]) -> None:

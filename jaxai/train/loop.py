@@ -98,11 +98,11 @@ def fit(
     shapes = jax.eval_shape(init)
     shardings = state_sharding(shapes, mesh, shard_parameters=shard_parameters)
     times = {"compile_seconds": 0.0, "train_seconds": 0.0}
-    clock, first, take = Clock(), batches.get_state(), None
+    clock, first, setbacks, take = Clock(), batches.get_state(), read_setbacks(run), None
 
     def begin() -> tuple[PyTree, int]:
         """The state to go on from, and its step."""
-        start, setbacks = checkpoints.latest_step() or 0, read_setbacks(run)
+        start = checkpoints.latest_step() or 0
         if start:
             state, host = checkpoints.restore(start, shapes, shardings)
             batches.set_state(host["batches"])
@@ -167,16 +167,17 @@ def fit(
                     return Result(advance(take, state, start, log, progress), **times)
                 except Setback as setback:
                     times["train_seconds"] += clock.lap()
-                    go_back(run, checkpoints, setback)
+                    go_back(run, checkpoints, setback, setbacks)
 
 
-def go_back(run: Run, checkpoints: Checkpoints, setback: Setback) -> None:
+def go_back(run: Run, checkpoints: Checkpoints, setback: Setback, setbacks: list[dict[str, Any]]) -> None:
     """Delete the checkpoints after the step at which all was well, note it, say so. Stopped at the fourth time."""
-    setbacks = read_setbacks(run)
     if len(setbacks) == SETBACKS:
         raise Stopped(f"{setback}; {SETBACKS} times before it went back (setbacks.json): change the training")
     to = checkpoints.drop_after(setback.well)
-    write_json(run.folder / "setbacks.json", {"setbacks": [*setbacks, {"reason": str(setback), "to": to}]})
+    setbacks.append({"reason": str(setback), "to": to})
+    if jax.process_index() == 0:
+        write_json(run.folder / "setbacks.json", {"setbacks": setbacks})
     logger.warning("%s: back to step %d, with other noise", setback, to)
 
 

@@ -39,10 +39,11 @@ def test_crops_are_parts_of_photographs_from_everywhere(photos):
 
 def test_halves_are_the_photographs_seen_from_twice_as_far():
     photo = np.repeat(np.repeat(np.arange(12, dtype=np.uint8)[:, None, None] * 9, 11, 1), 3, 2)
-    both = with_halves({"ramp": photo})
+    both = with_halves({"ramp": photo}, 5)
     assert tuple(both) == ("ramp", "ramp at half size")
     half = both["ramp at half size"]
     assert half.shape == (6, 5, 3)
+    assert tuple(with_halves({"ramp": photo}, 6)) == ("ramp",)
     np.testing.assert_allclose(half[1:-1, :, 0], photo.reshape(6, 2, 11, 3).mean(1)[1:-1, :5, 0], atol=1)
 
 

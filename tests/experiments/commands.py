@@ -1,6 +1,7 @@
 """Experiments as processes of their own: one CPU, no network, no prepared data."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -58,6 +59,13 @@ def finish(line: list[str], workdir: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         line, capture_output=True, text=True, env=environment(workdir), cwd=workdir.parent, check=False
     )
+
+
+def watched(workdir: Path, step: int) -> bool:
+    """Whether the variety of a run's samples was measured after a step."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    (row,) = (row for row in rows if row["step"] == step)
+    return row.keys() >= {"relative_distance", "relative_classes"}
 
 
 def refusal(capsys: pytest.CaptureFixture[str], action: Callable[[], None]) -> str:

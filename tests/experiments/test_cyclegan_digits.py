@@ -68,7 +68,7 @@ def test_a_step_is_two_gans_side_by_side(experiment, key):
     step, init = experiment.training(config, networks, looks)
     state = jax.jit(init)()
     a, b = looks.a[:4], looks.b[:4]
-    _, metrics = jax.jit(step)(state, {"a": a, "b": b})
+    after, metrics = jax.jit(step)(state, {"a": a, "b": b})
 
     real = {"a": experiment.preprocess(a), "b": experiment.preprocess(b)}
     fake, again = {}, {}
@@ -78,16 +78,20 @@ def test_a_step_is_two_gans_side_by_side(experiment, key):
         fake[other] = there.apply({"params": params[f"to_{other}"]}, real[look])
         again[look] = back.apply({"params": params[f"to_{look}"]}, fake[other])
     discriminator = experiment.Discriminator(config.widths, config.hidden)
-    losses, penalties = [], []
+    losses, penalties, answers = [], [], []
     for look in ("a", "b"):
         discriminate = partial(experiment.apply, discriminator, state.discriminator[look])
         losses.append(LOSSES["relativistic"].discriminator(*map(discriminate, (real[look], fake[look]))).mean())
         penalties.append(r1_r2(discriminate, real[look], fake[look], key).mean())
+        moved = partial(experiment.apply, discriminator, after.discriminator[look])
+        answers.append(LOSSES["relativistic"].generator(*map(moved, (real[look], fake[look]))).mean())
     cycle = sum(jnp.abs(again[look] - real[look]).mean() for look in "ab")
     np.testing.assert_allclose(metrics["reconstruction"], config.cycle_weight * cycle, rtol=1e-5)
     np.testing.assert_allclose(metrics["penalty"], sum(penalties), rtol=1e-4)
     expected = sum(losses) / 2 + config.penalty * sum(penalties)
     np.testing.assert_allclose(metrics["discriminator_loss"], expected, rtol=1e-5)
+    expected = sum(answers) / 2 + config.cycle_weight * cycle
+    np.testing.assert_allclose(metrics["generator_loss"], expected, rtol=1e-4)  # Adam's first steps are signs
 
 
 def test_a_perfect_translation_has_perfect_scores(experiment):

@@ -57,6 +57,7 @@ def test_debug_run_makes_everything(finished):
     for word in ("samples.png", "histogram", "MNIST-FD", "real against real", "precision", "coverage"):
         assert word in result.stdout
     assert [step for step, *_ in hex_losses(workdir / "metrics.jsonl")] == list(range(1, 41))
+    assert commands.watched(workdir, 20)
     with Image.open(workdir / "training.gif") as animation:
         assert animation.n_frames == len(list((workdir / "samples").iterdir())) == 3
 

@@ -6,7 +6,7 @@ from functools import partial
 from PIL import Image
 
 from jaxai import gan_report
-from tests.experiments.commands import SCRIPTS, load, refusal, run, start, start_command
+from tests.experiments.commands import SCRIPTS, load, refusal, run, start, start_command, watched
 
 SCRIPT = SCRIPTS / "gan_stacked_mnist.py"
 
@@ -22,6 +22,7 @@ def test_debug_run_goes_on(tmp_path):
     assert summary["stacks"] == 500
     assert summary["real_kl"] > 0.5  # 500 stacks are at most half of the modes
     assert len(summary["modes"]) == len(summary["kl"]) == 1
+    assert watched(workdir, 20)
     with Image.open(workdir / "samples.png") as picture:
         assert picture.mode == "RGB"
     experiment = load(SCRIPT)

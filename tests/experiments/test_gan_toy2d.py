@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxai.command import Stopped
-from tests.experiments.commands import SCRIPTS, load, refusal, run, start
+from tests.experiments.commands import SCRIPTS, load, refusal, run, start, watched
 
 SCRIPT = SCRIPTS / "gan_toy2d.py"
 SMALL = {"gans": 2, "generator": (8,), "discriminator": (8,), "batch_size": 16}
@@ -24,6 +24,7 @@ def test_debug_run_goes_on(tmp_path):
         assert result.returncode == 0, result.stderr
     assert "going on from step 20" in result.stderr
     assert "of 25" in result.stdout
+    assert watched(workdir, 20)
     summary = json.loads((workdir / "summary.json").read_text())
     assert len(summary["modes"]) == len(summary["kl"]) == 2
     assert summary["real_high_quality"] == pytest.approx(0.989, abs=0.005)

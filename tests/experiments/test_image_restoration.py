@@ -5,10 +5,12 @@ import json
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from jaxai.train.weights import read_weights
 from tests.experiments import commands
 
 SCRIPT = commands.SCRIPTS / "image_restoration.py"
@@ -56,27 +58,60 @@ def test_a_finished_run_restores_files(experiment, runs, tmp_path, capsys):
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     restore(experiment, runs / "photos", "--image", str(tmp_path / "photo.png"))
     assert "photo_restored.png" in capsys.readouterr().out
+    large = experiment.upscaled(experiment.preprocess(jnp.asarray(pixels[None])), 2)
+    expected = whole_by_hand(experiment, runs / "photos", np.asarray(large))
     with Image.open(runs / "photos" / "photo_restored.png") as picture:
-        assert (picture.size, picture.mode) == ((18, 26), "RGB")
+        np.testing.assert_allclose(np.asarray(picture, float), expected, atol=1)  # rounding to pixels
     holed = np.dstack([pixels[..., :1], np.full((13, 9, 1), 255, np.uint8)])
     holed[2:7, 3:6, 1] = 0
     Image.fromarray(holed, "LA").save(tmp_path / "digit.png")
     out = tmp_path / "new" / "a.png"
     restore(experiment, runs / "holes", "--image", str(tmp_path / "digit.png"), "--out", str(out))
+    known = holed[..., 1:] > 0
+    digit = np.where(known, np.asarray(experiment.preprocess(jnp.asarray(holed[..., :1]))), 0)[None]
+    padded, mask = (np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge") for x in (digit, ~known[None]))
+    expected = whole_by_hand(experiment, runs / "holes", padded, mask.astype(np.float32))[:13, :9]
     with Image.open(out) as picture:
-        known = holed[..., 1] > 0
-        np.testing.assert_array_equal(np.asarray(picture)[known], holed[..., 0][known])
+        np.testing.assert_allclose(np.asarray(picture, float)[..., None], expected, atol=1)
+        np.testing.assert_array_equal(np.asarray(picture)[known[..., 0]], holed[..., 0][known[..., 0]])
+
+
+def whole_by_hand(experiment, folder, images, mask=None):
+    """The pixels of a run's network for one image of even sides, by Flax alone."""
+    restorer, images = experiment.Restorer(8, 1), jnp.asarray(images)
+    hints = [] if mask is None else [jnp.asarray(mask)]
+    like = jax.eval_shape(restorer.init, jax.random.key(0), images, *hints)["params"]
+    params = jax.tree.map(jnp.asarray, read_weights(folder / "model.safetensors", like))
+    found = restorer.apply({"params": params}, images, *hints)
+    found = found if mask is None else np.where(mask > 0, found, images)
+    return (np.clip(np.asarray(found), -1, 1)[0] + 1) * 127.5
+
+
+def test_a_photograph_is_read_upright(experiment, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # taken with the camera turned
+    Image.fromarray(np.zeros((4, 10, 3), np.uint8)).save(tmp_path / "turned.jpg", exif=exif)
+    assert experiment.read_image(tmp_path / "turned.jpg", "RGB", holes=False)[0].shape == (1, 10, 4, 3)
 
 
 def test_what_cannot_be_restored_is_one_line(experiment, runs, tmp_path, capsys):
     picture, text = tmp_path / "photo.png", tmp_path / "text.png"
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(picture)
     text.write_text("no image")
+    deep, broken, large = tmp_path / "deep.png", tmp_path / "broken.png", tmp_path / "large.png"
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(deep)
+    broken.write_bytes(picture.read_bytes()[:40])
+    Image.fromarray(np.zeros((2100, 2100), np.uint8)).save(large)
     for workdir, image, more, word in [
         ("photos", tmp_path / "none.png", [], "none.png is missing: give an image file"),
         ("photos", text, [], "text.png can't be read as an image"),
         ("holes", picture, [], "photo.png has no hole: make transparent what is missing"),
+        ("photos", deep, [], "deep.png has more than 8 bits a channel"),
+        ("photos", broken, [], "broken.png can't be read as an image"),
+        ("photos", large, [], "4200x4200 pixels when restored, give one of at most 16,777,216"),
         ("photos", picture, ["--out", str(text)], "text.png is there already: give another --out"),
+        ("photos", picture, ["--out", str(tmp_path / "new.jpg")], "new.jpg is no .png: give another --out"),
+        ("photos", picture, ["--out", str(text / "new.png")], "text.png can't be a folder"),
         ("none", picture, [], "holds no finished run"),
     ]:
         action = partial(restore, experiment, runs / workdir, "--image", str(image), *more)

@@ -39,6 +39,9 @@ CASES = {  # the articles' shapes made small, and awkward ones
 CONV_CASES = CASES | {
     "first layer": Case((2, 6, 5, 1), (3, 3, 1, 5), padding="VALID"),
     "one pixel, stride 2": Case((1, 5, 4, 6), (1, 1, 6, 5), 2, "VALID"),
+    "3x3, stride 2": Case((2, 7, 6, 3), (3, 3, 3, 4), 2),
+    "cropped, strides that divide": Case((2, 8, 7, 2), (4, 3, 2, 3), (2, 3), ((-1, 2), (1, -1))),
+    "groups, stride 2": Case((2, 6, 5, 4), (4, 2, 2, 6), 2, groups=2),
     "dilated": Case((1, 7, 6, 5), (3, 2, 5, 5), dilation=(2, 3)),
     "strided and dilated": Case((2, 8, 7, 2), (3, 3, 2, 3), (2, 3), ((1, 2), (0, 3)), (3, 2)),
     "groups": Case((2, 5, 4, 6), (3, 3, 2, 6), groups=3),

@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jaxai.command import Stopped
-from jaxai.train.loop import Every, Setback, fit
+from jaxai.train.checkpoint import TMP_DIR_SUFFIX
+from jaxai.train.loop import Every, Setback, fit, with_other_noise
 from jaxai.train.run import Run
 from jaxai.train.sharding import make_mesh
 from tests.helpers import Blobs, hex_losses, same_bits, tiny_gan
@@ -167,6 +168,24 @@ def test_a_run_that_was_set_back_and_broke_off_goes_on_bit_for_bit(tmp_path):
         parts = train(folder, 12, checkpoint_every=3)
         assert same_bits(parts.state, whole.state)
         assert hex_losses(folder / "metrics.jsonl") == hex_losses(tmp_path / "whole" / "metrics.jsonl")
+
+
+def test_several_gans_get_noise_of_their_own_again():
+    _, init = tiny_gan()
+    state = jax.vmap(lambda key: jax.jit(init)().replace(key=key))(jax.random.split(jax.random.key(0), 3))
+    keys = [jax.random.key_data(with_other_noise(state, number).key).tolist() for number in (0, 1, 2)]
+    assert len({tuple(key) for row in keys for key in row}) == 9
+    one = with_other_noise(state.replace(key=state.key[1]), 2)
+    assert jax.random.key_data(one.key).tolist() == keys[2][1]
+
+
+def test_what_a_kill_leaves_of_a_dropped_checkpoint_is_cleaned_up(tmp_path):
+    train(tmp_path / "run", 9, checkpoint_every=3)
+    folder = tmp_path / "run" / "checkpoints"
+    half = (folder / "9").rename(folder / f"9{TMP_DIR_SUFFIX}")
+    (half / "state" / "_METADATA").unlink()
+    train(tmp_path / "run", 9, checkpoint_every=3)
+    assert sorted(path.name for path in folder.iterdir()) == ["6", "9"]
 
 
 def test_setbacks_without_a_checkpoint_start_over_and_the_fourth_stops(tmp_path):
