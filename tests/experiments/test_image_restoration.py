@@ -68,7 +68,7 @@ def test_a_finished_run_restores_files(experiment, runs, tmp_path, capsys):
     out = tmp_path / "new" / "a.png"
     restore(experiment, runs / "holes", "--image", str(tmp_path / "digit.png"), "--out", str(out))
     known = holed[..., 1:] > 0
-    digit = np.where(known, np.asarray(experiment.preprocess(jnp.asarray(holed[..., :1]))), 0)[None]
+    digit = np.where(known[None], np.asarray(experiment.preprocess(jnp.asarray(holed[None, ..., :1]))), 0)
     padded, mask = (np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge") for x in (digit, ~known[None]))
     expected = whole_by_hand(experiment, runs / "holes", padded, mask.astype(np.float32))[:13, :9]
     with Image.open(out) as picture:
