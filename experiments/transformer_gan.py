@@ -11,9 +11,10 @@
 
 A token is a patch of 4x4 pixels, 49 for a digit. The loss is R3GAN's (arXiv 2501.05441), relativistic with R1 and R2,
 whose gradients are second derivatives of attention: `jaxai.attention` has them in O(T) memory
-(`benchmarks/transformer_gan.py` shows 4,096 tokens). MNIST-FD of the three presets, of equal size, after the same time:
-4.33, ``hybrid`` 0.54, ``convolutional`` 1.93 (real digits 0.20). No published GAN of Transformers is scored on digits; on CIFAR-10
-TransGAN (arXiv 2102.07074) has an FID of 9.26, ViTGAN (arXiv 2107.04589) of 6.66.
+(`benchmarks/transformer_gan.py` shows 4,096 tokens). MNIST-FD of the presets ``default``, ``hybrid`` and
+``convolutional``, of equal size and after the same time: 4.33, 0.54, 1.93 (real digits 0.20). No published GAN of
+Transformers is scored on digits; on CIFAR-10 TransGAN (arXiv 2102.07074) has an FID of 9.26, ViTGAN (arXiv 2107.04589)
+of 6.66.
 The run's folder ends with samples.png, training.gif, interpolation.png, curves.png, summary.json, model.safetensors and
 README.md, a model card.
 """
