@@ -101,7 +101,7 @@ def test_the_penalty_keeps_its_weight_unless_another_end_is_given():
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
     experiment = load(SCRIPT)
     for arguments, word in [
-        (["--packing", "3"], "--packing 3 does not divide --batch-size 64"),
+        (["--packing", "3"], "--packing 3 does not divide --batch-size 128"),
         (["--deviation", "--batch-size", "20"], "--deviation"),
         (["--gans", "0"], "--gans"),
         (["--noise", "-1"], "--noise"),
