@@ -12,8 +12,8 @@ the digits, so that is what is measured: the share of test images that the fixed
 digit after the translation (the look undone, which for ``small`` can't be).
 On MNIST, after 600 steps, some 100 s on a shared CPU core, A to B and B to A keep 98.6 % and 97.8 % (``coloured``; an
 MNIST-FD of B to A of 2.7, untranslated 147, real against real 0.9), 98.5 % and 97.7 % (``inverted``), and 81.4 % and
-80.1 % (``small``): to draw blurred digits anew costs classes, as they are 97.3 % are found, but looks more like MNIST
-(24 against 36, real against real 3.2).
+80.1 % (``small``): to draw blurred digits anew costs classes (untranslated, 97.3 % of them are found), but makes them
+look more like MNIST's (an MNIST-FD of 24 against 36, real against real 3.2).
 The run's folder ends with summary.json, model.safetensors, translated.png and curves.png; translated.png has rows of A,
 A in B's look, the way back, and the same from B.
 """
