@@ -28,7 +28,7 @@ from jaxai.adversarial import losses, penalties
 from jaxai.adversarial.remedies import instance_noise, pack, spectrally_normalised
 from jaxai.data.mixtures import MIXTURES, Mixture, point_batches
 from jaxai.gan_watch import Watch, Watched
-from jaxai.metrics.mixtures import mixture_scores
+from jaxai.metrics.mixtures import mixture_scores, nearest
 from jaxai.nn.gan import PointDiscriminator
 from jaxai.nn.mlp import MLP
 from jaxai.train.adversarial import apply, drawing, from_noise, gan_step, init_gan_state, initial
@@ -141,7 +141,7 @@ def main(config: Config) -> None:
         report(run, summary)
         return
     draw, real_points = Draw(config), [mixture.draw(SCORED, config.seed, 0, 0, number) for number in range(20)]
-    watch = Watch(config, run, real_points[0], nearest(real_points[0], mixture))
+    watch = Watch(config, run, real_points[0], nearest(real_points[0], mixture.centres)[0])
     result = fit(
         step,
         init,
@@ -249,13 +249,8 @@ def snapshot(done: int, state: GanState, *, run: Run, draw: Draw, watch: Watch, 
     points, mixture = draw(state), MIXTURES[config.mixture]
     pictures.save_png(run.samples / f"step_{done:06d}.png", picture(points, config), scale=1)
     means = {name: float(np.mean(values)) for name, values in scores(points, mixture).items()}
-    found = [watch.measure(rows, nearest(rows, mixture)) for rows in points]
+    found = [watch.measure(rows, nearest(rows, mixture.centres)[0]) for rows in points]
     return means | watch.act(done, {name: min(row[name] for row in found) for name in found[0]})
-
-
-def nearest(points: np.ndarray, mixture: Mixture) -> np.ndarray:
-    """The number of each point's nearest mode."""
-    return np.linalg.norm(points[:, None] - mixture.centres, axis=-1).argmin(1)
 
 
 def scores(points: Iterable[np.ndarray], mixture: Mixture) -> dict[str, list[float]]:

@@ -307,15 +307,18 @@ def restore_file(options: RestoreFile) -> None:
     shapes = jax.eval_shape(restorer.init, jax.random.key(0), jnp.zeros((1, 8, 8, channels)), *hints)["params"]
     params = read_weights(folder / "model.safetensors", shapes)
     pixels, mask = read_image(options.image, "L" if channels == 1 else "RGB", holes=config.task == "inpainting")
-    damaged = preprocess(jnp.asarray(pixels))
-    if config.task == "super_resolution":
-        damaged = upscaled(damaged, config.scale)
+    scale = config.scale if config.task == "super_resolution" else 1
+    height, width = (scale * size for size in pixels.shape[1:3])
+    if height * width > MOST:
+        raise ValueError(f"--image: {width}x{height} pixels when restored, give one of at most {MOST:,}")
+    damaged = upscaled(preprocess(jnp.asarray(pixels)), scale) if scale > 1 else preprocess(jnp.asarray(pixels))
     damaged = damaged if mask is None else damaged * (1 - mask)
+    image = pictures.to_pixels(whole(restorer, params, damaged, mask))[0]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{out.parent} can't be a folder ({error.strerror}): give another --out") from error
-    pictures.save_png(out, pictures.to_pixels(whole(restorer, params, damaged, mask))[0], scale=1)
+    pictures.save_png(out, image, scale=1)
     print(f"restored, by a run for {config.task.replace('_', ' ')}: {out}")
 
 
@@ -345,8 +348,6 @@ def read_image(path: Path, mode: str, *, holes: bool) -> tuple[np.ndarray, np.nd
 def whole(restorer: Restorer, params: PyTree, damaged: Array, mask: np.ndarray | None) -> np.ndarray:
     """`restored` for one image of any size: edges are repeated until the network's squares of pixels fit."""
     height, width = damaged.shape[1:3]
-    if height * width > MOST:
-        raise ValueError(f"--image: {width}x{height} pixels when restored, give one of at most {MOST:,}")
     more = ((0, 0), (0, -height % restorer.fold), (0, -width % restorer.fold), (0, 0))
     hints = None if mask is None else jnp.pad(mask, more, mode="edge")
     images = jax.jit(partial(restored, restorer))(params, jnp.pad(damaged, more, mode="edge"), hints)

@@ -1,7 +1,7 @@
 """How well points cover a mixture of Gaussians in the plane: modes, quality, balance."""
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jaxai.metrics.generation import histogram, histogram_kl
 from jaxai.typing import Array
@@ -23,8 +23,16 @@ def mixture_scores(
     points = np.asarray(points, np.float64)
     if not len(points) or not np.isfinite(points).all():
         raise ValueError(f"points of shape {points.shape}: give at least one, all finite")
-    distances = np.linalg.norm(points[:, None] - centres, axis=-1)
-    nearest, good = distances.argmin(1), distances.min(1) <= 3 * deviation
-    counts = histogram(nearest[good], len(centres))
+    number, distance = nearest(points, centres)
+    good = distance <= 3 * deviation
+    counts = histogram(number[good], len(centres))
     kl = histogram_kl(counts, np.ones(len(centres))) if good.any() else float(np.log(len(centres)))
     return {"modes": float(np.count_nonzero(counts)), "high_quality": float(good.mean()), "kl": kl}
+
+
+def nearest(
+    points: Float[np.ndarray, "n 2"], centres: Float[np.ndarray, "modes 2"]
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """The number of each point's nearest centre, and the distance to it."""
+    distances = np.linalg.norm(points[:, None] - centres, axis=-1)
+    return distances.argmin(1), distances.min(1)
