@@ -10,7 +10,6 @@ agree, then both train turn and turn about, input and optimiser included. It wri
 """
 
 import dataclasses
-import os
 import runpy
 import sys
 from functools import partial
@@ -30,11 +29,12 @@ from timing import (
     race,
     ratio,
     spread,
+    start_cpu,
     training_turns,
     write,
 )
 
-from jaxai import cli, command
+from jaxai import command
 from jaxai.data.text import characters, load_text, streams
 from jaxai.nn.rnn import RecurrentLanguageModel, RecurrentShape, init_state
 from jaxai.train import supervised
@@ -72,9 +72,7 @@ class Config:
 def main(config: Config) -> None:
     """Check, measure, print, write JSON."""
     check_interpreter(config.peers, "benchmarks/char_rnn.py")
-    # Threads wait for each other: with 4 on two cores, as `cli` gives two devices, a step took 1.1 times as long.
-    os.environ.setdefault("PJRT_NPROC", str(max(config.devices, os.cpu_count() or 1)))
-    cli.start_platform("cpu", config.devices)
+    start_cpu(config.devices)
     config.out.mkdir(parents=True, exist_ok=True)
     with peer_process(config.peers, PEER) as ask:
         stream = streams(np.random.default_rng(0).integers(0, VOCABULARY, 1_000_000), BATCH, LENGTH)

@@ -14,7 +14,6 @@ about, input and noise included: PyTorch in three forms (plain; channels last; t
 
 import dataclasses
 import json
-import os
 import runpy
 import sys
 import tempfile
@@ -35,11 +34,12 @@ from timing import (
     race,
     ratio,
     spread,
+    start_cpu,
     training_turns,
     write,
 )
 
-from jaxai import cli, command
+from jaxai import command
 from jaxai.data import Dataset, load
 from jaxai.data.pipeline import batches
 from jaxai.train.adversarial import apply
@@ -82,9 +82,7 @@ class Config:
 def main(config: Config) -> None:
     """Check, measure, print, write JSON."""
     check_interpreter(config.peers, "benchmarks/gan_step.py")
-    if config.devices > 1:  # threads wait for each other: no more than cores, as in benchmarks/char_rnn.py
-        os.environ.setdefault("PJRT_NPROC", str(max(config.devices, os.cpu_count() or 1)))
-    cli.start_platform("cpu", config.devices)
+    start_cpu(config.devices)
     config.out.mkdir(parents=True, exist_ok=True)
     digits = load("mnist", "train", embedded_only=True)
     with peer_process(config.peers, PEER) as ask:
@@ -92,9 +90,8 @@ def main(config: Config) -> None:
         forms = [form for form in config.forms if form in differences]
         stream = batches(digits, PRESET.batch_size, seed=PRESET.seed)
         contenders = {"jaxai": training_turns(STEP, INIT, stream, TIMED, 1, devices=config.devices)}
-        for form in forms:
-            request = partial(ask, ask="time", form=form, steps=TIMED) if ask else dict
-            contenders[form] = lambda repeats, request=request: [request()["seconds"] for _ in range(repeats)]
+        if ask:
+            contenders |= {form: partial(peer_turns, ask, form) for form in forms}
         seconds = race(contenders, config.rounds)
     count = TIMED * PRESET.batch_size
     row: dict[str, Any] = {"devices": config.devices, "largest_difference": differences, "not_available": reasons}
@@ -106,6 +103,11 @@ def main(config: Config) -> None:
         faster = row["times_faster"].get(name, {}).get("median", "")
         print(f"{name:14} {rates['median']:8} examples/s ({rates['min']} to {rates['max']}), ours / its {faster}")
     write(config.out / "gan_step.json", row)
+
+
+def peer_turns(ask: Ask, form: str, repeats: int) -> list[float]:
+    """The seconds of so many turns of the peer."""
+    return [ask(ask="time", form=form, steps=TIMED)["seconds"] for _ in range(repeats)]
 
 
 def figures(row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ from jaxai.train.run import Run, began_embedded, open_run
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import cross_entropy, init_state, train_step
+from jaxai.train.weights import parameter_count
 from jaxai.typing import Array
 
 NAME = "cnn_cifar10"
@@ -130,7 +131,7 @@ def main(config: Config) -> None:
         "steps": int(result.state.step),
         "data": data.source,
         "test_accuracy": figures["accuracy"],
-        "parameters": sum(x.size for x in jax.tree.leaves(variables["params"])),
+        "parameters": parameter_count(variables["params"]),
         "compile_seconds": round(result.compile_seconds, 1),
         "train_seconds": round(result.train_seconds, 1),
         "test": figures,

@@ -42,7 +42,7 @@ from jaxai.train.optim import Adam, optimizer
 from jaxai.train.run import Run, began_embedded, open_run
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import GanState
-from jaxai.train.weights import save_weights
+from jaxai.train.weights import parameter_count, save_weights
 from jaxai.typing import Array, PyTree
 
 NAME = "cyclegan_digits"
@@ -158,7 +158,7 @@ def main(config: Config) -> None:
         "other": others.source,
         "look": config.look,
         **scores(config, translate, params, test, held_out.images[1::2]),
-        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "parameters": parameter_count(params),
         "compile_seconds": round(result.compile_seconds, 1),
         "train_seconds": round(result.train_seconds, 1),
     }

@@ -39,6 +39,7 @@ from jaxai.train.optim import Adam, cosine, optimizer
 from jaxai.train.run import Run, began_embedded, open_run, revived
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import GanState
+from jaxai.train.weights import parameter_count
 from jaxai.typing import Array
 
 NAME = "gan_stacked_mnist"
@@ -162,7 +163,7 @@ def main(config: Config) -> None:
         **{name: [row[name] for row in scores] for name in scores[0]},
         "real_kl": floor,
         "real_kl_deviation": spread,
-        "parameters": sum(x.size for x in jax.tree.leaves(result.state.generator)),
+        "parameters": parameter_count(result.state.generator),
         "compile_seconds": round(result.compile_seconds, 1),
         "train_seconds": round(result.train_seconds, 1),
     }

@@ -45,7 +45,7 @@ from jaxai.train.run import Run, began_embedded, finished_folder, open_run, read
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import GanState, TrainState
 from jaxai.train.supervised import init_state, train_step
-from jaxai.train.weights import read_weights, save_weights
+from jaxai.train.weights import parameter_count, read_weights, save_weights
 from jaxai.typing import Array, Key, PyTree
 
 NAME = "image_restoration"
@@ -182,7 +182,7 @@ def main(config: Config) -> None:
         "task": config.task,
         "damaged": scores(config, damaged, tested),
         "restored": scores(config, restored, tested),
-        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "parameters": parameter_count(params),
         "compile_seconds": round(result.compile_seconds, 1),
         "train_seconds": round(result.train_seconds, 1),
     }

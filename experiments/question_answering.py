@@ -41,7 +41,7 @@ from jaxai.train.run import finished_folder, open_run, read_config, write_json
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import cross_entropy, init_state, train_step
-from jaxai.train.weights import read_weights, save_weights
+from jaxai.train.weights import parameter_count, read_weights, save_weights
 from jaxai.typing import Array, PyTree
 
 NAME = "question_answering"
@@ -172,7 +172,7 @@ def main(config: Config) -> None:
         "embedded": learned.embedded,
         **validate(int(result.state.step), result.state),
         **errors(test, found != encoded["test"]["answer"], encoded["test"]["task"]),
-        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "parameters": parameter_count(params),
         "compile_seconds": round(result.compile_seconds, 1),
         "train_seconds": round(result.train_seconds, 1),
     }

@@ -45,7 +45,7 @@ from jaxai.train.run import finished_folder, open_run, read_config, write_json
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import init_state, train_step
-from jaxai.train.weights import read_weights, save_weights
+from jaxai.train.weights import parameter_count, read_weights, save_weights
 from jaxai.typing import Array, PyTree
 
 NAME = "text_generation"
@@ -187,7 +187,7 @@ def main(config: Config) -> None:
         "steps": int(result.state.step),
         "data": text.source,
         **validate(int(result.state.step), result.state),
-        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "parameters": parameter_count(params),
         "compile_seconds": round(result.compile_seconds, 1),
         "train_seconds": round(result.train_seconds, 1),
     }

@@ -57,6 +57,7 @@ from jaxai.train.optim import Adam, cosine, optimizer
 from jaxai.train.run import began_embedded, open_run, revived
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import GanState
+from jaxai.train.weights import parameter_count
 from jaxai.typing import Array, PyTree
 
 NAME = "transformer_gan"
@@ -194,7 +195,7 @@ def main(config: Config) -> None:
         "steps": steps,
         "images_seen": steps * config.batch_size,
         "data": train.source,
-        **{f"{name}_parameters": count(getattr(state, name)) for name in ("generator", "discriminator")},
+        **{f"{name}_parameters": parameter_count(getattr(state, name)) for name in ("generator", "discriminator")},
         "compile_seconds": round(result.compile_seconds, 1),
         "train_seconds": round(result.train_seconds, 1),
         **(digit_scores(draw, state, train.images, test.images) if config.dataset == "mnist" else {}),
@@ -258,11 +259,6 @@ def training(config: Config, generator: nn.Module, discriminator: nn.Module) -> 
         return init_gan_state(jax.random.key(config.seed), *first, txs=(tx, tx), keep_average=True)
 
     return step, init
-
-
-def count(params: PyTree) -> int:
-    """Numbers in a network's parameters."""
-    return sum(x.size for x in jax.tree.leaves(params))
 
 
 def trained(values: dict[str, Any]) -> Trained:

@@ -55,6 +55,11 @@ def read_weights(path: Path, like: PyTree, vocabulary: Mapping[str, Any] | None 
     return fill(like, load_weights(path, vocabulary), path)
 
 
+def parameter_count(params: PyTree) -> int:
+    """Numbers in a network's parameters."""
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
 def fingerprint(value: Mapping[str, Any]) -> str:
     """The start of the SHA-256 of JSON values, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
