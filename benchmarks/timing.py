@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxai import cli, command
-from jaxai.train.loop import Batches, Step, compile_steps
 from jaxai.train.sharding import make_mesh, state_sharding
+from jaxai.train.steps import Batches, Step, compile_steps
 from jaxai.typing import PyTree
 
 Turn = Callable[[int], list[float]]

@@ -31,11 +31,12 @@ from jaxai.data import Dataset, augment, load
 from jaxai.data.pipeline import batches
 from jaxai.metrics import classification
 from jaxai.nn.cnn import AirbenchCNN, ArticleCNN, population_statistics, standardise, whitening_kernel
-from jaxai.train.loop import Batches, Result, fit
+from jaxai.train.loop import Result, fit
 from jaxai.train.optim import Adam, Airbench, airbench_optimizer, optimizer, schedule
 from jaxai.train.run import Run, began_embedded, open_run
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
+from jaxai.train.steps import Batches
 from jaxai.train.supervised import cross_entropy, init_state, train_step
 from jaxai.train.weights import parameter_count
 from jaxai.typing import Array
@@ -46,7 +47,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Common):
+class Config(cli.Training):
     """Options of this experiment."""
 
     dataset: Literal["cifar10", "fashion_mnist", "mnist"] = "cifar10"
@@ -74,7 +75,7 @@ class Config(cli.Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "batch_size", "horizon", "steps_per_call", "parts", "checkpoint_every")
+        self.check_at_least(1, "batch_size", "horizon", "steps_per_call", "parts")
         self.check_at_least(0, "held_out")
         if len(self.channels) != 3 or min(self.channels) < 1:
             raise ValueError(f"--channels takes three numbers of at least 1, got {self.channels}")
@@ -209,13 +210,10 @@ def train(
         partial(train_step, loss_fn=loss_fn, tx=tx, parts=config.parts),
         init,
         input_batches,
+        config,
         run=run,
-        steps=config.steps,
-        checkpoint_every=config.checkpoint_every,
-        show=["loss", "accuracy"],
         mesh=mesh,
-        shard_parameters=config.shard_parameters,
-        tensorboard=config.tensorboard,
+        show=["loss", "accuracy"],
         steps_per_call=config.steps_per_call,
     )
 

@@ -37,11 +37,12 @@ from jaxai.metrics.generation import frechet_distance
 from jaxai.nn.gan import Discriminator
 from jaxai.nn.translation import Translator
 from jaxai.train.adversarial import apply, drawing, gan_step, in_blocks, init_gan_state, initial
-from jaxai.train.loop import Every, Step, fit
+from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, optimizer
 from jaxai.train.run import Run, began_embedded, open_run
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import GanState
+from jaxai.train.steps import Step
 from jaxai.train.weights import parameter_count, save_weights
 from jaxai.typing import Array, PyTree
 
@@ -59,7 +60,7 @@ Translators = dict[str, Translator]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Common):
+class Config(cli.Training):
     """Options of this experiment."""
 
     look: Look = "coloured"
@@ -87,7 +88,7 @@ class Config(cli.Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "width", "hidden", "batch_size", "horizon", "sample_every", "checkpoint_every")
+        self.check_at_least(1, "width", "hidden", "batch_size", "horizon", "sample_every")
         self.check_at_least(0, "blocks", "cycle_weight", "penalty")
         if not 0 < self.average_half_life < np.inf:
             raise ValueError(f"--average-half-life must be positive, got {self.average_half_life}")
@@ -139,14 +140,11 @@ def main(config: Config) -> None:
         step,
         init,
         unpaired_batches(train.a, train.b, config.batch_size, seed=config.seed, **processes()),
+        config,
         run=run,
-        steps=config.steps,
-        checkpoint_every=config.checkpoint_every,
+        mesh=mesh,
         every=[Every(config.sample_every, partial(snapshot, config=config, run=run, translate=translate, train=train))],
         show=["generator_loss", "reconstruction", "quick_b_to_a"],
-        mesh=mesh,
-        shard_parameters=config.shard_parameters,
-        tensorboard=config.tensorboard,
     )
     params = jax.device_get(drawing(result.state))
     save_weights(run.folder / "model.safetensors", params)

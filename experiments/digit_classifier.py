@@ -33,7 +33,7 @@ NAME = "digit_classifier"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Common):
+class Config(cli.Training):
     """Options of this experiment."""
 
     batch_size: int = 64
@@ -48,7 +48,7 @@ class Config(cli.Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "batch_size", "horizon", "checkpoint_every", "average_half_life")
+        self.check_at_least(1, "batch_size", "horizon", "average_half_life")
         self.check_at_least(0, "held_out")
 
 
@@ -77,13 +77,10 @@ def main(config: Config) -> None:
         partial(train_step, loss_fn=loss_fn, tx=tx, average_half_life=config.average_half_life),
         init,
         input_batches,
+        config,
         run=run,
-        steps=config.steps,
-        checkpoint_every=config.checkpoint_every,
-        show=["loss", "accuracy"],
         mesh=mesh,
-        shard_parameters=config.shard_parameters,
-        tensorboard=config.tensorboard,
+        show=["loss", "accuracy"],
     )
     params = jax.device_get(result.state.average)
     data = serialise(params)

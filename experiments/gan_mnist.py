@@ -49,11 +49,12 @@ from jaxai.gan_watch import Watched
 from jaxai.metrics.digits import preprocess
 from jaxai.nn import gan
 from jaxai.train.adversarial import Draw, apply, from_noise, gan_step, init_gan_state, initial
-from jaxai.train.loop import Every, Step, fit
+from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, cosine, optimizer
 from jaxai.train.run import began_embedded, open_run, revived
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import GanState
+from jaxai.train.steps import Step
 from jaxai.typing import Array
 
 NAME = "gan_mnist"
@@ -96,14 +97,13 @@ class Config(Watched):
     """Half-life, in images, of the generator's moving average that draws the samples; 0: no average."""
     sample_every: int = 250
     """Steps between two sample grids, each with a quick MNIST-FD."""
-    checkpoint_every: int = 500
     full_data: bool = False
     """Refuse the embedded digits: a large network learns 4,500 images by heart."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_looks("sample_every")
-        self.check_at_least(1, "batch_size", "latent_size", "hidden", "sample_every", "checkpoint_every", "horizon")
+        self.check_at_least(1, "batch_size", "latent_size", "hidden", "sample_every", "horizon")
         if "saturation" in self.augment:
             raise ValueError("--augment saturation needs colour, digits are grey: leave it out")
         if self.adaptive and not self.augment:
@@ -161,14 +161,11 @@ def main(config: Config) -> None:
         step,
         init,
         input_batches,
+        config,
         run=run,
-        steps=config.steps,
-        checkpoint_every=config.checkpoint_every,
+        mesh=mesh,
         every=[Every(config.sample_every, digit_snapshot(config, run, draw, reference(train.images, test.images)))],
         show=["discriminator_loss", "generator_loss"],
-        mesh=mesh,
-        shard_parameters=config.shard_parameters,
-        tensorboard=config.tensorboard,
     )
     steps = int(result.state.step)
     finish_pictures(run, draw, result.state, CURVES)

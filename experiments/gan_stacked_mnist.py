@@ -34,11 +34,12 @@ from jaxai.metrics.digits import features_and_labels, preprocess
 from jaxai.metrics.stacked import SAMPLES, kl_floor, stack_labels, stacked_scores
 from jaxai.nn import gan
 from jaxai.train.adversarial import Draw, apply, from_noise, gan_step, init_gan_state, initial
-from jaxai.train.loop import Every, Step, fit
+from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, cosine, optimizer
 from jaxai.train.run import Run, began_embedded, open_run, revived
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import GanState
+from jaxai.train.steps import Step
 from jaxai.train.weights import parameter_count
 from jaxai.typing import Array
 
@@ -77,13 +78,11 @@ class Config(Watched):
     latent_seeds: int = 3
     """From how many different noises the final scores are taken."""
     score_every: int = 1000
-    checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_looks("score_every")
         self.check_at_least(1, "batch_size", "latent_size", "hidden", "horizon", "latent_seeds", "score_every")
-        self.check_at_least(1, "checkpoint_every")
         self.check_at_least(0, "fixed", "blocks", "penalty_weight", "final_penalty_weight")
         if not self.average_half_life > 0:
             raise ValueError(f"--average-half-life must be positive, got {self.average_half_life}")
@@ -138,14 +137,11 @@ def main(config: Config) -> None:
         step,
         init,
         batches,
+        config,
         run=run,
-        steps=config.steps,
-        checkpoint_every=config.checkpoint_every,
+        mesh=mesh,
         every=[Every(config.score_every, partial(snapshot, run=run, draw=draw, watch=watch))],
         show=["discriminator_loss", "generator_loss", "quick_modes"],
-        mesh=mesh,
-        shard_parameters=config.shard_parameters,
-        tensorboard=config.tensorboard,
     )
     scores, samples = [], np.empty(0)
     for number in range(config.latent_seeds):

@@ -32,11 +32,12 @@ from jaxai.metrics.mixtures import mixture_scores, nearest
 from jaxai.nn.gan import PointDiscriminator
 from jaxai.nn.mlp import MLP
 from jaxai.train.adversarial import apply, drawing, from_noise, gan_step, init_gan_state, initial
-from jaxai.train.loop import Every, Step, fit
+from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, cosine, optimizer
 from jaxai.train.run import Run, open_run
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import GanState
+from jaxai.train.steps import Step
 from jaxai.typing import Array, PyTree
 
 NAME = "gan_toy2d"
@@ -90,7 +91,6 @@ class Config(Watched):
         super().__post_init__()
         self.check_looks("score_every")
         self.check_at_least(1, "gans", "latent_size", "batch_size", "packing", "horizon", "score_every")
-        self.check_at_least(1, "checkpoint_every")
         self.check_at_least(0, "penalty_weight", "noise", "unroll", "unroll_rate", "average_half_life")
         if self.final_penalty_weight is not None:
             self.check_at_least(0, "final_penalty_weight")
@@ -146,14 +146,11 @@ def main(config: Config) -> None:
         step,
         init,
         batches,
+        config,
         run=run,
-        steps=config.steps,
-        checkpoint_every=config.checkpoint_every,
+        mesh=mesh,
         every=[Every(config.score_every, partial(snapshot, run=run, draw=draw, watch=watch, config=config))],
         show=["generator_loss", "modes", "high_quality"],
-        mesh=mesh,
-        shard_parameters=config.shard_parameters,
-        tensorboard=config.tensorboard,
         steps_per_call=10,
     )
     points = draw(result.state)

@@ -39,11 +39,12 @@ from jaxai.nn.gan import Discriminator
 from jaxai.nn.restoration import Restorer
 from jaxai.ops.degrade import downscaled, holes, low_contrast, noisy, upscaled
 from jaxai.train.adversarial import apply, drawing, gan_step, init_gan_state, initial
-from jaxai.train.loop import Batches, Every, Step, fit
+from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, optimizer
 from jaxai.train.run import Run, began_embedded, finished_folder, open_run, read_config, revived
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import GanState, TrainState
+from jaxai.train.steps import Batches, Step
 from jaxai.train.supervised import init_state, train_step
 from jaxai.train.weights import parameter_count, read_weights, save_weights
 from jaxai.typing import Array, Key, PyTree
@@ -59,7 +60,7 @@ Damage = Callable[[Array, Key[Array, ""]], tuple[Array, Array | None]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Common):
+class Config(cli.Training):
     """Options of this experiment."""
 
     task: Literal["inpainting", "denoising", "super_resolution", "contrast"] = "inpainting"
@@ -91,11 +92,10 @@ class Config(cli.Common):
     horizon: int = 3000
     """Steps over which the learning rates take their course."""
     sample_every: int = 1000
-    checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "width", "hidden", "batch_size", "horizon", "sample_every", "checkpoint_every")
+        self.check_at_least(1, "width", "hidden", "batch_size", "horizon", "sample_every")
         self.check_at_least(0, "blocks", "sigma", "penalty")
         for name in ("weight", "average_half_life"):
             if not 0 < getattr(self, name) < np.inf:
@@ -162,14 +162,11 @@ def main(config: Config) -> None:
         step,
         init,
         made,
+        config,
         run=run,
-        steps=config.steps,
-        checkpoint_every=config.checkpoint_every,
+        mesh=mesh,
         every=[Every(config.sample_every, look)],
         show=["generator_loss", "reconstruction"] if config.adversarial else ["loss"],
-        mesh=mesh,
-        shard_parameters=config.shard_parameters,
-        tensorboard=config.tensorboard,
     )
     params = jax.device_get(parameters(result.state))
     save_weights(run.folder / "model.safetensors", params)

@@ -42,10 +42,11 @@ from jaxai import cli
 from jaxai.data import Dataset, load
 from jaxai.data.pipeline import batches
 from jaxai.nn.mlp import MLP
-from jaxai.train.loop import Every, Step, fit
+from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, optimizer
 from jaxai.train.run import began_embedded, open_run
 from jaxai.train.sharding import make_mesh, processes
+from jaxai.train.steps import Step
 from jaxai.train.supervised import init_state, norms, train_step
 from jaxai.typing import Array
 
@@ -58,7 +59,7 @@ Params = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Common):
+class Config(cli.Training):
     """Options of this experiment."""
 
     dataset: Literal["digits8x8", "mnist"] = "digits8x8"
@@ -74,11 +75,10 @@ class Config(cli.Common):
     batch_size: int = 64
     test_every: int = 100
     """Steps between two looks at the test accuracy."""
-    checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "hidden", "horizon", "batch_size", "test_every", "checkpoint_every")
+        self.check_at_least(1, "hidden", "horizon", "batch_size", "test_every")
         if not self.learning_rate > 0:
             raise ValueError(f"--learning-rate must be positive, got {self.learning_rate}")
 
@@ -175,14 +175,11 @@ def main(config: Config) -> None:
         step,
         init,
         input_batches,
+        config,
         run=run,
-        steps=config.steps,
-        checkpoint_every=config.checkpoint_every,
+        mesh=mesh,
         every=[Every(config.test_every, score)],
         show=["by_hand_loss", "adam_loss"],
-        mesh=mesh,
-        shard_parameters=config.shard_parameters,
-        tensorboard=config.tensorboard,
     )
     draw(run.folder / "curves.png", run.metrics, config.test_every)
     steps = int(result.state["adam"].step)

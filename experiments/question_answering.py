@@ -54,7 +54,7 @@ ROWS = 500  # questions that are answered at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Common):
+class Config(cli.Training):
     """Options of this experiment."""
 
     tasks: tuple[int, ...] = ()
@@ -83,7 +83,6 @@ class Config(cli.Common):
         super().__post_init__()
         self.check_at_least(2, "count")
         self.check_at_least(1, "test_count", "times", "batch_size", "shapes", "horizon", "eval_every")
-        self.check_at_least(1, "checkpoint_every")
         if self.shape.max_length < 2:
             raise ValueError(
                 f"--shape.max-length must be at least 2, a question and a fact, got {self.shape.max_length}"
@@ -149,14 +148,11 @@ def main(config: Config) -> None:
         partial(train_step, loss_fn=partial(loss_fn, network), tx=tx),
         init,
         batches,
+        config,
         run=run,
-        steps=config.steps,
-        checkpoint_every=config.checkpoint_every,
+        mesh=mesh,
         every=[Every(config.eval_every, validate)],
         show=["loss", "validation_error"],
-        mesh=mesh,
-        shard_parameters=config.shard_parameters,
-        tensorboard=config.tensorboard,
     )
     params = jax.device_get(result.state.params)
     save_weights(run.folder / "model.safetensors", params, saved)

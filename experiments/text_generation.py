@@ -55,7 +55,7 @@ NANOGPT = Adam(beta2=0.99, warmup=100, final_rate=0.1, weight_decay=0.1, decay="
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Common):
+class Config(cli.Training):
     """Options of this experiment."""
 
     text: Path | None = None
@@ -78,12 +78,11 @@ class Config(cli.Common):
     """Random batches that estimate the loss, as in nanoGPT; 0: all of the validation text in order."""
     steps_per_call: int = 1
     """Steps that the device takes without the host in between."""
-    checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_at_least(2, "length")
-        self.check_at_least(1, "batch_size", "horizon", "eval_every", "steps_per_call", "checkpoint_every")
+        self.check_at_least(1, "batch_size", "horizon", "eval_every", "steps_per_call")
         self.check_at_least(0, "eval_batches")
         if self.data_dir:
             raise ValueError("--data-dir is not read by this experiment: give the file as --text FILE")
@@ -167,14 +166,11 @@ def main(config: Config) -> None:
         partial(train_step, loss_fn=partial(loss, network), tx=tx),
         init,
         batches,
+        config,
         run=run,
-        steps=config.steps,
-        checkpoint_every=config.checkpoint_every,
+        mesh=mesh,
         every=[Every(config.eval_every, validate)],
         show=["loss", "validation_loss"],
-        mesh=mesh,
-        shard_parameters=config.shard_parameters,
-        tensorboard=config.tensorboard,
         steps_per_call=config.steps_per_call,
     )
     params = jax.device_get(result.state.params)

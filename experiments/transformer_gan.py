@@ -52,11 +52,12 @@ from jaxai.nn.gan import Discriminator, Generator
 from jaxai.nn.gan_transformer import TransformerDiscriminator, TransformerGenerator
 from jaxai.nn.transformer import Shape
 from jaxai.train.adversarial import Draw, apply, from_noise, gan_step, init_gan_state, initial
-from jaxai.train.loop import Every, Step, fit
+from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, cosine, optimizer
 from jaxai.train.run import began_embedded, open_run, revived
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import GanState
+from jaxai.train.steps import Step
 from jaxai.train.weights import parameter_count
 from jaxai.typing import Array, PyTree
 
@@ -103,12 +104,11 @@ class Config(Watched):
     """Half-life, in images, of the generator's moving average that draws the samples."""
     sample_every: int = 500
     """Steps between two sample grids, for digits each with a quick MNIST-FD."""
-    checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_looks("sample_every")
-        self.check_at_least(1, "batch_size", "latent_size", "hidden", "sample_every", "checkpoint_every", "horizon")
+        self.check_at_least(1, "batch_size", "latent_size", "hidden", "sample_every", "horizon")
         self.check_at_least(0, "blocks", "penalty", "final_penalty")
         if not self.average_half_life > 0:
             raise ValueError(f"--average-half-life must be positive, got {self.average_half_life}")
@@ -180,14 +180,11 @@ def main(config: Config) -> None:
         step,
         init,
         input_batches,
+        config,
         run=run,
-        steps=config.steps,
-        checkpoint_every=config.checkpoint_every,
+        mesh=mesh,
         every=[Every(config.sample_every, look)],
         show=["discriminator_loss", "generator_loss"],
-        mesh=mesh,
-        shard_parameters=config.shard_parameters,
-        tensorboard=config.tensorboard,
     )
     finish_pictures(run, draw, result.state, CURVES)
     steps, state = int(result.state.step), result.state

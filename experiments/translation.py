@@ -51,7 +51,7 @@ MUON = Adam(learning_rate=4e-3, beta2=0.98, warmup=300, final_rate=0.0, clip=1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Common):
+class Config(cli.Training):
     """Options of this experiment."""
 
     source: str = "en"
@@ -85,7 +85,7 @@ class Config(cli.Common):
     def __post_init__(self) -> None:
         super().__post_init__()
         names = "vocabulary_size", "tokens_per_batch", "horizon", "average_half_life", "beams", "shapes", "eval_every"
-        self.check_at_least(1, *names, "checkpoint_every")
+        self.check_at_least(1, *names)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"--label-smoothing must lie in [0, 1), got {self.label_smoothing}")
         if not np.isfinite(self.length_penalty):
@@ -160,14 +160,11 @@ def main(config: Config) -> None:
         partial(train_step, loss_fn=loss, tx=tx, average_half_life=config.average_half_life),
         init,
         batches,
+        config,
         run=run,
-        steps=config.steps,
-        checkpoint_every=config.checkpoint_every,
+        mesh=mesh,
         every=[Every(config.eval_every, validate)],
         show=["loss", "validation_loss"],
-        mesh=mesh,
-        shard_parameters=config.shard_parameters,
-        tensorboard=config.tensorboard,
     )
     params = jax.device_get(result.state.average)
     save_weights(run.folder / "model.safetensors", params, saved)

@@ -54,8 +54,6 @@ class Common(Platform):
 
     preset: str = "default"
     """Which set of values to start from; the other options change single ones."""
-    shard_parameters: bool = False
-    """Shard parameters and optimiser state over the devices as well as the batch."""
     steps: int = 1000
     """When to stop. A finished run goes on with a larger number; schedules do not depend on it."""
     seed: int = 0
@@ -75,6 +73,29 @@ class Common(Platform):
         self.check_at_least(0, "seed")
         if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
             raise ValueError("--tensorboard needs the extra: pip install -e '.[tensorboard]'")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training(Common):
+    """What every experiment takes that trains in steps."""
+
+    shard_parameters: bool = False
+    """Shard parameters and optimiser state over the devices as well as the batch."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints."""
+    keep: int = 2
+    """How many of the newest checkpoints stay."""
+    keep_lowest: tuple[str, ...] = ()
+    """Metrics of which the checkpoint with the lowest value stays as well, such as validation_loss."""
+    keep_highest: tuple[str, ...] = ()
+    """Metrics of which the checkpoint with the highest value stays as well."""
+    on_nonfinite: Literal["abort", "skip", "rollback"] = "abort"
+    """At a NaN or an infinity: stop; leave that step out, up to nine in a row; or go back to the last checkpoint and on
+    with other noise, three times. nonfinite.json tells step, batch and worst leaf."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_at_least(1, "checkpoint_every", "keep")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,12 @@
 """What every command shares, without JAX: reading the command line, one line for a user's error, exit codes."""
 
 import contextlib
+import errno
 import io
 import itertools
 import logging
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,6 +18,18 @@ import tyro
 
 class Stopped(Exception):
     """Training that must not go on; its message is for users."""
+
+
+class Interrupted(Exception):
+    """A signal ended the training after what there is was saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of the disk, not of the program, wherever they are raised."""
 
 
 def read(form: Any, arguments: Sequence[str], **options: Any) -> Any:
@@ -40,20 +55,33 @@ def usage_error(box: str) -> str:
 
 
 def guard(command: Callable[[], None], *, interrupted: str = "interrupted") -> None:
-    """Run a command: one line, exit code 2 for a user's error, 1 for training that must not go on, 130 for Ctrl-C."""
+    """Run a command: one line and exit code 2 for a user's error, 1 for what must not go on, 130, 143 for signals.
+
+    A reader of the output that has gone, such as ``head``, ends the command without a word.
+    """
     try:
         command()
+        sys.stdout.flush()
     except (Stopped, FloatingPointError) as error:
         print(f"stopped: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at the end fails as well
+        sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
-        if not from_our_code(error):
+        if isinstance(error, OSError) and error.errno in FULL:
+            print(f"stopped: {error.filename or 'a file'} can't be written ({error.strerror})", file=sys.stderr)
+            sys.exit(1)
+        if not (from_our_code(error) or isinstance(error, PermissionError)):
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
+    except Interrupted as signalled:
+        print(f"{interrupted} ({signalled})", file=sys.stderr)
+        sys.exit(128 + signalled.number)
 
 
 def show_messages() -> None:

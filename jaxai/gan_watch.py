@@ -11,8 +11,8 @@ from jaxtyping import Int, Num
 from jaxai import cli
 from jaxai.command import Stopped
 from jaxai.metrics.diversity import effective_classes, pairwise_distance
-from jaxai.train.loop import Setback
 from jaxai.train.run import Run
+from jaxai.train.setback import Setback
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ Labels = Int[np.ndarray, " n"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Watched(cli.Common):
+class Watched(cli.Training):
     """Options of experiments whose generator is watched."""
 
     on_collapse: Literal["warn", "stop", "rollback"] = "warn"
@@ -35,21 +35,18 @@ class Watched(cli.Common):
     collapse_after: int = 1000
     """From which step on: at first every generator makes one thing."""
 
-    checkpoint_every: int = 500
-    """Steps between two checkpoints, of which two are kept."""
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "collapse_after", "checkpoint_every")
+        self.check_at_least(1, "collapse_after")
 
     def check_looks(self, name: str) -> None:
-        """ValueError where a rollback could not reach the look before: two checkpoints are kept."""
+        """ValueError where a rollback could not reach the look before."""
         every = getattr(self, name)
-        if self.on_collapse == "rollback" and every > 2 * self.checkpoint_every:
+        if self.on_collapse == "rollback" and every > self.keep * self.checkpoint_every:
             option = name.replace("_", "-")
             raise ValueError(
-                f"--on-collapse rollback: two checkpoints are kept, {self.checkpoint_every} steps apart, but "
-                f"--{option} is {every}: give at most {2 * self.checkpoint_every}, or a larger --checkpoint-every"
+                f"--on-collapse rollback: {self.keep} checkpoints are kept, {self.checkpoint_every} steps apart, but "
+                f"--{option} is {every}: give at most {self.keep * self.checkpoint_every}, or a larger --keep"
             )
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from jaxai.command import Stopped
 from jaxai.gan_watch import Watch, Watched
-from jaxai.train.loop import Setback
 from jaxai.train.run import Run
+from jaxai.train.setback import Setback
 
 REAL = np.random.default_rng(0).normal(size=(200, 6))
 LABELS = np.arange(200) % 10
@@ -82,7 +82,7 @@ def test_bad_options():
     with pytest.raises(ValueError, match="--collapse-after must be at least 1"):
         Watched(collapse_after=0)
     config = Looks(on_collapse="rollback", checkpoint_every=100)
-    with pytest.raises(ValueError, match="--look-every is 250: give at most 200, or a larger --checkpoint-every"):
+    with pytest.raises(ValueError, match="--look-every is 250: give at most 200, or a larger --keep"):
         config.check_looks("look_every")
     dataclasses.replace(config, on_collapse="warn").check_looks("look_every")
 

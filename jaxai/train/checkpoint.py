@@ -1,76 +1,248 @@
-"""Checkpoints: orbax's CheckpointManager (version 0) behind one small interface."""
+"""Checkpoints that can be trusted: arrays by orbax (version 0), a manifest with the SHA-256 of every file, one rename.
 
+The folder of a run's checkpoints holds ``STEP/state/`` (orbax's files), ``STEP/manifest.json``, and nothing else but
+what is set aside: ``STEP.unfinished`` is a save that a kill broke off, removed at the next start; ``STEP.corrupt`` a
+checkpoint whose files are not what was saved, kept to be looked at.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from jaxai.command import Stopped, one_line
 from jaxai.typing import PyTree
 
-TMP_DIR_SUFFIX = ".orbax-checkpoint-tmp"  # orbax's, for what it may clean up
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+UNFINISHED = ".unfinished"
+BARRIER_SECONDS = 120  # a process that is not at a barrier by then is missing
+
+
+class Damaged(ValueError):
+    """A checkpoint's files are not what was saved; the message names the file."""
 
 
 class Checkpoints:
     """The checkpoints of one run: per step a state (pytree of arrays, typed keys too) and what the host knows (JSON).
 
-    Saves are synchronous, so a failed one raises before the next step; the newest ``keep`` stay. What a killed
-    save left behind is removed at the next start.
+    A checkpoint is written to ``STEP.unfinished``, hashed, synchronised with the disk and then renamed, so that
+    whatever is called ``STEP`` was whole once. Saves are synchronous: a failed one raises before the next step. The
+    newest ``keep`` stay, and the one in which each metric of ``lowest`` is least and each of ``highest`` greatest
+    (``host["metrics"]``). With several processes all of them call every method; the first does what concerns files.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=False
-        )
-        handlers = {"state": ocp.StandardCheckpointHandler(), "host": ocp.JsonCheckpointHandler()}
-        self._folder = folder
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+    def __init__(self, folder: Path, keep: int = 2, *, lowest: Sequence[str] = (), highest: Sequence[str] = ()) -> None:
+        self._folder = folder.absolute()
+        self._keep, self._best = keep, [(name, 1) for name in lowest] + [(name, -1) for name in highest]
+        self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        if first_process():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for left in self._folder.iterdir():
+                if re.fullmatch(r"\d+" + re.escape(UNFINISHED), left.name):
+                    shutil.rmtree(left)
+        barrier("checkpoints opened")
 
     def close(self) -> None:
-        self._manager.close()
+        self._orbax.close()
+
+    def steps(self) -> list[int]:
+        """Of which steps there are checkpoints, ascending."""
+        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, or None."""
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
+
+    def newest_good(self) -> int | None:
+        """The newest step whose files are what was saved, or None; damaged ones above are renamed, with a warning."""
+        if first_process():
+            for step in reversed(self.steps()):
+                try:
+                    verify(self._folder / str(step))
+                    break
+                except Damaged as error:
+                    target = set_aside(self._folder / str(step))
+                    logger.warning("%s: the checkpoint of step %d is damaged and now called %s", error, step, target)
+        barrier("checkpoints verified")
+        return self.latest_step()
 
     def drop_after(self, step: int) -> int:
-        """Delete the checkpoints of later steps; the step of the newest that is left, or 0.
-
-        Each is first renamed to what a killed save leaves behind, so that no half of it is ever taken for whole.
-        """
-        if jax.process_index() == 0:
-            for later in sorted((found for found in self._manager.all_steps() if found > step), reverse=True):
-                doomed = self._folder / f"{later}{TMP_DIR_SUFFIX}"
-                (self._folder / str(later)).rename(doomed)
-                shutil.rmtree(doomed)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("checkpoints dropped")
-        self._manager.reload()
+        """Delete the checkpoints of later steps; the step of the newest that is left, or 0."""
+        if first_process():
+            for later in reversed(self.steps()):
+                if later > step:
+                    self._drop(later)
+        barrier("checkpoints dropped")
         return self.latest_step() or 0
 
     def save(self, step: int, state: PyTree, host: dict[str, Any]) -> None:
-        """Save under ``step``; does nothing if that step is there already."""
-        if step != self.latest_step():
-            items = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
-            self._manager.save(step, args=items)
+        """Save under ``step``; does nothing if that step is there already.
+
+        Raises Stopped, after removing what there is of it, where the files can't be written.
+        """
+        if step in self.steps():
+            return
+        temporary = self._folder / f"{step}{UNFINISHED}"
+        try:
+            if first_process():
+                temporary.mkdir()
+            self._orbax.save(temporary / "state", args=ocp.args.StandardSave(state))
+            if first_process():
+                write_manifest(temporary, host)
+                temporary.rename(self._folder / str(step))
+                synchronise(self._folder)
+        except Exception as error:  # orbax and tensorstore have no type of their own for a full disk
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise Stopped(
+                f"the checkpoint of step {step} can't be written to {self._folder} ({reason(error)}), that of step "
+                f"{self.latest_step() or 0} is the newest: make room, then start the same command again"
+            ) from error
+        barrier(f"step {step} saved")
+        self._prune()
 
     def restore(self, step: int, like: PyTree, shardings: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """The state and the host's values of a step, with the shapes of ``like`` and the given shardings.
 
         Raises ValueError naming the folder and the first array that differs where another model was saved.
         """
-        found = self._manager.item_metadata(step)["state"].tree
-        check_same_model(described(like), described(found), self._folder / str(step))
+        folder = self._folder / str(step)
+        found: Any = self._orbax.metadata(folder / "state").item_metadata
+        check_same_model(described(like), described(found.tree), folder)
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             like,
             shardings,
         )
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), host=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
-        return restored["state"], restored["host"]
+        restored = self._orbax.restore(folder / "state", args=ocp.args.StandardRestore(target))
+        return restored, read_manifest(folder)["host"]
+
+    def _prune(self) -> None:
+        """Delete what is neither among the newest nor the best of a metric."""
+        if not first_process():
+            return
+        steps = self.steps()
+        kept = set(steps[-self._keep :])
+        if self._best:
+            metrics = {step: read_manifest(self._folder / str(step))["host"].get("metrics", {}) for step in steps}
+            for name, sign in self._best:
+                if rated := [step for step in steps if name in metrics[step]]:
+                    kept.add(min(rated, key=lambda step: sign * metrics[step][name]))
+        for step in set(steps) - kept:
+            self._drop(step)
+
+    def _drop(self, step: int) -> None:
+        """Delete a checkpoint: under another name, so that no half of it is ever taken for whole."""
+        shutil.rmtree((self._folder / str(step)).rename(self._folder / f"{step}{UNFINISHED}"))
+
+
+def first_process() -> bool:
+    """Whether this process is the one that handles files."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Wait for all processes. Raises an error naming those that are missing after two minutes."""
+    if jax.process_count() > 1:
+        ocp.multihost.sync_global_processes(name, timeout=BARRIER_SECONDS)
+
+
+def write_manifest(folder: Path, host: dict[str, Any]) -> None:
+    """Write the size and SHA-256 of every file in a folder, and the host's values, with a SHA-256 over all that.
+
+    Every file and folder, and last the manifest, is synchronised with the disk.
+    """
+    files = {str(path.relative_to(folder)): [path.stat().st_size, file_hash(path)] for path in files_in(folder)}
+    content = {"host": host, "files": files}
+    for path in folder.rglob("*"):
+        synchronise(path)
+    path = folder / MANIFEST
+    path.write_text(json.dumps({"sha256": content_hash(content), **content}, indent=1) + "\n")
+    synchronise(path)
+    synchronise(folder)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint. Raises Damaged, naming it, where it is not what was written."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_bytes())
+        if content.pop("sha256") == content_hash(content):
+            return content
+    except OSError as error:
+        raise Damaged(f"{path} can't be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise Damaged(f"{path} is not what was written")
+
+
+def verify(folder: Path) -> None:
+    """Raise Damaged, naming the file, unless the files of a checkpoint are those that were saved."""
+    expected = read_manifest(folder)["files"]
+    found = {str(path.relative_to(folder)): path for path in files_in(folder)}
+    for name, (size, digest) in expected.items():
+        if name not in found:
+            raise Damaged(f"{folder / name} is missing")
+        if (length := found[name].stat().st_size) != size:
+            raise Damaged(f"{found[name]} has {length:,} bytes instead of {size:,}")
+        if file_hash(found[name]) != digest:
+            raise Damaged(f"{found[name]} is not what was saved (its SHA-256 is another)")
+
+
+def files_in(folder: Path) -> Iterator[Path]:
+    """All files below a folder but its manifest."""
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST)
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_hash(content: dict[str, Any]) -> str:
+    """The SHA-256 of JSON values."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def synchronise(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def set_aside(folder: Path) -> str:
+    """Rename a folder to the first free name among FOLDER.corrupt, FOLDER.corrupt.1, ...; that name."""
+    target, number = folder.with_name(f"{folder.name}.corrupt"), 0
+    while target.exists():
+        number += 1
+        target = folder.with_name(f"{folder.name}.corrupt.{number}")
+    folder.rename(target)
+    return target.name
+
+
+def reason(error: BaseException) -> str:
+    """Why files can't be written: the system's words if they are anywhere in the chain of errors."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.strerror:
+            return link.strerror
+        link = link.__cause__ or link.__context__
+    known = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES))
+    return next((words for words in known if words in str(error)), one_line(error)[:200])
 
 
 def check_same_model(wanted: dict[str, str], found: dict[str, str], folder: Path) -> None:

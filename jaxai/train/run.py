@@ -1,11 +1,13 @@
 """A run is a folder: config.json, metrics.jsonl, checkpoints/, samples/, summary.json."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import logging
 import os
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,18 +17,29 @@ logger = logging.getLogger(__name__)
 
 FREE = {"steps", "platform", "devices", "workdir", "data_dir", "text", "resume", "tensorboard"}
 FREE |= {"steps_per_call", "parts", "on_collapse", "collapse_after"}
+FREE |= {"checkpoint_every", "keep", "keep_lowest", "keep_highest", "on_nonfinite"}
 """Options that may differ between two starts of one run; every other one, and the data, is part of what the run is."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The folder of a run. ``folder`` exists; the files in it may not."""
+    """The folder of a run. ``folder`` exists; the files in it may not.
+
+    ``identity`` is what must be equal for two starts to be one run. Of several processes the first has the ``folder``
+    that they ``shared``, and every other one a folder in it, for what each of them writes.
+    """
 
     folder: Path
+    identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    process: int = 0
+
+    @property
+    def shared(self) -> Path:
+        return self.folder.parent.parent if self.process else self.folder
 
     @property
     def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+        return self.shared / "checkpoints"
 
     @property
     def metrics(self) -> Path:
@@ -88,7 +101,24 @@ def open_run(experiment: str, config: Common, data: Mapping[str, Any]) -> Run:
     except OSError as error:
         message = f"the run's folder {folder} can't be used ({error.strerror}): choose another --workdir"
         raise ValueError(message) from error
-    return Run(folder)
+    return Run(folder, identity)
+
+
+@contextlib.contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """Hold a run's folder. Raises ValueError where another process does; a killed one lets go."""
+    descriptor = os.open(run.folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"{run.folder} is in use, another process trains in it: wait for it, or choose another --workdir"
+            raise ValueError(message) from None
+        except OSError:
+            logger.warning("the file system of %s knows no locks: let one process alone train in it", run.folder)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def revived[T](kind: type[T], values: Mapping[str, Any]) -> T:

@@ -1,13 +1,20 @@
-"""Checkpoints: what was saved comes back, and another model's is refused by the name of the array that differs."""
+"""Checkpoints: what was saved comes back, what was damaged is found, and another model's is refused by name."""
 
+import errno
+import itertools
+import re
+import shutil
 from contextlib import closing
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
-from jaxai.train.checkpoint import Checkpoints
+from jaxai.command import Stopped
+from jaxai.train.checkpoint import Checkpoints, Damaged, verify
 from jaxai.train.sharding import make_mesh, state_sharding
 from jaxai.train.supervised import init_state
 from tests.helpers import same_bits
@@ -64,3 +71,101 @@ def test_another_model_is_refused_by_name(folder, other, difference):
         restore(folder, other())
     assert "\n" not in str(caught.value)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def damage_truncate(path: Path, other: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def damage_empty(path: Path, other: Path) -> None:
+    path.write_bytes(b"")
+
+
+def damage_delete(path: Path, other: Path) -> None:
+    path.unlink()
+
+
+def damage_swap(path: Path, other: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+DAMAGES = [damage_truncate, damage_empty, damage_delete, damage_swap]
+
+
+def files_of(step: Path) -> list[Path]:
+    return sorted(path for path in step.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_damaged_file_is_named(folder, tmp_path, damage):
+    verify(folder / "5")
+    names = [path.relative_to(folder / "5") for path in files_of(folder / "5")]
+    assert len(names) > 5
+    for name, other in itertools.pairwise([*names, names[0]]):
+        shutil.copytree(folder / "5", tmp_path / "copy")
+        damage(tmp_path / "copy" / name, tmp_path / "copy" / other)
+        with pytest.raises(Damaged, match=re.escape(name.name) + "|" + re.escape(other.name)):
+            verify(tmp_path / "copy")
+        shutil.rmtree(tmp_path / "copy")
+
+
+def test_every_flipped_bit_is_found(folder):
+    rng = np.random.default_rng(0)
+    files = files_of(folder / "5")
+    for _ in range(200):
+        path = files[rng.integers(len(files))]
+        content = bytearray(before := path.read_bytes())
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        path.write_bytes(content)
+        with pytest.raises(Damaged, match=re.escape(path.name)):
+            verify(folder / "5")
+        path.write_bytes(before)
+    verify(folder / "5")
+
+
+def test_damaged_checkpoints_are_set_aside_for_the_newest_good_one(tmp_path, caplog):
+    folder = tmp_path / "checkpoints"
+    (folder / "9.corrupt").mkdir(parents=True)
+    with closing(Checkpoints(folder, keep=4)) as checkpoints:
+        for step in (5, 7, 9):
+            checkpoints.save(step, state_of(params_of()), {})
+        for step in (7, 9):
+            (folder / str(step) / "state" / "_METADATA").unlink()
+        assert checkpoints.newest_good() == 5
+        assert sorted(path.name for path in folder.iterdir()) == ["5", "7.corrupt", "9.corrupt", "9.corrupt.1"]
+        said = [record.getMessage() for record in caplog.records]
+        assert "_METADATA is missing: the checkpoint of step 9 is damaged and now called 9.corrupt.1" in said[0]
+        assert "step 7" in said[1]
+        (folder / "5" / "manifest.json").write_text("[]")
+        assert checkpoints.newest_good() is None
+
+
+def test_the_best_checkpoints_stay_beside_the_newest(tmp_path):
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0, 5: 1.5}
+    with closing(Checkpoints(tmp_path, keep=1, lowest=["loss"], highest=["loss", "accuracy"])) as checkpoints:
+        for step, loss in losses.items():
+            checkpoints.save(step, {"x": jnp.ones(2)}, {"metrics": {"loss": loss}})
+        assert checkpoints.steps() == [2, 4, 5]
+
+
+def test_what_is_not_surely_temporary_stays(folder):
+    kept = ["5", "5.old", "6.orbax-checkpoint-tmp", "notes.unfinished"]
+    for name in (*kept[1:], "6.unfinished"):
+        shutil.copytree(folder / "5", folder / name)
+    with closing(Checkpoints(folder)) as checkpoints:
+        assert checkpoints.steps() == [5]
+    assert sorted(path.name for path in folder.iterdir()) == kept
+
+
+def test_a_save_that_fails_is_told_and_leaves_nothing(folder, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("jaxai.train.checkpoint.write_manifest", full)
+    with closing(Checkpoints(folder)) as checkpoints:
+        with pytest.raises(Stopped, match=r"step 6 can't be written .*\(No space left on device\), that of step 5 is"):
+            checkpoints.save(6, state_of(params_of()), {})
+        assert checkpoints.newest_good() == 5
+    assert [path.name for path in folder.iterdir()] == ["5"]

@@ -1,6 +1,9 @@
 """The promises of the host loop: interrupted or not, on one device or four, the same run."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import jax
@@ -8,10 +11,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxai.command import Stopped
-from jaxai.train.checkpoint import TMP_DIR_SUFFIX
-from jaxai.train.loop import Every, Setback, fit, with_other_noise
+from jaxai.cli import Training
+from jaxai.command import Interrupted, Stopped
+from jaxai.train.checkpoint import UNFINISHED
+from jaxai.train.loop import Every, fit
 from jaxai.train.run import Run
+from jaxai.train.setback import Setback, with_other_noise
 from jaxai.train.sharding import make_mesh
 from tests.helpers import Blobs, hex_losses, same_bits, tiny_gan
 
@@ -27,9 +32,10 @@ SETUPS = [
 def train(folder: Path, steps: int, *, every=(), checkpoint_every=1000, gan=None, **setup):
     folder.mkdir(exist_ok=True)
     step, init = gan or tiny_gan()
-    mesh = make_mesh(setup.pop("devices", 1))
-    options = {"steps": steps, "checkpoint_every": checkpoint_every, "every": every, "mesh": mesh, **setup}
-    return fit(step, init, Blobs(), run=Run(folder), **options)
+    own = {"every": every, "steps_per_call": setup.pop("steps_per_call", 1)}
+    mesh, batches = make_mesh(setup.pop("devices", 1)), setup.pop("batches", None) or Blobs()
+    config = Training(steps=steps, checkpoint_every=checkpoint_every, **setup)
+    return fit(step, init, batches, config, run=Run(folder), mesh=mesh, **own)
 
 
 @pytest.mark.parametrize("setup", SETUPS)
@@ -84,7 +90,7 @@ class Uneven(Blobs):
 
 def test_batches_of_other_shapes(tmp_path):
     step, init = tiny_gan()
-    result = fit(step, init, Uneven(), run=Run(tmp_path), steps=5, checkpoint_every=5, mesh=make_mesh(1))
+    result = train(tmp_path, 5, batches=Uneven())
     state, batches, taken = jax.jit(init)(), Uneven(), jax.jit(step)
     for _ in range(5):
         state, _ = taken(state, next(batches))
@@ -182,7 +188,7 @@ def test_several_gans_get_noise_of_their_own_again():
 def test_what_a_kill_leaves_of_a_dropped_checkpoint_is_cleaned_up(tmp_path):
     train(tmp_path / "run", 9, checkpoint_every=3)
     folder = tmp_path / "run" / "checkpoints"
-    half = (folder / "9").rename(folder / f"9{TMP_DIR_SUFFIX}")
+    half = (folder / "9").rename(folder / f"9{UNFINISHED}")
     (half / "state" / "_METADATA").unlink()
     train(tmp_path / "run", 9, checkpoint_every=3)
     assert sorted(path.name for path in folder.iterdir()) == ["6", "9"]
@@ -228,16 +234,161 @@ class Poisoned(Blobs):
 
 @pytest.mark.parametrize("steps_per_call", [1, 5])
 def test_loss_that_is_not_finite_stops_the_run_with_a_report(tmp_path, steps_per_call):
-    step, init = tiny_gan()
-    options = {"steps": 9, "checkpoint_every": 3, "mesh": make_mesh(1), "steps_per_call": steps_per_call}
     with pytest.raises(FloatingPointError, match=r"at step 4, see .*nonfinite.json.*lower the learning rate"):
-        fit(step, init, Poisoned(), run=Run(tmp_path), **options)
+        train(tmp_path, 9, checkpoint_every=3, batches=Poisoned(), steps_per_call=steps_per_call)
     report = json.loads((tmp_path / "nonfinite.json").read_text())
     assert report["step"] == 4
     assert "discriminator_loss" in report["not_finite"]
     assert any(name.startswith("discriminator/") for name in report["leaves"])
     assert [step for step, *_ in hex_losses(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == 3
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class Once(Poisoned):
+    """Poisoned the first time only."""
+
+    def __next__(self):
+        batch = super().__next__()
+        if np.isnan(batch["image"]).any():
+            self.__class__ = Blobs
+        return batch
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 5])
+def test_a_step_that_is_not_finite_is_skipped_on_request(tmp_path, steps_per_call, caplog):
+    config = {"on_nonfinite": "skip", "checkpoint_every": 3, "steps_per_call": steps_per_call}
+    found = train(tmp_path, 9, batches=Poisoned(), **config).state
+    step, init = tiny_gan()
+    state, batches, taken = jax.jit(init)(), Poisoned(), jax.jit(step)
+    for number in range(1, 10):
+        new, _ = taken(state, next(batches))
+        state = state.replace(step=new.step) if number == 4 else new
+    assert int(found.step) == 9
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found.generator, state.generator)
+    lines = lines_of(tmp_path)
+    assert [line["skipped"] for line in lines] == [0, 0, 0, 1, 0, 0, 0, 0, 0]
+    assert "discriminator_loss" not in lines[3]
+    assert all("worst_leaf" not in line for line in lines)
+    report = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert (report["step"], report["batch"]) == (4, 3)
+    assert report["worst_leaf"].split("/")[0] in {"generator", "discriminator", "average", "discriminator_opt"}
+    assert "at step 4, see" in caplog.text
+    assert "the step is skipped" in caplog.text
+
+
+class Rotten(Blobs):
+    """Every batch from the fourth on holds a NaN."""
+
+    def __next__(self):
+        batch = super().__next__()
+        if self.position >= 4:
+            batch["image"][0] = np.nan
+        return batch
+
+
+def test_ten_skipped_steps_in_a_row_stop_the_run(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"at step 13, see .*: 10 steps in a row are skipped"):
+        train(tmp_path, 30, batches=Rotten(), on_nonfinite="skip")
+
+
+def test_a_step_that_is_not_finite_sets_back_on_request(tmp_path):
+    options = {"on_nonfinite": "rollback", "checkpoint_every": 3}
+    train(tmp_path / "once", 9, batches=Once(), **options)
+    (told,) = json.loads((tmp_path / "once" / "setbacks.json").read_text())["setbacks"]
+    assert (told["to"], "is nan at step 4" in told["reason"]) == (3, True)
+    with pytest.raises(Stopped, match=r"at step 4, see .*; 3 times before it went back"):
+        train(tmp_path / "rotten", 9, batches=Rotten(), **options)
+
+
+def test_a_report_names_the_examples(tmp_path):
+    class Named(Poisoned):
+        def __next__(self):
+            batch = super().__next__()
+            return batch | {"id": np.arange(8) + 8 * self.position}
+
+    with pytest.raises(FloatingPointError):
+        train(tmp_path, 9, batches=Named())
+    assert json.loads((tmp_path / "nonfinite.json").read_text())["ids"] == list(range(32, 40))
+
+
+class Signalling(Blobs):
+    """Sends this process a signal while it makes a batch."""
+
+    def __init__(self, number: int, at: int) -> None:
+        super().__init__()
+        self.number, self.at = number, at
+
+    def __next__(self):
+        batch = super().__next__()
+        if self.position == self.at:
+            os.kill(os.getpid(), self.number)
+        return batch
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("steps_per_call", [1, 4])
+def test_a_signal_saves_and_ends_the_run(tmp_path, number, steps_per_call):
+    def look(done, state):
+        return {"extra": float(state.step)}
+
+    options = {"every": [Every(3, look)], "checkpoint_every": 100, "steps_per_call": steps_per_call}
+    before = signal.getsignal(number)
+    whole = train(tmp_path / "whole", 14, **options)
+    for at in (6, 8):  # at step 6 a look is due
+        with pytest.raises(Interrupted, match=number.name) as caught:
+            train(tmp_path / str(at), 14, batches=Signalling(number, at), **options)
+        assert caught.value.number == number
+        assert signal.getsignal(number) is before
+        (saved,) = (tmp_path / str(at) / "checkpoints").iterdir()
+        assert at <= int(saved.name) < at + steps_per_call
+        parts = train(tmp_path / str(at), 14, **options)
+        assert same_bits(parts.state, whole.state)
+        assert lines_of(tmp_path / str(at)) == lines_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("at", [3, 6, 14])
+def test_a_signal_breaks_off_what_is_called_between_steps(tmp_path, at):
+    """It is called again when the run goes on, also after the last step."""
+    calls = []
+
+    def look(done, state):
+        calls.append(done)
+        if done == at and calls.count(at) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return {"extra": float(state.step)}
+
+    options = {"every": [Every(1, look)], "checkpoint_every": 4}
+    with pytest.raises(Interrupted):
+        train(tmp_path / "parts", 14, **options)
+    train(tmp_path / "parts", 14, **options)
+    assert calls == [*range(at + 1), *range(at, 15)]
+    train(tmp_path / "whole", 14, **options)
+    assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
+    def another(done, state):
+        with pytest.raises(ValueError, match="is in use, another process trains in it: wait"):
+            train(tmp_path / "run", 4)
+        return {}
+
+    train(tmp_path / "run", 2, every=[Every(1, another)])
+    train(tmp_path / "run", 4)
+
+
+def test_a_damaged_checkpoint_costs_an_interval_and_not_a_bit(tmp_path, caplog):
+    whole = train(tmp_path / "whole", 12, checkpoint_every=4)
+    train(tmp_path / "parts", 8, checkpoint_every=4)
+    (tmp_path / "parts" / "checkpoints" / "8" / "manifest.json").unlink()
+    parts = train(tmp_path / "parts", 12, checkpoint_every=4)
+    assert "manifest.json can't be read" in caplog.text
+    assert same_bits(parts.state, whole.state)
+    assert hex_losses(tmp_path / "parts" / "metrics.jsonl") == hex_losses(tmp_path / "whole" / "metrics.jsonl")
 
 
 def test_times_add_up_over_the_starts_of_a_run(tmp_path):
