@@ -114,8 +114,8 @@ def main(config: Config) -> None:
     """Load, build, train, test, explain, report."""
     data, scored = datasets(config)
     network = build(config, data)
-    input_batches = batches(data, config.batch_size, seed=config.seed, **processes())
-    mesh = make_mesh(config.devices, batch_size=config.batch_size)
+    mesh = make_mesh(config.devices, batch_size=config.batch_size, shape=config.mesh)
+    input_batches = batches(data, config.batch_size, seed=config.seed, **processes(mesh))
     run = open_run(NAME, config, data.identity())
     if summary := run.finished(config.steps):
         announce(summary["test_accuracy"])

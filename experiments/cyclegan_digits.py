@@ -130,7 +130,7 @@ def main(config: Config) -> None:
     test, _ = two_looks(config, held_out)
     networks = translators(config, train)
     step, init = training(config, networks, train)
-    mesh = make_mesh(config.devices, batch_size=config.batch_size)
+    mesh = make_mesh(config.devices, batch_size=config.batch_size, shape=config.mesh)
     run = open_run(NAME, config, mnist.identity() | {"b": others.identity()})
     if summary := run.finished(config.steps):
         report(run, summary)
@@ -139,7 +139,7 @@ def main(config: Config) -> None:
     result = fit(
         step,
         init,
-        unpaired_batches(train.a, train.b, config.batch_size, seed=config.seed, **processes()),
+        unpaired_batches(train.a, train.b, config.batch_size, seed=config.seed, **processes(mesh)),
         config,
         run=run,
         mesh=mesh,

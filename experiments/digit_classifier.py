@@ -62,8 +62,8 @@ def main(config: Config) -> None:
     """Train, write the parameters, print accuracy and SHA-256."""
     train, scored = datasets(config)
     tx = optimizer(config.optimizer, config.horizon)
-    mesh = make_mesh(config.devices, batch_size=config.batch_size)
-    input_batches = batches(train, config.batch_size, seed=config.seed, **processes())
+    mesh = make_mesh(config.devices, batch_size=config.batch_size, shape=config.mesh)
+    input_batches = batches(train, config.batch_size, seed=config.seed, **processes(mesh))
     run = open_run(NAME, config, train.identity())
     if summary := run.finished(config.steps):
         report(summary)

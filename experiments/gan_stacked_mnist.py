@@ -124,8 +124,8 @@ def main(config: Config) -> None:
     train = load("mnist", "train", data_dir=config.data_dir, embedded_only=began_embedded(NAME, config))
     generator, discriminator = networks(config)
     step, init = training(config, generator, discriminator)
-    mesh = make_mesh(config.devices, batch_size=config.batch_size)
-    batches = stack_batches(train.images, config.batch_size, seed=config.seed, fixed=config.fixed, **processes())
+    mesh = make_mesh(config.devices, batch_size=config.batch_size, shape=config.mesh)
+    batches = stack_batches(train.images, config.batch_size, seed=config.seed, fixed=config.fixed, **processes(mesh))
     run = open_run(NAME, config, train.identity())
     if summary := run.finished(config.steps):
         report(run, summary)

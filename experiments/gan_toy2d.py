@@ -130,11 +130,11 @@ PRESETS = {
 def main(config: Config) -> None:
     """Train, score, draw."""
     devices = config.devices or max(n for n in range(1, jax.device_count() + 1) if config.gans % n == 0)
-    if config.gans % devices:
+    mesh = make_mesh(devices, shape=config.mesh)
+    if config.gans % (devices := mesh.shape["data"]):
         raise ValueError(f"--gans {config.gans} do not divide over {devices} devices: change one of them")
-    mesh = make_mesh(devices)
     mixture = MIXTURES[config.mixture]
-    batches = point_batches(mixture, config.gans, config.batch_size, seed=config.seed, **processes())
+    batches = point_batches(mixture, config.gans, config.batch_size, seed=config.seed, **processes(mesh))
     step, init = training(config)
     run = open_run(NAME, config, {"name": config.mixture})
     if summary := run.finished(config.steps):

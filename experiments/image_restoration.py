@@ -136,22 +136,22 @@ PRESETS = {
 def main(config: Config) -> None:
     """Load, train, restore what was held out, score, draw."""
     embedded = began_embedded(NAME, config)
+    mesh = make_mesh(config.devices, batch_size=config.batch_size, shape=config.mesh)
     if config.dataset == "photos":
         photos, held_out = with_halves(load_photos("train"), config.crop), load_photos("test")
         identity: dict[str, Any] = {"name": "photos", "train": sorted(photos), "test": sorted(held_out)}
         source, shape = f"scikit-image's {', '.join(photos)}", (config.crop, config.crop, 3)
-        made: Batches = crop_batches(photos, config.crop, config.batch_size, seed=config.seed, **processes())
+        made: Batches = crop_batches(photos, config.crop, config.batch_size, seed=config.seed, **processes(mesh))
         tested = [detail[None] for detail in map(even, held_out.values())]
     else:
         train = load("mnist", "train", data_dir=config.data_dir, embedded_only=embedded)
         test: Dataset = load("mnist", "test", data_dir=config.data_dir, embedded_only=train.embedded)
         identity, source, shape = train.identity(), train.source, (28, 28, 1)
-        made = batches(train, config.batch_size, seed=config.seed, **processes())
+        made = batches(train, config.batch_size, seed=config.seed, **processes(mesh))
         tested = [test.images[:TESTED]]
     damage = damaging(config)
     restorer = Restorer(config.width, config.blocks)
     step, init = training(config, restorer, damage, shape)
-    mesh = make_mesh(config.devices, batch_size=config.batch_size)
     run = open_run(NAME, config, identity)
     if summary := run.finished(config.steps):
         report(run, summary)

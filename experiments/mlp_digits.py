@@ -156,8 +156,8 @@ def main(config: Config) -> None:
     """Check the gradients, train both networks, score them on the test set."""
     train, test = datasets(config)
     step, init, logits = training(config, train.images.shape[1:])
-    mesh = make_mesh(config.devices, batch_size=config.batch_size)
-    input_batches = batches(train, config.batch_size, seed=config.seed, **processes())
+    mesh = make_mesh(config.devices, batch_size=config.batch_size, shape=config.mesh)
+    input_batches = batches(train, config.batch_size, seed=config.seed, **processes(mesh))
     run = open_run(NAME, config, train.identity())
     if summary := run.finished(config.steps):
         report(run.folder, summary)

@@ -122,10 +122,10 @@ def main(config: Config) -> None:
     sizes = {"max_facts": config.shape.max_length - 1, "max_words": width}
     sizes["max_facts"] = min(sizes["max_facts"], max(len(q.facts) for q in (*learned.all, *test.all)))
     network = Reader(vocabulary.size, vocabulary.labels, config.shape)
+    mesh = make_mesh(config.devices, batch_size=config.batch_size, shape=config.mesh)
     batches = question_batches(
-        train, vocabulary, config.batch_size, seed=config.seed, shapes=config.shapes, **sizes, **processes()
+        train, vocabulary, config.batch_size, seed=config.seed, shapes=config.shapes, **sizes, **processes(mesh)
     )
-    mesh = make_mesh(config.devices, batch_size=config.batch_size)
     tx = optimizer(config.optimizer, config.horizon)
     encoded = {"validation": encode(val, vocabulary, **sizes), "test": encode(test.all, vocabulary, **sizes)}
     run = open_run(NAME, config, learned.identity() | {"test": test.fingerprint})

@@ -140,11 +140,11 @@ def main(config: Config) -> None:
         count = f"the {len(validation):,} tokens that validate"
         raise ValueError(f"--length {config.length} does not fit into {count}: give less, or a longer --text")
     network = build(config.network, vocabulary.size, config.shape, config.recurrent)
+    mesh = make_mesh(config.devices, batch_size=config.batch_size, shape=config.mesh)
     if config.network == "recurrent":
-        batches = streams(training, config.batch_size, config.length, **processes())
+        batches = streams(training, config.batch_size, config.length, **processes(mesh))
     else:
-        batches = windows(training, config.batch_size, config.length, seed=config.seed, **processes())
-    mesh = make_mesh(config.devices, batch_size=config.batch_size)
+        batches = windows(training, config.batch_size, config.length, seed=config.seed, **processes(mesh))
     tx = optimizer(config.optimizer, config.horizon)
     run = open_run(NAME, config, text.identity())
     if summary := run.finished(config.steps):

@@ -166,8 +166,8 @@ def main(config: Config) -> None:
     train, test = datasets(config)
     generator, discriminator = networks(config)
     step, init = training(config, generator, discriminator)
-    mesh = make_mesh(config.devices, batch_size=config.batch_size)
-    input_batches = batches(train, config.batch_size, seed=config.seed, **processes())
+    mesh = make_mesh(config.devices, batch_size=config.batch_size, shape=config.mesh)
+    input_batches = batches(train, config.batch_size, seed=config.seed, **processes(mesh))
     run = open_run(NAME, config, train.identity())
     if summary := run.finished(config.steps):
         report(run, summary)

@@ -129,10 +129,15 @@ def main(config: Config) -> None:
     train, val = splits["train"], splits["val"]
     bpe = train_bpe(train.sources + train.targets, config.vocabulary_size, lowercase=config.lowercase)
     network = EncoderDecoder(bpe.size, config.shape)
-    mesh = make_mesh(config.devices)
+    mesh = make_mesh(config.devices, shape=config.mesh)
     sides = bpe.encode(train.sources), framed(bpe.encode(train.targets))
     batches = bucketed(
-        *sides, config.tokens_per_batch, seed=config.seed, multiple=mesh.size, shapes=config.shapes, **processes()
+        *sides,
+        config.tokens_per_batch,
+        seed=config.seed,
+        multiple=mesh.shape["data"],
+        shapes=config.shapes,
+        **processes(mesh),
     )
     tx = optimizer(config.optimizer, config.horizon)
     held_out = validation_batches(bpe, val)

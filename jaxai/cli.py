@@ -4,23 +4,30 @@ An experiment declares ``class Config(cli.Common)``, ``PRESETS = {"default": Con
 ends with ``cli.run(main, PRESETS, __doc__)``.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import difflib
 import importlib.util
+import ipaddress
 import itertools
+import logging
+import math
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 
 from jaxai import command
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # <malloc.h>
+HEARTBEAT, JOIN = 15, 120  # seconds until a silent process is lost; until all must have come
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 INSTALL = {
     "gpu": "install JAX for it with pip install -e '.[cuda12]' or pip install -e '.[cuda13]'",
@@ -79,6 +86,16 @@ class Common(Platform):
 class Training(Common):
     """What every experiment takes that trains in steps."""
 
+    coordinator: str = ""
+    """Join other processes: HOST:PORT of the first, or auto under SLURM, Open MPI, Kubernetes; --devices is of each."""
+    num_processes: int = 0
+    """How many there are, unless auto tells."""
+    process_id: int = -1
+    """Which one this is, 0 to num_processes - 1, unless auto tells."""
+    watchdog: float = 600.0
+    """With several processes: after so many seconds in a step, print where every thread stands and end; 0: wait."""
+    mesh: str = ""
+    """How to split batch and parameters over the devices: data=4,model=2; all of them for the batch by default."""
     shard_parameters: bool = False
     """Shard parameters and optimiser state over the devices as well as the batch."""
     checkpoint_every: int = 500
@@ -96,6 +113,35 @@ class Training(Common):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_at_least(1, "checkpoint_every", "keep")
+        self.check_at_least(0, "watchdog")
+        axes = mesh_axes(self.mesh)
+        if self.devices and self.mesh and not self.coordinator and self.devices != math.prod(axes.values()):
+            raise ValueError(f"--mesh {self.mesh} is not of --devices {self.devices}: leave one of them out")
+        if self.coordinator not in ("", "auto"):
+            host, _, port = self.coordinator.rpartition(":")
+            if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+                raise ValueError(f"--coordinator must be HOST:PORT or auto, got {self.coordinator}")
+            if not 0 <= self.process_id < self.num_processes:
+                raise ValueError(
+                    "--coordinator HOST:PORT wants --num-processes N and --process-id of 0 to N - 1, got "
+                    f"{self.num_processes} and {self.process_id}"
+                )
+        elif self.num_processes or self.process_id >= 0:
+            raise ValueError("--num-processes and --process-id want --coordinator HOST:PORT")
+
+    @property
+    def devices_here(self) -> int:
+        """How many devices this process uses; 0: all."""
+        axes = mesh_axes(self.mesh)
+        return self.devices if self.coordinator or not axes else math.prod(axes.values())
+
+
+def mesh_axes(text: str) -> dict[str, int]:
+    """The sizes of a mesh's axes from ``data=4,model=2``; of none from an empty text. Raises ValueError."""
+    found = re.fullmatch(r"data=([1-9]\d{0,5})(?:,model=([1-9]\d{0,5}))?", text)
+    if text and not found:
+        raise ValueError(f"--mesh must look like data=4 or data=4,model=2, got {text}")
+    return {"data": int(found[1]), "model": int(found[2] or 1)} if found else {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,6 +212,53 @@ def start_platform(platform: str, devices: int) -> None:
         raise ValueError(f"--devices {devices}: JAX finds only {found}; ask for at most {found}")
 
 
+@contextlib.contextmanager
+def joined(coordinator: str, count: int, index: int) -> Iterator[None]:
+    """Be one of several processes, where there is a coordinator. Enter before anything touches a device.
+
+    A process that fails in a way that the others don't share ends at once instead of waiting for them at the end; they
+    notice within HEARTBEAT seconds. Raises ValueError where the others don't come, or ``auto`` finds no cluster.
+    """
+    if not coordinator:
+        yield
+        return
+    jax.config.update("jax_enable_preemption_service", False)  # signals are handled by the loop
+    options: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT, "initialization_timeout": JOIN}
+    options["shutdown_timeout_seconds"] = HEARTBEAT
+    if coordinator != "auto":
+        host = coordinator.rpartition(":")[0].strip("[]")
+        os.environ.update({"no_grpc_proxy": host})  # else joining hangs where there is a proxy
+        jax.config.update("jax_check_proxy_envs", False)
+        options |= {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
+        options |= {"cluster_detection_method": "deactivate"}
+        if is_loopback(host):
+            options["coordinator_bind_address"] = coordinator
+    try:
+        jax.distributed.initialize(**options)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"--coordinator {coordinator}: {command.one_line(error)}") from error
+    try:
+        yield
+    except Exception as error:
+        if command.exit_code(error) is not None:
+            raise
+        traceback.print_exc()
+        print(
+            "stopped: this process failed, or lost another: the same commands go on from the last checkpoint",
+            file=sys.stderr,
+        )
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is this machine's own."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory instead of handing it back to the kernel. Call before JAX starts.
 
@@ -207,10 +300,18 @@ def run[ConfigT: Common](
             if issubclass(form, Finished):
                 check_preset(config.preset, presets)
         else:
-            action, config = main, parse(presets, description, sys.argv[1:])
-        start_platform(config.platform, config.devices)
+            config = parse(presets, description, sys.argv[1:])
+            action = cast(Callable[[Any], None], main)
         use_compilation_cache()
-        action(config)
+        if not isinstance(config, Training):
+            start_platform(config.platform, config.devices)
+            action(config)
+            return
+        with joined(config.coordinator, config.num_processes, config.process_id):
+            start_platform(config.platform, config.devices_here)
+            if jax.process_index():
+                logging.getLogger("jaxai").setLevel(logging.WARNING)  # the first tells what all do
+            action(config)
 
     command.show_messages()
     trains = not (sys.argv[1:] and sys.argv[1] in commands)

@@ -55,33 +55,57 @@ def usage_error(box: str) -> str:
 
 
 def guard(command: Callable[[], None], *, interrupted: str = "interrupted") -> None:
-    """Run a command: one line and exit code 2 for a user's error, 1 for what must not go on, 130, 143 for signals.
+    """Run a command. What it raises is a line on standard error and an exit code, but for bugs: those stay as they are.
 
     A reader of the output that has gone, such as ``head``, ends the command without a word.
     """
     try:
         command()
         sys.stdout.flush()
-    except (Stopped, FloatingPointError) as error:
-        print(f"stopped: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at the end fails as well
-        sys.exit(128 + signal.SIGPIPE)
-    except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in FULL:
-            print(f"stopped: {error.filename or 'a file'} can't be written ({error.strerror})", file=sys.stderr)
-            sys.exit(1)
-        if not (from_our_code(error) or isinstance(error, PermissionError)):
+    except BaseException as error:
+        if (code := exit_code(error)) is None:
             raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-    except Interrupted as signalled:
-        print(f"{interrupted} ({signalled})", file=sys.stderr)
-        sys.exit(128 + signalled.number)
+        if said := message(error, interrupted):
+            print(said, file=sys.stderr)
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at the end fails as well
+        sys.exit(code)
+
+
+def exit_code(error: BaseException) -> int | None:
+    """2 for a user's error, 1 for training that must not go on and full disks, 130, 143 for signals; None for bugs."""
+    match error:
+        case Stopped() | FloatingPointError():
+            return 1
+        case KeyboardInterrupt():
+            return 128 + signal.SIGINT
+        case Interrupted():
+            return 128 + error.number
+        case BrokenPipeError():
+            return 128 + signal.SIGPIPE
+        case OSError(errno=number) if number in FULL:
+            return 1
+        case PermissionError():
+            return 2
+        case ValueError() | OSError() if from_our_code(error):
+            return 2
+    return None
+
+
+def message(error: BaseException, interrupted: str) -> str:
+    """What to tell the user of an error that has an exit code, on one line."""
+    match error:
+        case Stopped() | FloatingPointError():
+            return f"stopped: {one_line(error)}"
+        case KeyboardInterrupt():
+            return interrupted
+        case Interrupted():
+            return f"{interrupted} ({error})"
+        case BrokenPipeError():
+            return ""
+        case OSError(errno=number) if number in FULL:
+            return f"stopped: {error.filename or 'a file'} can't be written ({error.strerror})"
+    return f"error: {one_line(error)}"
 
 
 def show_messages() -> None:

@@ -20,13 +20,13 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxai.command import Stopped, one_line
+from jaxai.train.processes import barrier, first_process
 from jaxai.typing import PyTree
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"
-BARRIER_SECONDS = 120  # a process that is not at a barrier by then is missing
 
 
 class Damaged(ValueError):
@@ -144,17 +144,6 @@ class Checkpoints:
     def _drop(self, step: int) -> None:
         """Delete a checkpoint: under another name, so that no half of it is ever taken for whole."""
         shutil.rmtree((self._folder / str(step)).rename(self._folder / f"{step}{UNFINISHED}"))
-
-
-def first_process() -> bool:
-    """Whether this process is the one that handles files."""
-    return jax.process_index() == 0
-
-
-def barrier(name: str) -> None:
-    """Wait for all processes. Raises an error naming those that are missing after two minutes."""
-    if jax.process_count() > 1:
-        ocp.multihost.sync_global_processes(name, timeout=BARRIER_SECONDS)
 
 
 def write_manifest(folder: Path, host: dict[str, Any]) -> None:

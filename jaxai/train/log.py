@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from jaxai.train.processes import first_process
+
 
 class MetricsLog:
     """Appends one JSON object per step to metrics.jsonl, and to TensorBoard where asked.
@@ -72,12 +74,13 @@ def event_writer(folder: Path, after: int) -> Any:
 
 
 class Progress:
-    """A progress bar of steps (steps/s, time left) with the metrics named in ``show``."""
+    """A progress bar of steps (steps/s, time left) with the metrics named in ``show``; of the first process alone."""
 
     def __init__(self, label: str, start: int, stop: int, show: Sequence[str]) -> None:
         layout = "{desc} {percentage:3.0f}%|{bar:20}| {n}/{total} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
         interval = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file needs no animation
-        self._bar = tqdm(total=stop, initial=start, desc=label, unit=" steps", bar_format=layout, mininterval=interval)
+        options = {"unit": " steps", "bar_format": layout, "mininterval": interval, "disable": not first_process()}
+        self._bar = tqdm(total=stop, initial=start, desc=label, **options)
         self._show = show
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -87,7 +90,8 @@ class Progress:
 
     def line(self, step: int, metrics: Mapping[str, float]) -> None:
         """Leave a line with these metrics above the bar."""
-        self._bar.write(f"step {step}: {self._text(metrics)}", file=sys.stderr)
+        if not self._bar.disable:
+            self._bar.write(f"step {step}: {self._text(metrics)}", file=sys.stderr)
 
     def _text(self, metrics: Mapping[str, float]) -> str:
         return ", ".join(f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in self._show if name in metrics)

@@ -17,6 +17,7 @@ from jaxai.command import Interrupted
 from jaxai.train.checkpoint import Checkpoints
 from jaxai.train.finite import Finite, Taken
 from jaxai.train.log import MetricsLog, Progress
+from jaxai.train.processes import local, local_mesh
 from jaxai.train.run import Run, check_same, locked
 from jaxai.train.setback import Setback, go_back, read_setbacks, with_other_noise
 from jaxai.train.sharding import state_sharding
@@ -110,14 +111,14 @@ class Loop:
         while True:
             state, start, pending = self.begin()
             if start >= self.config.steps and pending is None:
-                return Result(state, **self.times)
+                return Result(local(state, self.mesh), **self.times)
             take = self.compiled(state)
             # without a checkpoint the line of step 0 is written anew as well
             log = MetricsLog(self.run.metrics, start or -1, tensorboard=self.config.tensorboard)
-            bar = Progress(self.run.folder.name, start, self.config.steps, self.show)
+            bar = Progress(self.run.shared.name, start, self.config.steps, self.show)
             with closing(log), closing(bar):
                 try:
-                    return Result(self.advance(take, state, start, pending, log, bar), **self.times)
+                    return Result(local(self.advance(take, state, start, pending, log, bar), self.mesh), **self.times)
                 except Setback as setback:
                     self.times["train_seconds"] += self.clock.lap()
                     go_back(self.run, self.checkpoints, setback, self.setbacks)
@@ -205,7 +206,9 @@ class Loop:
     def call_due(self, done: int, state: PyTree) -> dict[str, float]:
         """Call every function whose turn it is after ``done`` steps; their metrics together."""
         values = {}
-        with self.signals.raised():
+        if self.is_due(done):
+            state = local(state, self.mesh)
+        with self.signals.raised(), jax.set_mesh(local_mesh(self.mesh)):
             for entry in self.every:
                 if done % entry.steps == 0:
                     values |= entry.function(done, state)

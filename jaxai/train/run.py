@@ -11,12 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import jax
+
 from jaxai.cli import Common, Finished
+from jaxai.train.processes import barrier, first_process
 
 logger = logging.getLogger(__name__)
 
 FREE = {"steps", "platform", "devices", "workdir", "data_dir", "text", "resume", "tensorboard"}
 FREE |= {"steps_per_call", "parts", "on_collapse", "collapse_after"}
+FREE |= {"mesh", "shard_parameters", "coordinator", "num_processes", "process_id", "watchdog"}
 FREE |= {"checkpoint_every", "keep", "keep_lowest", "keep_highest", "on_nonfinite"}
 """Options that may differ between two starts of one run; every other one, and the data, is part of what the run is."""
 
@@ -51,7 +55,7 @@ class Run:
 
     def summary(self) -> dict[str, Any] | None:
         """The final figures of a finished run, or None."""
-        path = self.folder / "summary.json"
+        path = self.shared / "summary.json"
         return json.loads(path.read_text()) if path.exists() else None
 
     def finished(self, steps: int) -> dict[str, Any] | None:
@@ -88,11 +92,24 @@ def open_run(experiment: str, config: Common, data: Mapping[str, Any]) -> Run:
     """
     folder = run_folder(experiment, config)
     identity = run_identity(experiment, config, data)
+    if first_process():
+        make_folder(folder, config, identity)
+    barrier("run opened")
+    if process := jax.process_index():
+        folder = folder / "processes" / str(process)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", identity)
+    return Run(folder, identity, process)
+
+
+def make_folder(folder: Path, config: Common, identity: Mapping[str, Any]) -> None:
+    """Make a run's folder, or check that the one there is of the same run. Raises ValueError."""
     try:
         if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").exists():
             raise ValueError(f"{folder} holds files but no run (no config.json): choose another --workdir")
         if config.resume == "never" and folder.is_dir() and any(folder.iterdir()):
-            move_aside(folder)
+            with locked(Run(folder)):
+                move_aside(folder)
         if (folder / "config.json").exists():
             check_same(identity, read_config(folder), folder)
         else:
@@ -101,7 +118,6 @@ def open_run(experiment: str, config: Common, data: Mapping[str, Any]) -> Run:
     except OSError as error:
         message = f"the run's folder {folder} can't be used ({error.strerror}): choose another --workdir"
         raise ValueError(message) from error
-    return Run(folder, identity)
 
 
 @contextlib.contextmanager

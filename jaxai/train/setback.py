@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from jaxai.command import Stopped
 from jaxai.train.checkpoint import Checkpoints
+from jaxai.train.processes import first_process
 from jaxai.train.run import Run, write_json
 from jaxai.typing import PyTree
 
@@ -40,7 +41,7 @@ def go_back(run: Run, checkpoints: Checkpoints, setback: Setback, setbacks: list
         well = int(multihost_utils.broadcast_one_to_all(np.int32(well)))
     to = checkpoints.drop_after(well)
     setbacks.append({"reason": str(setback), "to": to})
-    if jax.process_index() == 0:
+    if first_process():
         write_json(run.shared / "setbacks.json", {"setbacks": setbacks})
     logger.warning("%s: back to step %d, with other noise", setback, to)
 

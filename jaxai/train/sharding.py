@@ -1,29 +1,40 @@
 """Meshes and shardings: one code path from one device to many.
 
-The batch is split over the mesh axis ``data``. Parameters and optimiser state are replicated, or, with
-``shard_parameters``, split over the same axis (fully sharded data parallelism): XLA gathers them where they are used.
+The batch is split over the mesh axis ``data``. Parameters and optimiser state are replicated, split over the axis
+``model`` where it has more than one device, or, with ``shard_parameters``, over ``data`` too (fully sharded data
+parallelism): XLA gathers them where they are used.
 """
 
-from typing import TypedDict
+import logging
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxai.cli import mesh_axes
 from jaxai.typing import PyTree
+
+logger = logging.getLogger(__name__)
 
 SMALLEST_SHARDED = 2**12  # elements; below, a gather costs more than the memory it saves
 
 
-def make_mesh(devices: int = 0, *, batch_size: int = 0) -> Mesh:
-    """A mesh of the first ``devices`` devices (0: all) with one axis ``data``.
+def make_mesh(devices: int = 0, *, batch_size: int = 0, shape: str = "") -> Mesh:
+    """A mesh with the axes ``data`` and ``model`` over the first ``devices`` devices (0, or several processes: all).
 
-    Raises ValueError where a global batch of ``batch_size`` does not divide over them.
+    ``shape`` is ``data=4,model=2`` or, for all devices on ``data``, empty. Raises ValueError where it is not of as many
+    devices as there are, and where a global batch of ``batch_size`` does not divide over ``data``.
     """
-    found = jax.devices()[: devices or None]
-    if batch_size % len(found):
-        raise ValueError(f"--batch-size {batch_size} does not divide over {len(found)} devices: change one of them")
-    return jax.make_mesh((len(found),), ("data",), axis_types=(AxisType.Auto,), devices=found)
+    axes = mesh_axes(shape)
+    wanted = int(np.prod(list(axes.values()))) if axes else devices
+    found = jax.devices()[: (wanted or None) if jax.process_count() == 1 else None]
+    if axes and wanted != len(found):
+        raise ValueError(f"--mesh {shape} is of {wanted} devices, but there are {len(found)}: change it, or --devices")
+    sizes = axes or {"data": len(found), "model": 1}
+    if batch_size % sizes["data"]:
+        raise ValueError(f"--batch-size {batch_size} does not divide over {sizes['data']} devices: change one of them")
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2, devices=found)
 
 
 class Processes(TypedDict):
@@ -33,37 +44,62 @@ class Processes(TypedDict):
     process_count: int
 
 
-def processes() -> Processes:
-    """Which of how many processes this one is, by the names that `jaxai.data.pipeline.batches` takes."""
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+def processes(mesh: Mesh) -> Processes:
+    """Which of how many parts of a batch this process reads, by the names that `jaxai.data.pipeline.batches` takes.
+
+    As many as there are processes, unless the axis ``model`` goes across processes, which then read the same rows.
+    Raises ValueError where a process would read rows that are not next to each other.
+    """
+    rows = sorted({index[0] for index, device in np.ndenumerate(mesh.devices) if device in mesh.local_devices})
+    if rows != list(range(rows[0], rows[0] + len(rows))) or mesh.shape["data"] % len(rows) or rows[0] % len(rows):
+        raise ValueError(f"the mesh {dict(mesh.shape)} does not divide over the processes: give --mesh a multiple")
+    return {"process_index": rows[0] // len(rows), "process_count": mesh.shape["data"] // len(rows)}
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """The axis of the batch split over the mesh: the leading one, or 1 in a stack of batches."""
+    """The axis of the batch split over ``data``: the leading one, or 1 in a stack of batches."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
 def state_sharding(state: PyTree, mesh: Mesh, *, shard_parameters: bool = False) -> PyTree:
     """A sharding for every leaf of a state (arrays or shapes).
 
-    With ``shard_parameters`` each leaf of at least 4,096 elements is split along its largest axis that divides by the
-    mesh; every other leaf is replicated.
+    Each leaf of at least 4,096 elements is split along its largest axis that divides by the mesh's ``model``, and with
+    ``shard_parameters`` along its largest other one that divides by ``data``; what is not split is replicated. One line
+    of the log says how much that is.
     """
+    names = [name for name in ("model", *["data"] * shard_parameters) if mesh.shape[name] > 1]
+    specs = jax.tree.map(lambda leaf: partition(leaf.shape, {name: mesh.shape[name] for name in names}), state)
+    if names:
+        log_choices(state, specs, {name: mesh.shape[name] for name in names})
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
 
-    def leaf_sharding(leaf: jax.ShapeDtypeStruct | jax.Array) -> NamedSharding:
-        spec = partition(leaf.shape, mesh.size) if shard_parameters else PartitionSpec()
-        return NamedSharding(mesh, spec)
 
-    return jax.tree.map(leaf_sharding, state)
+def partition(shape: tuple[int, ...], parts: dict[str, int]) -> PartitionSpec:
+    """Split, for each mesh axis, the largest axis left that divides by its size; replicate small leaves."""
+    chosen: dict[int, str] = {}
+    for name, count in parts.items() if np.prod(shape) >= SMALLEST_SHARDED else ():
+        if axes := [axis for axis, size in enumerate(shape) if size % count == 0 and axis not in chosen]:
+            chosen[max(axes, key=lambda axis: shape[axis])] = name
+    return PartitionSpec(*(chosen.get(axis) for axis in range(max(chosen) + 1 if chosen else 0)))
 
 
-def partition(shape: tuple[int, ...], parts: int) -> PartitionSpec:
-    """Split the largest axis that divides into ``parts``; replicate small leaves and those without such an axis."""
-    axes = [axis for axis, size in enumerate(shape) if size % parts == 0]
-    if not axes or np.prod(shape) < SMALLEST_SHARDED:
-        return PartitionSpec()
-    largest = max(axes, key=lambda axis: shape[axis])
-    return PartitionSpec(*(["data" if axis == largest else None for axis in range(len(shape))]))
+def log_choices(state: PyTree, specs: PyTree, parts: dict[str, int]) -> None:
+    """Say how much of a state is split, and what the largest array is that is not."""
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(state)]
+    leaves = list(zip(names, jax.tree.leaves(state), jax.tree.leaves(specs, is_leaf=is_spec), strict=True))
+    split = [leaf for _, leaf, spec in leaves if any(spec)]
+    whole = max(((leaf.size, name) for name, leaf, spec in leaves if not any(spec)), default=(0, "none"))
+    logger.info(
+        "%d of %d arrays, with %d of %d elements, are split over %s; the largest that is not: %s, %d",
+        *(len(split), len(leaves), sum(leaf.size for leaf in split), sum(leaf.size for _, leaf, _ in leaves)),
+        *(", ".join(f"{name}={count}" for name, count in parts.items()), whole[1], whole[0]),
+    )
+
+
+def is_spec(value: Any) -> bool:
+    """Whether a value is a leaf of a tree of specs, which are tuples themselves."""
+    return isinstance(value, PartitionSpec)
 
 
 def put_batch(batch: PyTree, sharding: NamedSharding) -> PyTree:
