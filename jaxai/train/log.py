@@ -52,17 +52,17 @@ def keep_until(path: Path, step: int) -> None:
     """Drop the lines of steps after ``step``, and a last line that was cut off."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text().splitlines(keepends=True) if step_of(line) <= step]
+    kept = [line for line in path.read_bytes().splitlines(keepends=True) if step_of(line) <= step]
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept))
+    temporary.write_bytes(b"".join(kept))
     os.replace(temporary, path)
 
 
-def step_of(line: str) -> float:
+def step_of(line: bytes) -> float:
     """The step of a line of metrics.jsonl; infinity for a line that is not whole."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        return float(json.loads(line)["step"]) if line.endswith(b"\n") else float("inf")
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")
 
 

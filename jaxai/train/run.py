@@ -54,9 +54,18 @@ class Run:
         return self.folder / "samples"
 
     def summary(self) -> dict[str, Any] | None:
-        """The final figures of a finished run, or None."""
+        """The final figures of a finished run, or None; a damaged file is none, which is said."""
         path = self.shared / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            summary = json.loads(path.read_bytes())
+            if isinstance(summary["steps"], int):
+                return summary
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass
+        logger.warning("%s is damaged: the figures are made again", path)
+        return None
 
     def finished(self, steps: int) -> dict[str, Any] | None:
         """The final figures of a run that took at least so many steps, which is said; None if there is more to do."""
@@ -164,8 +173,8 @@ def finished_folder(experiment: str, options: Finished, files: Sequence[str]) ->
 def read_config(folder: Path) -> dict[str, Any]:
     """The config of the run in a folder. Raises ValueError where the file is damaged."""
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except ValueError:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict) or not isinstance(config.get("data"), dict):
         raise ValueError(f"{folder / 'config.json'} is damaged: --resume never moves the run aside and starts anew")

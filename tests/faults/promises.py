@@ -1,0 +1,346 @@
+"""The promises of a run. Each function breaks things ``count`` times, asserts, and says what was seen."""
+
+import ctypes
+import itertools
+import json
+import os
+import resource
+import shutil
+import signal
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from jaxai.train.checkpoint import Checkpoints
+from tests.faults.runs import EXPERIMENTS, Trial, free_port, signal_name, wait_until, whole_lines
+
+STEPS = 60
+INTERVAL = 5  # between checkpoints, in EXPERIMENTS
+
+
+def kills(folder: Path, count: int) -> str:
+    """SIGKILL at random moments, until the run is done: then it is bitwise equal to one that nobody killed."""
+    rng, most, landed, lives = np.random.default_rng(count), 0, 0, 0
+    for name in EXPERIMENTS:
+        whole = Trial(name, folder / f"{name}_whole", STEPS)
+        began = time.monotonic()
+        assert whole.finish()[0] == 0, whole.said.read_text()
+        span, expected = time.monotonic() - began, whole.outcome()
+        left = -(-count // len(EXPERIMENTS))
+        while left:
+            trial, lives = Trial(name, folder / f"{name}_{lives}", STEPS), lives + 1
+            while left:
+                process = trial.start()
+                time.sleep(rng.uniform(0, span))
+                before = process.poll()
+                process.kill()
+                process.wait()
+                if before is not None:
+                    assert before == 0, trial.said.read_text()
+                    break
+                left, landed = left - 1, landed + 1
+                reached, saved = trial.last_step, max(trial.checkpoints, default=0)
+                assert reached - saved <= INTERVAL, f"{trial.folder}: step {reached} was done, {saved} was saved"
+                most = max(most, reached - saved)
+            assert trial.finish()[0] == 0, trial.said.read_text()
+            assert trial.outcome() == expected, f"{trial.folder} differs from {whole.folder}"
+            assert not trial.leftovers()
+            shutil.rmtree(trial.folder)
+    return f"{landed} kills over {len(EXPERIMENTS)} experiments, {lives} runs bitwise equal, at most {most} steps lost"
+
+
+def signals(folder: Path, count: int) -> str:
+    """SIGTERM and SIGINT at random moments of the training: saved, ended with the documented code, bitwise equal."""
+    rng, longest = np.random.default_rng(count), 0.0
+    name = "transformer"
+    whole = Trial(name, folder / "whole", STEPS)
+    assert whole.finish()[0] == 0, whole.said.read_text()
+    trial, life = Trial(name, folder / "0", STEPS), 0
+    for number in range(count):
+        which = (signal.SIGTERM, signal.SIGINT)[number % 2]
+        process, start = trial.start(), trial.last_step
+        target = start + int(rng.integers(1, 12))
+        if target > STEPS - 5:
+            process.kill()
+            process.wait()
+            trial, life = Trial(name, folder / str(life + 1), STEPS), life + 1
+            process, target = trial.start(), int(rng.integers(1, 12))
+        assert wait_until(lambda t=trial, s=target: t.last_step >= s, process), trial.said.read_text()
+        began = time.monotonic()
+        process.send_signal(which)
+        code = process.wait(10)
+        longest = max(longest, time.monotonic() - began)
+        assert code == 128 + which, f"{signal_name(which)}: exit code {code}\n{trial.said.read_text()}"
+        assert trial.said.read_text().strip().endswith(f"({which.name})")
+        assert trial.checkpoints[-1] == trial.last_step or trial.checkpoints[-1] == trial.last_step + 1
+    assert trial.finish()[0] == 0
+    assert trial.outcome() == whole.outcome()
+    return f"{count} of {count} saved and ended within {longest:.1f} s with 143 and 130; resumed bitwise equal"
+
+
+def second_signals(folder: Path, count: int) -> str:
+    """A second signal, while the first one's save is under way or before, ends the process at once."""
+    longest = 0.0
+    for number in range(count):
+        trial = Trial("transformer", folder / str(number), 4000)
+        process = trial.start()
+        assert wait_until(lambda t=trial: t.last_step >= 3, process), trial.said.read_text()
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        code = process.wait(5)
+        longest = max(longest, time.monotonic() - began)
+        assert code in (-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM), code
+        assert Trial("transformer", trial.folder, 12).finish()[0] == 0
+        shutil.rmtree(trial.folder)
+    return f"{count} of {count} ended within {longest:.2f} s; each run went on"
+
+
+def flips(folder: Path, count: int) -> str:
+    """One bit of one file of the newest checkpoint is flipped: found, set aside, the one before it taken."""
+    trial = Trial("gan", folder / "run", 10)
+    assert trial.finish()[0] == 0, trial.said.read_text()
+    rng, checkpoints = np.random.default_rng(count), trial.folder / "checkpoints"
+    files = [path for path in sorted((checkpoints / "10").rglob("*")) if path.is_file() and path.stat().st_size]
+    sizes = np.array([path.stat().st_size for path in files])
+    weights = (sizes / sizes.sum() + 1 / len(files)) / 2  # half by size, half each file alike
+    with closing(Checkpoints(checkpoints)) as opened:
+        for _ in range(count):
+            path = files[rng.choice(len(files), p=weights)]
+            with path.open("r+b") as file:
+                place, bit = int(rng.integers(path.stat().st_size)), 1 << int(rng.integers(8))
+                file.seek(place)
+                before = file.read(1)[0]
+                file.seek(place)
+                file.write(bytes([before ^ bit]))
+            assert opened.newest_good() == 5, f"bit {bit} of byte {place} of {path} was not found"
+            aside = checkpoints / "10.corrupt"
+            aside.rename(checkpoints / "10")
+            with path.open("r+b") as file:
+                file.seek(place)
+                file.write(bytes([before]))
+        assert opened.newest_good() == 10
+    return f"{count} of {count} found, in {len(files)} files; the checkpoint before was taken each time"
+
+
+def truncate(path: Path, _: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path, _: Path) -> None:
+    os.truncate(path, 0)
+
+
+def delete(path: Path, _: Path) -> None:
+    path.unlink()
+
+
+def swap(path: Path, other: Path) -> None:
+    aside = path.with_name("aside")
+    path.rename(aside)
+    other.rename(path)
+    aside.rename(other)
+
+
+DAMAGES = (truncate, empty, delete, swap)
+
+
+def damage(folder: Path, count: int) -> str:
+    """Every file of a run is truncated, emptied, deleted and swapped with another: an error that names it, or fallback.
+
+    ``count`` of the files of the run's folder outside the checkpoints are tried by starting the command again.
+    """
+    trial = Trial("gan", folder / "run", 10)
+    assert trial.finish()[0] == 0, trial.said.read_text()
+    found = in_checkpoints(trial.folder / "checkpoints")
+    longer, fallen, refused = Trial("gan", folder / "copy", 12), 0, 0
+    names = ["metrics.jsonl", "config.json", "summary.json"][:count]
+    for name, change in itertools.product(names, DAMAGES):
+        shutil.copytree(trial.folder, longer.folder)
+        change(longer.folder / name, longer.folder / "model.safetensors")
+        code, said = longer.finish()
+        if code == 0:
+            assert longer.last_step == 12, f"{name}, {change.__name__}: {said}"
+            fallen += 1
+        else:
+            assert code == 2, f"{name}, {change.__name__}: exit code {code}\n{said}"
+            check_refusal(said, longer.folder)
+            refused += 1
+        shutil.rmtree(longer.folder)
+    return f"{found}; of the run's other files {fallen} damages cost nothing, {refused} were refused by name"
+
+
+def in_checkpoints(checkpoints: Path) -> str:
+    """Damage to every file of the newest checkpoint."""
+    files = [path.relative_to(checkpoints / "10") for path in sorted((checkpoints / "10").rglob("*")) if path.is_file()]
+    filled = [path for path in files if (checkpoints / "10" / path).stat().st_size]
+    trials = 0
+    with closing(Checkpoints(checkpoints)) as opened:
+        for path, change in itertools.product(files, DAMAGES):
+            other = filled[(filled.index(path) + 1) % len(filled)] if path in filled else filled[0]
+            if path not in filled and change in (truncate, empty):
+                continue  # it is empty as it should be
+            shutil.copytree(checkpoints / "10", checkpoints / "kept")
+            change(checkpoints / "10" / path, checkpoints / "10" / other)
+            assert opened.newest_good() == 5, f"{path}: {change.__name__} was not found"
+            shutil.rmtree(checkpoints / "10.corrupt")
+            (checkpoints / "kept").rename(checkpoints / "10")
+            trials += 1
+    return f"{trials} of {trials} damages to {len(files)} files of a checkpoint found, the one before taken"
+
+
+def full_disk(folder: Path, count: int) -> str:
+    """Files can't grow any more: the save fails before the next step, the exit code is 1, and later the run goes on."""
+    whole = Trial("gan", folder / "whole", 20)
+    assert whole.finish()[0] == 0, whole.said.read_text()
+    largest = max(path.stat().st_size for path in (whole.folder / "checkpoints" / "20").rglob("*") if path.is_file())
+    for number in range(count):
+        trial = Trial("gan", folder / str(number), 20)
+        assert Trial("gan", trial.folder, 10).finish()[0] == 0
+        limit = int(largest * np.random.default_rng(number).uniform(0.2, 0.9))
+        code, said = trial.finish(preexec_fn=lambda most=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)))
+        last = said.strip().splitlines()[-1]
+        assert code == 1, f"exit code {code}\n{said}"
+        assert "step 15 can't be written" in last, said
+        assert "step 10 is the newest" in last, said
+        assert (trial.last_step, trial.checkpoints) == (15, [5, 10])
+        assert not trial.leftovers()
+        assert trial.finish()[0] == 0
+        assert trial.outcome() == whole.outcome()
+    return f"{count} of {count}: told at its step, exit code 1, the older checkpoint restored, then bitwise equal"
+
+
+def read_only(folder: Path, count: int) -> str:
+    """The run's folder can't be written to: one line that names it, and nothing changes."""
+    for number in range(count):
+        trial = Trial("gan", folder / str(number), 10)
+        if number % 2:
+            assert Trial("gan", trial.folder, 5).finish()[0] == 0
+        else:
+            trial.folder.mkdir()
+        places = [trial.folder, *(path for path in trial.folder.rglob("*") if path.is_dir())]
+        before = sorted(trial.folder.rglob("*"))
+        for place in places:
+            place.chmod(0o555)
+        try:
+            code, said = trial.finish(preexec_fn=without_privilege)
+        finally:
+            for place in places:
+                place.chmod(0o755)
+        assert code == 2, f"exit code {code}\n{said}"
+        check_refusal(said, trial.folder)
+        assert sorted(trial.folder.rglob("*")) == before
+    return f"{count} of {count} refused in one line, nothing changed"
+
+
+def check_refusal(said: str, folder: Path) -> None:
+    """One line that names the folder, and no traceback."""
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("error: "), said
+    assert str(folder) in last, said
+    assert "Traceback" not in said, said
+
+
+def without_privilege() -> None:
+    """Also root obeys the permissions of files after this: PR_CAPBSET_DROP of CAP_DAC_OVERRIDE."""
+    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+
+
+def ranks(folder: Path, count: int) -> str:
+    """Several processes train as one; where one is killed or stopped, the others end, and the restart is equal."""
+    alone = Trial("transformer", folder / "alone", STEPS, ("--devices", str(count)))
+    assert alone.finish()[0] == 0, alone.said.read_text()
+    joined = Team(folder / "joined", count)
+    assert joined.finish() == [0] * count, joined.said()
+    expected = joined.trial.outcome()
+    difference = largest_difference(alone.folder, joined.trial.folder)
+    assert difference < 1e-6, f"{count} devices of one process and of {count}: losses differ by {difference}"
+    joined.check_equal()
+    killed, longest = Team(folder / "killed", count), 0.0
+    for what in (signal.SIGKILL, signal.SIGSTOP):
+        processes = killed.start()
+        target = killed.trial.last_step + 8
+        assert wait_until(lambda s=target: killed.trial.last_step >= s, processes[0]), killed.said()
+        processes[-1].send_signal(what)
+        began = time.monotonic()
+        codes = [process.wait(60) for process in processes[:-1]]
+        longest = max(longest, time.monotonic() - began)
+        processes[-1].kill()
+        processes[-1].wait()
+        assert all(codes), f"exit codes {codes}"
+    processes = killed.start()
+    assert wait_until(lambda: killed.trial.last_step >= 25, processes[0]), killed.said()
+    processes[-1].send_signal(signal.SIGTERM)
+    codes = [process.wait(60) for process in processes]
+    assert codes == [143] * count, f"exit codes {codes}\n{killed.said()}"
+    assert killed.finish() == [0] * count, killed.said()
+    assert killed.trial.outcome() == expected
+    assert longest < 20, f"the others ended after {longest:.0f} s"
+    return (
+        f"{count} processes: losses bit-equal on all, within {difference:.1e} of {count} devices of one process; one "
+        f"killed, one stopped: the others ended within {longest:.1f} s; a signal to one saved and ended all; restart "
+        "bitwise equal"
+    )
+
+
+class Team:
+    """A run of several processes."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.count, self.trial = count, Trial("transformer", folder, STEPS)
+
+    def start(self):
+        options, processes = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(self.count)), []
+        for index in range(self.count):
+            member = Trial("transformer", self.trial.folder, STEPS)
+            processes.append(member.start(*options, "--process-id", str(index)))
+            member.said.rename(member.said.with_suffix(f".said.{index}"))
+        return processes
+
+    def finish(self) -> list[int]:
+        return [process.wait(300) for process in self.start()]
+
+    def said(self) -> str:
+        folder = self.trial.folder
+        return "\n".join(path.read_text() for path in sorted(folder.parent.glob(f"{folder.name}.said.*")))
+
+    def check_equal(self) -> None:
+        first = whole_lines(self.trial.folder / "metrics.jsonl")
+        for index in range(1, self.count):
+            other = whole_lines(self.trial.folder / "processes" / str(index) / "metrics.jsonl")
+            assert other == first, f"process {index} has other losses"
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    """Between the losses of two runs."""
+    lines = [whole_lines(path / "metrics.jsonl") for path in (one, other)]
+    a, b = (np.array([float.fromhex(line["loss_hex"]) for line in run if "loss" in line]) for run in lines)
+    return float(np.abs(a - b).max())
+
+
+def determinism(folder: Path, count: int) -> str:
+    """The same command twice, with one seed: bitwise equal."""
+    for name in list(EXPERIMENTS)[:count]:
+        trials = [Trial(name, folder / f"{name}_{number}", 20) for number in range(2)]
+        for trial in trials:
+            assert trial.finish()[0] == 0, trial.said.read_text()
+        assert trials[0].outcome() == trials[1].outcome(), f"{name}: two runs of one seed differ"
+    return f"{count} experiments twice: bitwise equal"
+
+
+def not_finite(folder: Path, count: int) -> str:
+    """A learning rate that no network survives: found at its step, told with batch and worst leaf."""
+    policies = ("abort", "skip", "rollback")[:count]
+    words = {"abort": "or go on with", "skip": "steps in a row are skipped", "rollback": "3 times before it went back"}
+    for policy in policies:
+        trial = Trial(
+            "transformer", folder / policy, 40, ("--optimizer.learning-rate", "1e38", "--on-nonfinite", policy)
+        )
+        code, said = trial.finish()
+        assert code == 1, f"{policy}: exit code {code}\n{said}"
+        assert words[policy] in said.strip().splitlines()[-1], said
+        report = trial.folder / "nonfinite.json"
+        assert json.loads(report.read_text()).keys() >= {"step", "batch", "worst_leaf"}
+    return f"{', '.join(policies)}: each as documented, exit code 1, report with step, batch and worst leaf"

@@ -1,0 +1,165 @@
+"""Runs of the experiments as processes: started, watched, killed, compared."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+REPOSITORY = Path(__file__).parent.parent.parent
+PATIENCE = 300.0  # seconds for whatever takes none on an idle machine
+
+EXPERIMENTS = {
+    "gan": ("gan_mnist", "--preset", "debug", "--checkpoint-every", "5"),
+    "convolutional": ("cnn_cifar10", "--preset", "debug", "--checkpoint-every", "5"),
+    "recurrent": (
+        "text_generation",
+        "--preset",
+        "debug",
+        "--network",
+        "recurrent",
+        "--eval-batches",
+        "0",
+        "--checkpoint-every",
+        "5",
+    ),
+    "transformer": ("text_generation", "--preset", "debug", "--checkpoint-every", "5"),
+}
+"""Their commands, at sizes that take seconds; every five steps there is a checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A run of one of the experiments in a folder."""
+
+    name: str
+    folder: Path
+    steps: int
+    options: tuple[str, ...] = ()
+
+    def start(self, *more: str, **how) -> subprocess.Popen[str]:
+        """A process of it, whose standard error goes to a file beside the folder."""
+        script, *options = EXPERIMENTS[self.name]
+        line = [sys.executable, str(REPOSITORY / "experiments" / f"{script}.py"), *options, *self.options, *more]
+        line += ["--steps", str(self.steps), "--platform", "cpu", "--workdir", str(self.folder)]
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with self.said.open("w") as said:
+            return subprocess.Popen(
+                line,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                text=True,
+                env=environment(),
+                cwd=self.folder.parent,
+                **how,
+            )
+
+    def finish(self, *more: str, **how) -> tuple[int, str]:
+        """The exit code and standard error of a process of it."""
+        process = self.start(*more, **how)
+        try:
+            code = process.wait(PATIENCE)
+        finally:
+            process.kill()
+        return code, self.said.read_text()
+
+    @property
+    def said(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.said")
+
+    @property
+    def last_step(self) -> int:
+        """The last whole line of its metrics."""
+        return max((line["step"] for line in whole_lines(self.folder / "metrics.jsonl")), default=0)
+
+    @property
+    def checkpoints(self) -> list[int]:
+        return sorted(int(path.name) for path in (self.folder / "checkpoints").glob("*") if path.name.isdecimal())
+
+    def outcome(self) -> tuple[list[str], str]:
+        """The exact loss of every step, and the SHA-256 of the final state: equal where two runs are bitwise equal."""
+        lines = whole_lines(self.folder / "metrics.jsonl")
+        exact = [f"{line['step']} {key} {line[key]}" for line in lines for key in sorted(line) if key.endswith("_hex")]
+        assert self.checkpoints[-1] == self.steps, f"{self.folder} ends at step {self.checkpoints[-1]}"
+        return exact, state_hash(self.folder / "checkpoints" / str(self.steps))
+
+    def leftovers(self) -> list[str]:
+        """What a killed process may leave and the next start must remove."""
+        pattern = re.compile(r"\.unfinished|\.orbax-checkpoint-tmp|\.tmp$")
+        return [str(path) for path in self.folder.rglob("*") if pattern.search(path.name)]
+
+
+def environment() -> dict[str, str]:
+    """Compiled programs are kept between runs; no network, one thread pool of two."""
+    nowhere = {f"{name}_proxy": "http://127.0.0.1:9" for name in ("http", "https", "all")}
+    return {
+        **os.environ,
+        **nowhere,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(REPOSITORY / ".jax_cache"),
+        "TFDS_DATA_DIR": "/nonexistent",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+
+
+def whole_lines(path: Path) -> list[dict]:
+    """The lines of a metrics.jsonl but for one that was cut off."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def state_hash(checkpoint: Path) -> str:
+    """The SHA-256 of all arrays of a checkpoint, read without the code that is under test."""
+    with ocp.PyTreeCheckpointer() as reader:
+        names = reader.metadata(checkpoint / "state").item_metadata.tree
+        numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
+        arrays = reader.restore(checkpoint / "state", restore_args=numpy)
+    digest = hashlib.sha256()
+    for name, array in sorted(flat(arrays)):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def flat(tree, prefix: str = "") -> list[tuple[str, np.ndarray]]:
+    if isinstance(tree, dict):
+        return [leaf for name, value in tree.items() for leaf in flat(value, f"{prefix}/{name}")]
+    if isinstance(tree, list | tuple):
+        return [leaf for number, value in enumerate(tree) for leaf in flat(value, f"{prefix}/{number}")]
+    if tree is None:
+        return []
+    is_key = jax.numpy.issubdtype(tree.dtype, jax.dtypes.prng_key)
+    return [(prefix, np.asarray(jax.random.key_data(tree) if is_key else tree))]
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> bool:
+    """Whether it came true before the process ended."""
+    limit = time.monotonic() + PATIENCE
+    while time.monotonic() < limit:
+        if condition():
+            return True
+        if process.poll() is not None:
+            return condition()
+        time.sleep(0.02)
+    raise AssertionError(f"{process.args} did not come so far within {PATIENCE} s")
+
+
+def signal_name(number: int) -> str:
+    return signal.Signals(number).name
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

@@ -1,0 +1,66 @@
+"""Over two hundred malformed inputs: exit code 2, one line, no traceback, nothing changes on the disk."""
+
+import contextlib
+import functools
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from jaxai import cli, command
+from tests.experiments import commands
+from tests.faults.malformed import EXPERIMENTS, Case, cases
+
+CASES = {name: [case for case in cases() if case.experiment == name] for name in EXPERIMENTS}
+
+
+def tree(folder: Path) -> dict:
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def refused(case: Case, folder: Path) -> str | None:
+    """What is wrong with how a case is refused, or None."""
+    case.prepare(folder)
+    before = tree(folder)
+    arguments = [argument.replace("FOLDER", str(folder)) for argument in case.arguments]
+    script, said = commands.load(commands.SCRIPTS / f"{case.experiment}.py"), io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            command.guard(functools.partial(start, script, arguments))
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        except Exception as error:
+            return f"{error!r} got through"
+    lines = [line for line in said.getvalue().splitlines() if line.startswith("error: ")]
+    if code != 2 or len(lines) != 1 or "Traceback" in said.getvalue():
+        return f"exit code {code}, {said.getvalue()}"
+    if not re.search(re.escape(case.words.replace("FOLDER", str(folder))), lines[0]):
+        return f"{lines[0]!r} does not say {case.words!r}"
+    return None if tree(folder) == before else "the disk has changed"
+
+
+def start(script, arguments: list[str]) -> None:
+    """What `cli.run` does, but for the platform, which this process has already."""
+    if arguments[0] == "sample":
+        action, form = script.commands(script.NAME, script.trained)["sample"]
+        action(command.read(form, arguments[1:]))
+    else:
+        script.main(cli.parse(script.PRESETS, script.__doc__, arguments))
+
+
+def test_there_are_enough():
+    assert sum(map(len, CASES.values())) >= 200
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_malformed_input_is_refused(experiment, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
+    wrong = {}
+    for number, case in enumerate(CASES[experiment]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if found := refused(case, folder):
+            wrong[case.name] = found
+    assert not wrong, "\n".join(f"{name}: {found}" for name, found in wrong.items())
