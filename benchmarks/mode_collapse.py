@@ -91,6 +91,8 @@ class Config:
     """Of every GAN; of the preset's, three times as many."""
     gans: int = 5
     """For each row of points; stacked digits have one GAN, scored from three noises."""
+    penalty: float | None = None
+    """For ``stacked``: the penalties' weight at every step, instead of the preset's."""
     data_dir: Path | None = None
     """All of MNIST, for ``stacked``; without it the embedded digits."""
     out: Path = Path("runs/benchmarks/mode_collapse")
@@ -98,6 +100,8 @@ class Config:
     def __post_init__(self) -> None:
         if min(self.steps, self.gans) < 1:
             raise ValueError(f"--steps and --gans must be at least 1, got {self.steps} and {self.gans}")
+        if self.penalty is not None and self.section != "stacked":
+            raise ValueError("--penalty is for stacked alone: the rows of points have their own")
 
     @property
     def experiment(self) -> str:
@@ -107,7 +111,8 @@ class Config:
     def folder(self) -> Path:
         """Where the rows of one size and length lie."""
         gans = "" if self.section == "stacked" else f"_{self.gans}_gans"
-        return self.out / f"{self.section}{gans}_{self.steps}_steps"
+        penalty = "" if self.penalty is None else f"_penalty_{self.penalty}"
+        return self.out / f"{self.section}{gans}_{self.steps}_steps{penalty}"
 
 
 def main(config: Config) -> None:
@@ -127,6 +132,8 @@ def run(config: Config, name: str, options: tuple[str, ...]) -> Row:
     sizes: list[Any] = ["--steps", steps, "--horizon", steps]
     if config.section == "stacked":
         sizes += ["--data-dir", config.data_dir] if config.data_dir else []
+        if config.penalty is not None:
+            sizes += ["--penalty-weight", config.penalty, "--final-penalty-weight", config.penalty]
     else:
         sizes += ["--mixture", config.section, "--gans", config.gans]
         options = options if "--preset" in options else ("--preset", "collapse", *options)
