@@ -1,20 +1,35 @@
 """The promises of a run. Each function breaks things ``count`` times, asserts, and says what was seen."""
 
+import contextlib
 import ctypes
+import gc
+import gzip
 import itertools
 import json
 import os
 import resource
 import shutil
 import signal
+import subprocess
 import time
+import tracemalloc
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import jax
 import numpy as np
 
-from jaxai.train.checkpoint import Checkpoints
+from jaxai.cli import Training
+from jaxai.data.official import read_idx
+from jaxai.train.checkpoint import Checkpoints, read_manifest, write_manifest
+from jaxai.train.loop import Every, fit
+from jaxai.train.run import Run, read_config
+from jaxai.train.sharding import make_mesh
+from jaxai.train.weights import load_weights, save_weights
+from tests.faults.malformed import idx
 from tests.faults.runs import EXPERIMENTS, Trial, free_port, signal_name, wait_until, whole_lines
+from tests.helpers import Blobs, tiny_gan
 
 STEPS = 60
 INTERVAL = 5  # between checkpoints, in EXPERIMENTS
@@ -263,6 +278,7 @@ def ranks(folder: Path, count: int) -> str:
         processes = killed.start()
         target = killed.trial.last_step + 8
         assert wait_until(lambda s=target: killed.trial.last_step >= s, processes[0]), killed.said()
+        assert not listening(processes), f"they listen on {listening(processes)}"
         processes[-1].send_signal(what)
         began = time.monotonic()
         codes = [process.wait(60) for process in processes[:-1]]
@@ -344,3 +360,137 @@ def not_finite(folder: Path, count: int) -> str:
         report = trial.folder / "nonfinite.json"
         assert json.loads(report.read_text()).keys() >= {"step", "batch", "worst_leaf"}
     return f"{', '.join(policies)}: each as documented, exit code 1, report with step, batch and worst leaf"
+
+
+def offline(folder: Path, count: int) -> str:
+    """No network and no data: the first message names the data set and the ways out."""
+    seconds = []
+    for number in range(count):
+        began = time.monotonic()
+        trial = Trial("article", folder / str(number), 10)
+        process = trial.start()
+        assert wait_until(lambda t=trial: "cifar10" in t.said.read_text(), process), trial.said.read_text()
+        seconds.append(time.monotonic() - began)
+        assert process.wait(60) == 2
+        said = trial.said.read_text()
+        assert "--data-dir" in said, said
+        assert "Traceback" not in said, said
+        assert not trial.folder.exists()
+    return f"{count} of {count}; first message after {max(seconds):.1f} s, exit code 2"
+
+
+def mutations(folder: Path, count: int) -> str:
+    """Files with random changes: read, or refused with ValueError or OSError; memory stays within 64 MiB."""
+    rng, refused = np.random.default_rng(count), 0
+    readers = make_files(folder)
+    tracemalloc.start()
+    try:
+        for number in range(count):
+            path, read = readers[number % len(readers)]
+            mutated = folder / "mutated" / path.name
+            mutated.parent.mkdir(exist_ok=True)
+            mutated.write_bytes(mutate(path.read_bytes(), rng))
+            try:
+                read(mutated)
+            except (ValueError, OSError):
+                refused += 1
+        peak = tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        tracemalloc.stop()
+    assert peak < 64, f"{peak:.0f} MiB"
+    assert refused > count / 4
+    return (
+        f"{count:,} files of {len(readers)} kinds: {refused:,} refused with typed errors, the rest read; {peak:.0f} MiB"
+    )
+
+
+def make_files(folder: Path) -> list[tuple[Path, Callable[[Path], object]]]:
+    """A good file of each kind that is read, and what reads it."""
+    weights, config, run = folder / "model.safetensors", folder / "config.json", folder / "run"
+    save_weights(weights, {"dense": {"kernel": np.ones((4, 3), np.float32), "bias": np.zeros(3, np.float32)}})
+    config.write_text(json.dumps({"experiment": "gan_mnist", "seed": 0, "data": {"name": "mnist", "embedded": True}}))
+    images, labels, packed = folder / "images-idx3-ubyte", folder / "labels-idx1-ubyte", folder / "images-idx3-ubyte.gz"
+    images.write_bytes(idx((5, 4, 4), 80))
+    labels.write_bytes(idx((5,), 5))
+    packed.write_bytes(gzip.compress(images.read_bytes()))
+    run.mkdir()
+    (run / "a").write_bytes(b"abc")
+    write_manifest(run, {"batches": {"next_index": 3}, "train_seconds": 1.5})
+    return [
+        (weights, load_weights),
+        (config, lambda path: read_config(path.parent)),
+        (images, lambda path: read_idx(path, 3)),
+        (labels, lambda path: read_idx(path, 1)),
+        (packed, lambda path: read_idx(path, 3)),
+        (run / "manifest.json", lambda path: read_manifest(path.parent)),
+    ]
+
+
+def mutate(content: bytes, rng: np.random.Generator) -> bytes:
+    """One to four random changes: bits, bytes, numbers, cuts, insertions, doublings."""
+    data = bytearray(content)
+    for _ in range(rng.integers(1, 5)):
+        place = int(rng.integers(len(data))) if data else 0
+        match rng.integers(6):
+            case 0 if data:
+                data[place] ^= 1 << int(rng.integers(8))
+            case 1 if data:
+                data[place] = int(rng.integers(256))
+            case 2:
+                data[place : place + 8] = int(rng.choice([0, 1, 2**31, 2**32 - 1, 2**62])).to_bytes(8, "little")
+            case 3:
+                del data[place:]
+            case 4:
+                data[place:place] = rng.bytes(int(rng.integers(1, 20)))
+            case _:
+                data += data[place : place + 1000]
+    return bytes(data)
+
+
+def soak(folder: Path, count: int) -> str:
+    """So many steps, 20 checkpoints: memory, files, threads and shared memory don't grow, nothing is compiled again."""
+    seen, compiled, step, init = [], [], *tiny_gan()
+
+    def look(done: int, state: object) -> dict[str, float]:
+        gc.collect()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        files, threads = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
+        seen.append((pages, files, threads, len(os.listdir("/dev/shm")), len(compiled)))
+        return {}
+
+    def note(event: str, *_: object, **__: object) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    config = Training(steps=count, checkpoint_every=count // 20)
+    every = [Every(count // 20, look)]
+    fit(step, init, Blobs(), config, run=Run(folder), mesh=make_mesh(1), every=every, show=(), steps_per_call=1)
+    early, last = seen[5], seen[-1]
+    growth = last[0] / early[0] - 1
+    assert growth < 0.05, f"memory grew by {growth:.1%}"
+    assert last[1] <= early[1] + 1, f"open files: {early[1]}, then {last[1]}"
+    assert last[2] <= early[2] + 1, f"threads: {early[2]}, then {last[2]}"
+    assert last[3] <= early[3], f"shared memory: {early[3]}, then {last[3]}"
+    assert last[4] == early[4], f"programs compiled: {early[4]}, then {last[4]}"
+    return (
+        f"{count:,} steps, 20 checkpoints: memory {growth:+.1%}, open files {early[1]} and {last[1]}, "
+        f"threads {early[2]} and {last[2]}, shared memory and number of compilations as before"
+    )
+
+
+def listening(processes: list[subprocess.Popen]) -> list[str]:
+    """The addresses, but for this machine's own, on which these processes listen."""
+    sockets = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                sockets[f"socket:[{fields[9]}]"] = fields[1].rpartition(":")[0]
+    found = set()
+    for process in processes:
+        for link in Path(f"/proc/{process.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.add(sockets.get(os.readlink(link)))
+    own = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
+    return [address for address in found if address and address not in own and not address.endswith("7F")]

@@ -37,6 +37,7 @@ EXPERIMENTS = {
     "transformer": ("text_generation", "--preset", "debug", "--checkpoint-every", "5"),
 }
 """Their commands, at sizes that take seconds; every five steps there is a checkpoint."""
+OTHERS = {"article": ("cnn_cifar10",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Trial:
 
     def start(self, *more: str, **how) -> subprocess.Popen[str]:
         """A process of it, whose standard error goes to a file beside the folder."""
-        script, *options = EXPERIMENTS[self.name]
+        script, *options = (EXPERIMENTS | OTHERS)[self.name]
         line = [sys.executable, str(REPOSITORY / "experiments" / f"{script}.py"), *options, *self.options, *more]
         line += ["--steps", str(self.steps), "--platform", "cpu", "--workdir", str(self.folder)]
         self.folder.parent.mkdir(parents=True, exist_ok=True)

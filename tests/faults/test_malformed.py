@@ -3,7 +3,11 @@
 import contextlib
 import functools
 import io
+import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,10 +61,32 @@ def test_there_are_enough():
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_malformed_input_is_refused(experiment, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
+    check(CASES[experiment], tmp_path)
+
+
+def check(cases: list[Case], tmp_path: Path) -> None:
+    """Assert that each is refused."""
     wrong = {}
-    for number, case in enumerate(CASES[experiment]):
+    for number, case in enumerate(cases):
         folder = tmp_path / str(number)
         folder.mkdir()
         if found := refused(case, folder):
             wrong[case.name] = found
     assert not wrong, "\n".join(f"{name}: {found}" for name, found in wrong.items())
+
+
+def all_refused(folder: Path, processes: int) -> str:
+    """All of them in this process, and the first ``processes`` of each experiment as commands, timed."""
+    os.environ["TFDS_DATA_DIR"] = str(folder / "none")
+    slowest, started = 0.0, 0
+    for name, group in CASES.items():
+        (folder / name).mkdir()
+        check(group, folder / name)
+        for case in group[:processes]:
+            began = time.monotonic()
+            line = [sys.executable, str(commands.SCRIPTS / f"{name}.py"), *case.arguments]
+            result = subprocess.run(line, capture_output=True, text=True, cwd=folder, check=False)
+            slowest, started = max(slowest, time.monotonic() - began), started + 1
+            assert (result.returncode, "Traceback" in result.stderr) == (2, False), result.stderr
+    count = sum(map(len, CASES.values()))
+    return f"{count} of {count}; of these {started} as processes of their own, the slowest within {slowest:.1f} s"
