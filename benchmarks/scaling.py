@@ -180,16 +180,17 @@ def communicated(program: str) -> dict[str, dict[str, int]]:
 
 
 def least_bytes(state: PyTree, shardings: PyTree, metrics: int) -> int:
-    """Every gradient and metric (float32) once, and once more each parameter that is split, to have it whole."""
-    names = [name for name in ("params", "generator", "discriminator") if hasattr(state, name)]
-    pairs = [
-        (leaf, sharding)
-        for name in names
-        for leaf, sharding in zip(
-            jax.tree.leaves(getattr(state, name)), jax.tree.leaves(getattr(shardings, name)), strict=True
-        )
-    ]
-    return 4 * metrics + sum(4 * leaf.size * (2 if any(sharding.spec) else 1) for leaf, sharding in pairs)
+    """Every gradient and metric (float32) once; each parameter that is split, as often as it changes, to have it whole.
+
+    A discriminator changes in the middle of a step: the generator looks through the new one.
+    """
+    total = 4 * metrics
+    for name, gathered in {"params": 1, "generator": 1, "discriminator": 2}.items():
+        if hasattr(state, name):
+            leaves, places = (jax.tree.leaves(getattr(tree, name)) for tree in (state, shardings))
+            for leaf, place in zip(leaves, places, strict=True):
+                total += 4 * leaf.size * (1 + gathered * any(place.spec))
+    return total
 
 
 class Same:

@@ -78,16 +78,20 @@ class Config(cli.Training):
     """Random batches that estimate the loss, as in nanoGPT; 0: all of the validation text in order."""
     steps_per_call: int = 1
     """Steps that the device takes without the host in between."""
+    parts: int = 1
+    """Of a batch, whose gradients are computed one after the other: less memory; the Transformer alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_at_least(2, "length")
-        self.check_at_least(1, "batch_size", "horizon", "eval_every", "steps_per_call")
+        self.check_at_least(1, "batch_size", "horizon", "eval_every", "steps_per_call", "parts")
         self.check_at_least(0, "eval_batches")
         if self.data_dir:
             raise ValueError("--data-dir is not read by this experiment: give the file as --text FILE")
         if self.network == "recurrent" and self.eval_batches:
             raise ValueError("--network recurrent reads in order, it has no random windows: give --eval-batches 0")
+        if self.parts > 1 and (self.network == "recurrent" or self.batch_size % self.parts):
+            raise ValueError(f"--parts wants --network transformer and a divisor of --batch-size, got {self.parts}")
         if self.network == "transformer" and self.shape.position == "learned" and self.length > self.shape.max_length:
             raise ValueError(f"--length {self.length} needs --shape.max-length of at least that")
 
@@ -163,7 +167,7 @@ def main(config: Config) -> None:
     evaluate = jax.jit(partial(total_loss, network))
     validate = partial(losses, evaluate, config, training, validation)
     result = fit(
-        partial(train_step, loss_fn=partial(loss, network), tx=tx),
+        partial(train_step, loss_fn=partial(loss, network), tx=tx, parts=config.parts),
         init,
         batches,
         config,

@@ -16,6 +16,7 @@ from jaxai.adversarial.losses import Loss
 from jaxai.adversarial.penalties import Discriminate, Penalty, Values, pairs, split_pairs
 from jaxai.adversarial.remedies import unrolled
 from jaxai.train.optim import average_decay, update_average
+from jaxai.train.sharding import whole
 from jaxai.train.state import GanState
 from jaxai.typing import PyTree, Samples
 
@@ -83,7 +84,7 @@ def gan_step(
     """
     key_noise = jax.random.fold_in(state.key, state.step)
     key_real, key_fake, key_penalty = jax.random.split(jax.random.fold_in(key_noise, 1), 3)
-    fakes, pull_back = jax.vjp(lambda params: generate(params, key_noise), state.generator)
+    fakes, pull_back = jax.vjp(lambda params: generate(params, key_noise), whole(state.generator))
 
     def seen(x: Samples, key: Array) -> Array:
         return view(x, key, state) if view else x
@@ -96,12 +97,12 @@ def gan_step(
         return discriminator_objective(partial(discriminate, params), real, fake, loss, weighted, key_penalty)
 
     value_and_grad = jax.value_and_grad(discriminator_loss, has_aux=True)
-    (d_value, (margins, d_metrics)), d_grads = value_and_grad(state.discriminator, fakes)
+    (d_value, (margins, d_metrics)), d_grads = value_and_grad(whole(state.discriminator), fakes)
     d_params, d_opt = update(txs[1], d_grads, state.discriminator_opt, state.discriminator)
 
     def generator_loss(fakes: Samples) -> tuple[Array, dict[str, Array]]:
         gradient = jax.grad(lambda params: discriminator_loss(params, fakes)[0])
-        params = unrolled(gradient, d_params, unroll, unroll_rate)
+        params = unrolled(gradient, whole(d_params), unroll, unroll_rate)
         value = generator_objective(seen(fakes, key_fake), real, partial(discriminate, params), loss)
         if not reconstruction:
             return value, {}

@@ -66,12 +66,19 @@ def state_sharding(state: PyTree, mesh: Mesh, *, shard_parameters: bool = False)
 
     Each leaf of at least 4,096 elements is split along its largest axis that divides by the mesh's ``model``, and with
     ``shard_parameters`` along its largest other one that divides by ``data``; what is not split is replicated. One line
-    of the log says how much that is.
+    of the log says how much that is. What a batch hands to the next, ``state.carry``, is split as batches are.
     """
     names = [name for name in ("model", *["data"] * shard_parameters) if mesh.shape[name] > 1]
-    specs = jax.tree.map(lambda leaf: partition(leaf.shape, {name: mesh.shape[name] for name in names}), state)
-    if names:
-        log_choices(state, specs, {name: mesh.shape[name] for name in names})
+    parts = {name: mesh.shape[name] for name in names}
+
+    def choose(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
+        if path and path[0] == jax.tree_util.GetAttrKey("carry"):
+            return PartitionSpec("data") if leaf.ndim and leaf.shape[0] % mesh.shape["data"] == 0 else PartitionSpec()
+        return partition(leaf.shape, parts)
+
+    specs = jax.tree_util.tree_map_with_path(choose, state)
+    if parts:
+        log_choices(state, specs, parts)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
 
 
@@ -82,6 +89,18 @@ def partition(shape: tuple[int, ...], parts: dict[str, int]) -> PartitionSpec:
         if axes := [axis for axis, size in enumerate(shape) if size % count == 0 and axis not in chosen]:
             chosen[max(axes, key=lambda axis: shape[axis])] = name
     return PartitionSpec(*(chosen.get(axis) for axis in range(max(chosen) + 1 if chosen else 0)))
+
+
+def whole(params: PyTree) -> PyTree:
+    """Parameters as a step computes with them: gathered, where they are split over ``data``; unchanged without a mesh.
+
+    Without it XLA would divide single products over the devices: a Transformer's step exchanged 18 times the bytes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or "data" not in mesh.shape:
+        return params
+    parts = {"model": mesh.shape["model"]} if mesh.shape.get("model", 1) > 1 else {}
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, partition(x.shape, parts)), params)
 
 
 def log_choices(state: PyTree, specs: PyTree, parts: dict[str, int]) -> None:

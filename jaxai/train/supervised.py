@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxai.train.optim import average_decay, update_average
+from jaxai.train.sharding import whole
 from jaxai.train.state import TrainState
 from jaxai.typing import Array, PyTree
 
@@ -48,10 +49,10 @@ def train_step(
     key = jax.random.fold_in(state.key, state.step)
     carry = state.carry
     if carry is None:
-        (loss, metrics), grads = gradient(cast(LossFn, loss_fn), state.params, batch, key, parts)
+        (loss, metrics), grads = gradient(cast(LossFn, loss_fn), whole(state.params), batch, key, parts)
     elif parts == 1:
         value_and_grad = jax.value_and_grad(cast(CarryLossFn, loss_fn), has_aux=True)
-        (loss, (metrics, carry)), grads = value_and_grad(state.params, batch, key, carry)
+        (loss, (metrics, carry)), grads = value_and_grad(whole(state.params), batch, key, carry)
     else:
         raise ValueError(f"parts={parts} with a carry, which belongs to the whole batch: give parts=1")
     updates, opt_state = tx.update(grads, state.opt_state, state.params)

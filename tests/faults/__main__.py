@@ -91,7 +91,10 @@ def main(config: Config) -> None:
                 config.out.parent.mkdir(parents=True, exist_ok=True)
                 config.out.write_text(json.dumps(found, indent=1))
     if config.full:
-        (REPOSITORY / "docs" / "reliability_table.md").write_text(table(found), encoding="utf-8")
+        page = REPOSITORY / "docs" / "reliability.md"
+        before, rest = page.read_text(encoding="utf-8").split("<!-- table -->")
+        after = rest.partition("<!-- end -->")[2]
+        page.write_text(f"{before}<!-- table -->\n{table(found)}<!-- end -->{after}", encoding="utf-8")
 
 
 def table(found: dict[str, list[str]]) -> str:

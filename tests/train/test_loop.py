@@ -24,6 +24,7 @@ SETUPS = [
     pytest.param({"devices": 1}, id="one"),
     pytest.param({"devices": 4}, id="four"),
     pytest.param({"devices": 4, "shard_parameters": True}, id="four-sharded"),
+    pytest.param({"mesh": "data=2,model=2"}, id="two-by-two"),
     pytest.param({"steps_per_call": 4}, id="four-steps-a-call"),
     pytest.param({"devices": 4, "shard_parameters": True, "steps_per_call": 4}, id="four-sharded-steps"),
 ]
@@ -33,7 +34,8 @@ def train(folder: Path, steps: int, *, every=(), checkpoint_every=1000, gan=None
     folder.mkdir(exist_ok=True)
     step, init = gan or tiny_gan()
     own = {"every": every, "steps_per_call": setup.pop("steps_per_call", 1)}
-    mesh, batches = make_mesh(setup.pop("devices", 1)), setup.pop("batches", None) or Blobs()
+    mesh = make_mesh(setup.pop("devices", 1), shape=setup.get("mesh", ""))
+    batches = setup.pop("batches", None) or Blobs()
     config = Training(steps=steps, checkpoint_every=checkpoint_every, **setup)
     return fit(step, init, batches, config, run=Run(folder), mesh=mesh, **own)
 
@@ -49,7 +51,7 @@ def test_resumed_run_is_bit_equal(tmp_path, setup):
     assert same_bits(whole.state, parts.state)
 
 
-@pytest.mark.parametrize("setup", SETUPS[1:3])
+@pytest.mark.parametrize("setup", SETUPS[1:4])
 def test_four_devices_give_the_losses_of_one(tmp_path, setup):
     train(tmp_path / "one", 10)
     result = train(tmp_path / "four", 10, **setup)
@@ -61,6 +63,20 @@ def test_four_devices_give_the_losses_of_one(tmp_path, setup):
     np.testing.assert_allclose(losses["one"], losses["four"], rtol=1e-5)
     specs = {leaf.sharding.spec for leaf in jax.tree.leaves(result.state.discriminator)}
     assert (PartitionSpec(None, "data") in specs) == setup.get("shard_parameters", False)
+    assert (PartitionSpec(None, "model") in specs) == ("mesh" in setup)
+
+
+@pytest.mark.parametrize(("before", "after"), [(SETUPS[2], SETUPS[0]), (SETUPS[0], SETUPS[3]), (SETUPS[3], SETUPS[1])])
+def test_a_run_goes_on_on_other_devices(tmp_path, before, after):
+    """On the same global batches, from the same bits."""
+    train(tmp_path / "parts", 5, **before.values[0])
+    train(tmp_path / "parts", 6, **after.values[0])
+    train(tmp_path / "whole", 6)
+    losses = [hex_losses(tmp_path / name / "metrics.jsonl") for name in ("parts", "whole")]
+    for (step, *one), (other, *two) in zip(*losses, strict=True):
+        assert step == other
+        values = [[float.fromhex(value) for value in row] for row in (one, two)]
+        np.testing.assert_allclose(*values, rtol=1e-5)  # float32 sums in another order
 
 
 def test_several_steps_in_one_call_are_the_same_steps(tmp_path):
