@@ -147,7 +147,7 @@ def main(config: Config) -> None:
         show=["generator_loss", "reconstruction", "quick_b_to_a"],
     )
     params = jax.device_get(drawing(result.state))
-    save_weights(run.folder / "model.safetensors", params)
+    save_weights(run.folder / "model.safetensors", params, run.identity)
     pictures.save_png(run.folder / "translated.png", rows(translate, params, test))
     pictures.plot_curves(run.folder / "curves.png", run.metrics, CURVES)
     summary = {

@@ -169,7 +169,7 @@ def main(config: Config) -> None:
         show=["generator_loss", "reconstruction"] if config.adversarial else ["loss"],
     )
     params = jax.device_get(parameters(result.state))
-    save_weights(run.folder / "model.safetensors", params)
+    save_weights(run.folder / "model.safetensors", params, run.identity)
     damaged, restored = zip(*(restore(params, images) for images in tested), strict=True)
     pictures.save_png(run.folder / "restored.png", rows(damaged, restored, tested))
     pictures.plot_curves(run.folder / "curves.png", run.metrics, CURVES)

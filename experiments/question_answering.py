@@ -155,7 +155,7 @@ def main(config: Config) -> None:
         show=["loss", "validation_error"],
     )
     params = jax.device_get(result.state.params)
-    save_weights(run.folder / "model.safetensors", params, saved)
+    save_weights(run.folder / "model.safetensors", params, run.identity, saved)
     found = answers(answer, params, encoded["test"])
     run.samples.mkdir(exist_ok=True)
     said = decode(found, test.all, encoded["test"], vocabulary)

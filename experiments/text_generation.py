@@ -178,7 +178,7 @@ def main(config: Config) -> None:
         steps_per_call=config.steps_per_call,
     )
     params = jax.device_get(result.state.params)
-    save_weights(run.folder / "model.safetensors", params, saved)
+    save_weights(run.folder / "model.safetensors", params, run.identity, saved)
     prompt, key = text.string[:1], jax.random.key(config.seed)
     pieces = write(network, params, config.length, vocabulary.encode(prompt), 1000, key, Sampling())
     run.samples.mkdir(exist_ok=True)

@@ -172,7 +172,7 @@ def main(config: Config) -> None:
         show=["loss", "validation_loss"],
     )
     params = jax.device_get(result.state.average)
-    save_weights(run.folder / "model.safetensors", params, saved)
+    save_weights(run.folder / "model.safetensors", params, run.identity, saved)
     translator = Translator(network, params, bpe, config.beams, config.length_penalty)
     found = {key: translator(splits[key].sources) for key in ("val", "test")}
     run.samples.mkdir(exist_ok=True)

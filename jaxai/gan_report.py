@@ -112,7 +112,7 @@ near copies  {summary["near_copies"]:.2%} of the samples   real against real {su
 
 def save_model(run: Run, state: GanState, summary: Mapping[str, Any]) -> None:
     """The generator that draws as model.safetensors, and README.md, a model card for it."""
-    save_weights(run.folder / "model.safetensors", jax.device_get(drawing(state)))
+    save_weights(run.folder / "model.safetensors", jax.device_get(drawing(state)), run.identity)
     config = read_config(run.folder)
     figures = {name: value for name, value in summary.items() if isinstance(value, (int, float, str))}
     told = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in figures.items()}

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from jaxai.command import Interrupted
 from jaxai.train.checkpoint import Checkpoints
 from jaxai.train.finite import Finite, Taken
 from jaxai.train.log import MetricsLog, Progress
-from jaxai.train.processes import local, local_mesh
+from jaxai.train.processes import local, local_mesh, watched
 from jaxai.train.run import Run, check_same, locked
 from jaxai.train.setback import Setback, go_back, read_setbacks, with_other_noise
 from jaxai.train.sharding import state_sharding
@@ -169,20 +169,22 @@ class Loop:
         while done < steps:
             count = min(self.steps_per_call, steps - done, *(stop - done % stop for stop in stops))
             rows = [next(self.batches) for _ in range(count)]
-            state, metrics = take(state, rows)
-            ready, late = late, Taken(done, count, metrics, [ids_of(row) for row in rows])
-            if ready:  # one call late: the device works while the host fetches and prepares
-                for row in finite.rows(ready, state):
-                    write(*row)
+            with self.watched():
+                state, metrics = take(state, rows)
+                ready, late = late, Taken(done, count, metrics, [ids_of(row) for row in rows])
+                if ready:  # one call late: the device works while the host fetches and prepares
+                    for row in finite.rows(ready, state):
+                        write(*row)
+                signal = self.signals.stop()
             done += count
-            signal = self.signals.stop()
             save = done % self.config.checkpoint_every == 0 or done == steps or signal
             if not save and not self.is_due(done):
                 continue
             values = {}
-            for step, values in finite.rows(late, state):
-                if step < done:
-                    write(step, values)
+            with self.watched():
+                for step, values in finite.rows(late, state):
+                    if step < done:
+                        write(step, values)
             late, pending = None, None
             try:
                 if signal and self.is_due(done):
@@ -194,10 +196,15 @@ class Loop:
                 signal, pending = interrupted.number, values
             if save or signal:
                 log.flush()
-                self.save(done, state, values, pending)
+                with self.watched():
+                    self.save(done, state, values, pending)
             if signal:
                 raise Interrupted(signal)
         return state
+
+    def watched(self) -> AbstractContextManager[None]:
+        """What must not take longer than the watchdog allows, with several processes."""
+        return watched(self.config.watchdog if jax.process_count() > 1 else 0.0)
 
     def is_due(self, done: int) -> bool:
         """Whether a function's turn is after ``done`` steps."""

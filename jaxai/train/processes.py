@@ -1,6 +1,9 @@
 """One of several processes: the first, all at one place, and what each needs by itself."""
 
+import contextlib
+import faulthandler
 import itertools
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -24,6 +27,19 @@ def barrier(name: str) -> None:
     if (count := jax.process_count()) > 1:
         name = f"{name}, {next(_numbers)}"
         ocp.multihost.sync_global_processes(name, timeout=BARRIER_SECONDS, processes=set(range(count)))
+
+
+@contextlib.contextmanager
+def watched(seconds: float) -> Iterator[None]:
+    """Where the block takes longer, print where every thread stands and end the process with exit code 1; 0: wait."""
+    if not seconds:
+        yield
+        return
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def local_mesh(mesh: Mesh) -> Mesh:

@@ -15,17 +15,21 @@ import safetensors.numpy
 from jaxai.typing import PyTree
 
 
-def save_weights(path: Path, params: PyTree, vocabulary: Mapping[str, Any] | None = None) -> None:
+def save_weights(
+    path: Path, params: PyTree, config: Mapping[str, Any], vocabulary: Mapping[str, Any] | None = None
+) -> None:
     """Write nested dicts of arrays, named by their path such as ``decoder.block_0.mlp.in.kernel``; whole or not at all.
 
-    Names are sorted: equal parameters give equal bytes. ``vocabulary``, JSON values, is what they were trained with:
-    its hash is in the file's metadata.
+    Names are sorted: equal parameters give equal bytes. The file's metadata hold a SHA-256 of all arrays, the
+    ``config`` of their run as JSON, and the hash of the ``vocabulary`` (JSON values) that they were trained with.
     """
-    metadata = None if vocabulary is None else {"vocabulary": fingerprint(vocabulary)}
     flat = {
         jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
+    metadata = {"sha256": arrays_hash(flat), "config": json.dumps(config)}
+    if vocabulary is not None:
+        metadata["vocabulary"] = fingerprint(vocabulary)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(safetensors.numpy.save({name: flat[name] for name in sorted(flat)}, metadata))
     os.replace(temporary, path)
@@ -34,18 +38,20 @@ def save_weights(path: Path, params: PyTree, vocabulary: Mapping[str, Any] | Non
 def load_weights(path: Path, vocabulary: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file by name.
 
-    FileNotFoundError where it is missing. ValueError if it is damaged, and where it names the hash of a vocabulary that
-    is not that of ``vocabulary``.
+    FileNotFoundError where it is missing. ValueError if it is damaged, where its arrays have another SHA-256 than it
+    says, and where it names the hash of a vocabulary that is not that of ``vocabulary``.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: give a safetensors file")
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            found = (file.metadata() or {}).get("vocabulary")
+            metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in list(file.keys())}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file or damaged ({error})") from error
-    if vocabulary is not None and found not in (None, fingerprint(vocabulary)):
+    if metadata.get("sha256") not in (None, arrays_hash(arrays)):
+        raise ValueError(f"{path} is damaged (its arrays have another SHA-256): take a good copy")
+    if vocabulary is not None and metadata.get("vocabulary") not in (None, fingerprint(vocabulary)):
         raise ValueError(f"{path} was trained with another vocabulary than the one beside it: take both of one run")
     return arrays
 
@@ -58,6 +64,16 @@ def read_weights(path: Path, like: PyTree, vocabulary: Mapping[str, Any] | None 
 def parameter_count(params: PyTree) -> int:
     """Numbers in a network's parameters."""
     return sum(x.size for x in jax.tree.leaves(params))
+
+
+def arrays_hash(arrays: Mapping[str, np.ndarray]) -> str:
+    """The SHA-256 of named arrays: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def fingerprint(value: Mapping[str, Any]) -> str:

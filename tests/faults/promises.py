@@ -407,7 +407,7 @@ def mutations(folder: Path, count: int) -> str:
 def make_files(folder: Path) -> list[tuple[Path, Callable[[Path], object]]]:
     """A good file of each kind that is read, and what reads it."""
     weights, config, run = folder / "model.safetensors", folder / "config.json", folder / "run"
-    save_weights(weights, {"dense": {"kernel": np.ones((4, 3), np.float32), "bias": np.zeros(3, np.float32)}})
+    save_weights(weights, {"dense": {"kernel": np.ones((4, 3), np.float32), "bias": np.zeros(3, np.float32)}}, {})
     config.write_text(json.dumps({"experiment": "gan_mnist", "seed": 0, "data": {"name": "mnist", "embedded": True}}))
     images, labels, packed = folder / "images-idx3-ubyte", folder / "labels-idx1-ubyte", folder / "images-idx3-ubyte.gz"
     images.write_bytes(idx((5, 4, 4), 80))
