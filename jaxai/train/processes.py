@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import itertools
+import re
 from collections.abc import Iterator
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxai.command import Stopped
 from jaxai.typing import PyTree
 
 BARRIER_SECONDS = 120  # a process that is not at a barrier by then is missing
@@ -23,10 +25,19 @@ def first_process() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Wait for all processes. Raises an error naming those that are missing after two minutes."""
-    if (count := jax.process_count()) > 1:
+    """Wait for all processes. Raises Stopped, naming those that are missing after two minutes."""
+    if (count := jax.process_count()) == 1:
+        return
+    try:
         name = f"{name}, {next(_numbers)}"
         ocp.multihost.sync_global_processes(name, timeout=BARRIER_SECONDS, processes=set(range(count)))
+    except jax.errors.JaxRuntimeError as error:
+        missing = re.search(r"timed out task names:\s*((?:\d+\s*)+)", str(error))
+        if not missing:
+            raise
+        who = ", ".join(missing[1].split())
+        message = f"not all processes came to '{name}' within {BARRIER_SECONDS} s, missing: {who}; see what they said"
+        raise Stopped(message) from error
 
 
 @contextlib.contextmanager

@@ -45,6 +45,17 @@ def test_debug_run(finished):
     assert "this run is finished" in run(SCRIPT, workdir, "--steps", "20").stderr
 
 
+def test_a_batch_in_parts_is_the_same_batch(finished, tmp_path):
+    whole, _ = finished
+    result = run(SCRIPT, tmp_path / "run", "--steps", "5", "--parts", "3", "--devices", "2", "--mesh", "data=2")
+    assert result.returncode == 0, result.stderr
+    losses = [
+        [json.loads(line).get("loss", 0.0) for line in (folder / "metrics.jsonl").read_text().splitlines()[:6]]
+        for folder in (tmp_path / "run", whole)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)  # float32 sums in another order
+
+
 def test_samples_are_the_prompt_and_so_many_tokens_by_the_seed(finished):
     workdir, _ = finished
     first, again, other = (
