@@ -35,9 +35,10 @@ from jaxai.data.stories import MOST_NAMES, MOST_PLACES, load_stories
 from jaxai.data.stories import TASKS as STORY_TASKS
 from jaxai.nn.reader import Reader
 from jaxai.nn.transformer import Shape
+from jaxai.train.files import write_json
 from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, optimizer
-from jaxai.train.run import finished_folder, open_run, read_config, write_json
+from jaxai.train.run import finished_folder, open_run, read_config
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import cross_entropy, init_state, train_step

@@ -39,9 +39,10 @@ from jaxai.nn.rnn import RecurrentLanguageModel, RecurrentShape, reset_state
 from jaxai.nn.rnn import init_state as init_recurrent
 from jaxai.nn.transformer import LanguageModel, Shape, init_cache
 from jaxai.ops.sampling import Sampling
+from jaxai.train.files import write_json
 from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, optimizer
-from jaxai.train.run import finished_folder, open_run, read_config, write_json
+from jaxai.train.run import finished_folder, open_run, read_config
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import init_state, train_step

@@ -32,9 +32,10 @@ from jaxai.data.pairs import Pairs, bucketed, load_pairs, padded
 from jaxai.metrics.text import translation_scores
 from jaxai.nn.beam import translate as beam_translate
 from jaxai.nn.transformer import EncoderDecoder, Shape
+from jaxai.train.files import write_json
 from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, optimizer
-from jaxai.train.run import finished_folder, open_run, read_config, write_json
+from jaxai.train.run import finished_folder, open_run, read_config
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import init_state, train_step

@@ -16,6 +16,7 @@ import math
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -114,6 +115,8 @@ class Training(Common):
         super().__post_init__()
         self.check_at_least(1, "checkpoint_every", "keep")
         self.check_at_least(0, "watchdog")
+        if self.watchdog > 1e6:
+            raise ValueError(f"--watchdog must be at most 1e6 seconds, got {self.watchdog}; 0 is none")
         axes = mesh_axes(self.mesh)
         if self.devices and self.mesh and not self.coordinator and self.devices != math.prod(axes.values()):
             raise ValueError(f"--mesh {self.mesh} is not of --devices {self.devices}: leave one of them out")
@@ -216,15 +219,15 @@ def start_platform(platform: str, devices: int) -> None:
 def joined(coordinator: str, count: int, index: int) -> Iterator[None]:
     """Be one of several processes, where there is a coordinator. Enter before anything touches a device.
 
-    A process that fails in a way that the others don't share ends at once instead of waiting for them at the end; they
-    notice within HEARTBEAT seconds. Raises ValueError where the others don't come, or ``auto`` finds no cluster.
+    A process that fails in a way that the others may not share says so and ends at once; they notice within HEARTBEAT
+    seconds. At the end each waits for all. Raises ValueError where the others don't come, or ``auto`` finds no cluster.
     """
     if not coordinator:
         yield
         return
     jax.config.update("jax_enable_preemption_service", False)  # signals are handled by the loop
     options: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT, "initialization_timeout": JOIN}
-    options["shutdown_timeout_seconds"] = HEARTBEAT
+    options["shutdown_timeout_seconds"] = 24 * 3600  # others may still draw and score
     if coordinator != "auto":
         host = coordinator.rpartition(":")[0].strip("[]")
         os.environ.update({"no_grpc_proxy": host})  # else joining hangs where there is a proxy
@@ -239,16 +242,16 @@ def joined(coordinator: str, count: int, index: int) -> Iterator[None]:
         raise ValueError(f"--coordinator {coordinator}: {command.one_line(error)}") from error
     try:
         yield
-    except Exception as error:
-        if command.exit_code(error) is not None:
-            raise
-        traceback.print_exc()
-        print(
-            "stopped: this process failed, or lost another: the same commands go on from the last checkpoint",
-            file=sys.stderr,
-        )
-        sys.stderr.flush()
-        os._exit(1)
+    except (command.Interrupted, FloatingPointError):
+        raise  # all processes come to these at the same step
+    except BaseException as error:
+        if (code := command.exit_code(error)) is None:
+            traceback.print_exc()
+        told = command.message(error, "interrupted") if code else "stopped: this process failed, or lost another"
+        print(f"{told} (process {jax.process_index()})", file=sys.stderr, flush=True)
+        if jax.process_index() == 0:
+            time.sleep(2)  # without its coordinator another process can't tell what it has to
+        os._exit(code or 1)
 
 
 def is_loopback(host: str) -> bool:

@@ -20,8 +20,8 @@ class Stopped(Exception):
     """Training that must not go on; its message is for users."""
 
 
-class Interrupted(Exception):
-    """A signal ended the training after what there is was saved."""
+class Interrupted(BaseException):
+    """A signal ended the training after what there is was saved; no library's ``except Exception`` may keep it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)

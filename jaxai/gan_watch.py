@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 from typing import Literal
 
 import numpy as np
@@ -41,12 +42,13 @@ class Watched(cli.Training):
 
     def check_looks(self, name: str) -> None:
         """ValueError where a rollback could not reach the look before."""
-        every = getattr(self, name)
-        if self.on_collapse == "rollback" and every > self.keep * self.checkpoint_every:
+        every, apart = getattr(self, name), self.checkpoint_every
+        reach = (self.keep - 1) * apart + math.gcd(every, apart)  # back from a look, before it is saved, at the worst
+        if self.on_collapse == "rollback" and every > reach:
             option = name.replace("_", "-")
             raise ValueError(
-                f"--on-collapse rollback: {self.keep} checkpoints are kept, {self.checkpoint_every} steps apart, but "
-                f"--{option} is {every}: give at most {self.keep * self.checkpoint_every}, or a larger --keep"
+                f"--on-collapse rollback: of {self.keep} checkpoints, {apart} steps apart, the oldest may be only "
+                f"{reach} steps before a look, but --{option} is {every}: give less, or a larger --keep"
             )
 
 

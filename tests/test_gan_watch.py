@@ -82,7 +82,9 @@ def test_bad_options():
     with pytest.raises(ValueError, match="--collapse-after must be at least 1"):
         Watched(collapse_after=0)
     config = Looks(on_collapse="rollback", checkpoint_every=100)
-    with pytest.raises(ValueError, match="--look-every is 250: give at most 200, or a larger --keep"):
+    with pytest.raises(
+        ValueError, match="may be only 150 steps before a look, but --look-every is 250: give less, or a larger --keep"
+    ):
         config.check_looks("look_every")
     dataclasses.replace(config, on_collapse="warn").check_looks("look_every")
 

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -17,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from jaxai.command import Stopped, one_line
+from jaxai.train.files import write_json
 from jaxai.train.processes import barrier, first_process
 from jaxai.typing import PyTree
 
@@ -38,13 +42,17 @@ class Checkpoints:
 
     A checkpoint is written to ``STEP.unfinished``, hashed, synchronised with the disk and then renamed, so that
     whatever is called ``STEP`` was whole once. Saves are synchronous: a failed one raises before the next step. The
-    newest ``keep`` stay, and the one in which each metric of ``lowest`` is least and each of ``highest`` greatest
-    (``host["metrics"]``). With several processes all of them call every method; the first does what concerns files.
+    newest one stays, the newest ``keep`` of those at multiples of ``every``, and the one in which each metric of
+    ``lowest`` is least and each of ``highest`` greatest (``host["metrics"]``). With several processes all of them call
+    every method; the first does what concerns files, and tells the others what it found.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, *, lowest: Sequence[str] = (), highest: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, keep: int = 2, *, every: int = 1, lowest: Sequence[str] = (), highest: Sequence[str] = ()
+    ) -> None:
         self._folder = folder.absolute()
-        self._keep, self._best = keep, [(name, 1) for name in lowest] + [(name, -1) for name in highest]
+        self._keep, self._every = keep, every
+        self._best = [(name, 1) for name in lowest] + [(name, -1) for name in highest]
         self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
         if first_process():
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -52,6 +60,7 @@ class Checkpoints:
                 if re.fullmatch(r"\d+" + re.escape(UNFINISHED), left.name):
                     shutil.rmtree(left)
         barrier("checkpoints opened")
+        self._newest = self._agreed()
 
     def close(self) -> None:
         self._orbax.close()
@@ -62,7 +71,14 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, or None."""
-        return max(self.steps(), default=None)
+        return self._newest or None
+
+    def _agreed(self) -> int:
+        """The newest step that the first process sees, or 0: a file system may show another to others."""
+        newest = max(self.steps(), default=0) if first_process() else 0
+        if jax.process_count() > 1:
+            newest = int(multihost_utils.broadcast_one_to_all(np.int64(newest)))
+        return newest
 
     def newest_good(self) -> int | None:
         """The newest step whose files are what was saved, or None; damaged ones above are renamed, with a warning."""
@@ -72,10 +88,15 @@ class Checkpoints:
                     verify(self._folder / str(step))
                     break
                 except Damaged as error:
-                    target = set_aside(self._folder / str(step))
-                    logger.warning("%s: the checkpoint of step %d is damaged and now called %s", error, step, target)
+                    self._set_aside(step, error)
         barrier("checkpoints verified")
+        self._newest = self._agreed()
         return self.latest_step()
+
+    def _set_aside(self, step: int, error: Damaged) -> None:
+        """Rename a damaged checkpoint, and say so."""
+        target = set_aside(self._folder / str(step))
+        logger.warning("%s: the checkpoint of step %d is damaged and now called %s", error, step, target)
 
     def drop_after(self, step: int) -> int:
         """Delete the checkpoints of later steps; the step of the newest that is left, or 0."""
@@ -84,15 +105,17 @@ class Checkpoints:
                 if later > step:
                     self._drop(later)
         barrier("checkpoints dropped")
-        return self.latest_step() or 0
+        self._newest = self._agreed()
+        return self._newest
 
     def save(self, step: int, state: PyTree, host: dict[str, Any]) -> None:
         """Save under ``step``; does nothing if that step is there already.
 
         Raises Stopped, after removing what there is of it, where the files can't be written.
         """
-        if step in self.steps():
+        if step == self._newest:
             return
+        content_hash(host)  # what is no JSON is a bug, not a full disk
         temporary = self._folder / f"{step}{UNFINISHED}"
         try:
             if first_process():
@@ -109,7 +132,15 @@ class Checkpoints:
                 f"{self.latest_step() or 0} is the newest: make room, then start the same command again"
             ) from error
         barrier(f"step {step} saved")
+        self._newest = step
         self._prune()
+
+    def amend(self, step: int, host: dict[str, Any]) -> None:
+        """Replace some of the host's values of a step."""
+        if first_process():
+            folder = self._folder / str(step)
+            content = read_manifest(folder)
+            store_manifest(folder, {"host": content["host"] | host, "files": content["files"]})
 
     def restore(self, step: int, like: PyTree, shardings: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """The state and the host's values of a step, with the shapes of ``like`` and the given shardings.
@@ -132,14 +163,21 @@ class Checkpoints:
         if not first_process():
             return
         steps = self.steps()
-        kept = set(steps[-self._keep :])
-        if self._best:
-            metrics = {step: read_manifest(self._folder / str(step))["host"].get("metrics", {}) for step in steps}
-            for name, sign in self._best:
-                if rated := [step for step in steps if name in metrics[step]]:
-                    kept.add(min(rated, key=lambda step: sign * metrics[step][name]))
-        for step in set(steps) - kept:
+        kept = {steps[-1], *[step for step in steps if step % self._every == 0][-self._keep :]}
+        metrics = {step: self._metrics(step) for step in steps} if self._best else {}
+        for name, sign in self._best:
+            if rated := [step for step in metrics if math.isfinite(metrics[step].get(name, math.nan))]:
+                kept.add(min(rated, key=lambda step: sign * metrics[step][name]))
+        for step in set(self.steps()) - kept:
             self._drop(step)
+
+    def _metrics(self, step: int) -> dict[str, float]:
+        """What was measured at a step; nothing where its manifest is damaged, which is set aside."""
+        try:
+            return read_manifest(self._folder / str(step))["host"].get("metrics", {})
+        except Damaged as error:
+            self._set_aside(step, error)
+            return {}
 
     def _drop(self, step: int) -> None:
         """Delete a checkpoint: under another name, so that no half of it is ever taken for whole."""
@@ -152,12 +190,14 @@ def write_manifest(folder: Path, host: dict[str, Any]) -> None:
     Every file and folder, and last the manifest, is synchronised with the disk.
     """
     files = {str(path.relative_to(folder)): [path.stat().st_size, file_hash(path)] for path in files_in(folder)}
-    content = {"host": host, "files": files}
     for path in folder.rglob("*"):
         synchronise(path)
-    path = folder / MANIFEST
-    path.write_text(json.dumps({"sha256": content_hash(content), **content}, indent=1) + "\n")
-    synchronise(path)
+    store_manifest(folder, {"host": host, "files": files})
+
+
+def store_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Write a manifest whole or not at all, and synchronise it with the disk."""
+    write_json(folder / MANIFEST, {"sha256": content_hash(content), **content})
     synchronise(folder)
 
 
@@ -169,7 +209,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if content.pop("sha256") == content_hash(content):
             return content
     except OSError as error:
-        raise Damaged(f"{path} can't be read ({error.strerror})") from None
+        raise damage(path, error) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise Damaged(f"{path} is not what was written")
@@ -182,10 +222,21 @@ def verify(folder: Path) -> None:
     for name, (size, digest) in expected.items():
         if name not in found:
             raise Damaged(f"{folder / name} is missing")
-        if (length := found[name].stat().st_size) != size:
+        try:
+            length, found_digest = found[name].stat().st_size, file_hash(found[name])
+        except OSError as error:
+            raise damage(found[name], error) from None
+        if length != size:
             raise Damaged(f"{found[name]} has {length:,} bytes instead of {size:,}")
-        if file_hash(found[name]) != digest:
+        if found_digest != digest:
             raise Damaged(f"{found[name]} is not what was saved (its SHA-256 is another)")
+
+
+def damage(path: Path, error: OSError) -> Exception:
+    """A file that is gone or that the disk can't read is damaged; another error, such as no permission, is as it is."""
+    if error.errno in (errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        return Damaged(f"{path} can't be read ({error.strerror})")
+    return error
 
 
 def files_in(folder: Path) -> Iterator[Path]:

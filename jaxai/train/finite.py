@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxai.train.run import Run, write_json
+from jaxai.train.files import write_json
+from jaxai.train.run import Run
 from jaxai.train.setback import Setback
 from jaxai.train.steps import SKIPPED, WORST, float_leaves
 from jaxai.typing import Array, PyTree
@@ -46,12 +47,15 @@ class Finite:
         columns = jax.device_get(dict(taken.metrics))
         for row in range(taken.count):
             step, values = taken.done + row + 1, {name: float(column[row]) for name, column in columns.items()}
-            worst = int(values.pop(WORST, 0.0))
+            worst = int(values.pop(WORST, -1.0))
             bad = [name for name, value in values.items() if not math.isfinite(value)]
             if not bad and not values.get(SKIPPED):
                 self._in_a_row = 0
             else:
-                leaves = {list(float_leaves(state))[worst]: None} if SKIPPED in values else leaves_not_finite(state)
+                if SKIPPED in values:
+                    leaves = {list(float_leaves(state))[worst]: None} if worst >= 0 else {}
+                else:
+                    leaves = leaves_not_finite(state)
                 self._report(step, values, bad, leaves, taken.ids[row])
                 self._act(step, f"{bad[0]} is {values[bad[0]]}" if bad else f"{next(iter(leaves))} is not finite")
                 values = {name: value for name, value in values.items() if name not in bad}

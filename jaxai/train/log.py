@@ -1,6 +1,7 @@
 """What a run writes while it trains: metrics.jsonl, the progress bar, TensorBoard."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxai.train.processes import first_process
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -42,17 +45,23 @@ class MetricsLog:
                 self._events.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Hand every line to the operating system: call before a checkpoint that counts on them."""
+        """Wait until every line is on the disk: call before a checkpoint that counts on them."""
         self._file.flush()
+        os.fsync(self._file.fileno())
         if self._events:
             self._events.flush()
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop the lines of steps after ``step``, and a last line that was cut off."""
+    """Drop the lines of steps after ``step``, and a last line that was cut off. Warn where earlier ones are missing."""
     if not path.exists():
+        if step > 0:
+            logger.warning("%s is missing: the metrics up to step %d are lost", path, step)
         return
     kept = [line for line in path.read_bytes().splitlines(keepends=True) if step_of(line) <= step]
+    if step > 0 and (not kept or step_of(kept[-1]) < step):
+        last = int(step_of(kept[-1])) if kept else 0
+        logger.warning("%s is damaged: the metrics after step %d up to %d are lost", path, last, step)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(b"".join(kept))
     os.replace(temporary, path)

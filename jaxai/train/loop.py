@@ -73,12 +73,16 @@ def fit(
     """
     with jax.set_mesh(mesh), locked(run), closing(checkpoints_of(run, config)) as checkpoints, Signals(mesh) as signals:
         loop = Loop(step, init, batches, config, run, mesh, every, show, steps_per_call, checkpoints, signals)
-        return loop.run_until_done()
+        result = loop.run_until_done()
+        if signals.received:  # too late for a step to notice
+            raise Interrupted(signals.received)
+        return result
 
 
 def checkpoints_of(run: Run, config: Training) -> Checkpoints:
     """The checkpoints of a run, kept as its config says."""
-    return Checkpoints(run.checkpoints, config.keep, lowest=config.keep_lowest, highest=config.keep_highest)
+    best = {"lowest": config.keep_lowest, "highest": config.keep_highest}
+    return Checkpoints(run.checkpoints, config.keep, every=config.checkpoint_every, **best)
 
 
 @dataclasses.dataclass
@@ -113,8 +117,8 @@ class Loop:
             if start >= self.config.steps and pending is None:
                 return Result(local(state, self.mesh), **self.times)
             take = self.compiled(state)
-            # without a checkpoint the line of step 0 is written anew as well
-            log = MetricsLog(self.run.metrics, start or -1, tensorboard=self.config.tensorboard)
+            again = pending is not None or not start  # the line of this step is to be written
+            log = MetricsLog(self.run.metrics, start - again, tensorboard=self.config.tensorboard)
             bar = Progress(self.run.shared.name, start, self.config.steps, self.show)
             with closing(log), closing(bar):
                 try:
@@ -164,6 +168,8 @@ class Loop:
         finite, steps = Finite(self.run, self.config.on_nonfinite), self.config.steps
         if (pending is not None or not start) and (values := (pending or {}) | self.call_due(start, state)):
             write(start, values)
+            if start:
+                self.checkpoints.amend(start, {"metrics": values, "pending": None})
         done, late = start, None
         stops = [self.config.checkpoint_every, *(entry.steps for entry in self.every)]
         while done < steps:
@@ -212,13 +218,14 @@ class Loop:
 
     def call_due(self, done: int, state: PyTree) -> dict[str, float]:
         """Call every function whose turn it is after ``done`` steps; their metrics together."""
-        values = {}
-        if self.is_due(done):
-            state = local(state, self.mesh)
+        values: dict[str, float] = {}
+        if not self.is_due(done):
+            return values
+        state = local(state, self.mesh)
         with self.signals.raised(), jax.set_mesh(local_mesh(self.mesh)):
             for entry in self.every:
                 if done % entry.steps == 0:
-                    values |= entry.function(done, state)
+                    values |= {name: float(value) for name, value in entry.function(done, state).items()}
         return values
 
     def save(self, done: int, state: PyTree, metrics: dict[str, float], pending: dict[str, float] | None) -> None:

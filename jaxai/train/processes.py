@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxai.command import Stopped
 from jaxai.typing import PyTree
 
-BARRIER_SECONDS = 120  # a process that is not at a barrier by then is missing
+BARRIER_SECONDS = 600  # a process that is not at a barrier by then is missing
 
 _numbers = itertools.count()  # a barrier's name must be new; all processes pass the same ones
 
@@ -25,7 +25,7 @@ def first_process() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Wait for all processes. Raises Stopped, naming those that are missing after two minutes."""
+    """Wait for all processes. Raises Stopped, naming those that are missing after ten minutes."""
     if (count := jax.process_count()) == 1:
         return
     try:

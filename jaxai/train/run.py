@@ -14,6 +14,7 @@ from typing import Any, cast
 import jax
 
 from jaxai.cli import Common, Finished
+from jaxai.train.files import write_json
 from jaxai.train.processes import barrier, first_process
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ def open_run(experiment: str, config: Common, data: Mapping[str, Any]) -> Run:
         make_folder(folder, config, identity)
     barrier("run opened")
     if process := jax.process_index():
+        check_same(identity, read_config(folder), folder)
         folder = folder / "processes" / str(process)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", identity)
@@ -114,9 +116,10 @@ def open_run(experiment: str, config: Common, data: Mapping[str, Any]) -> Run:
 def make_folder(folder: Path, config: Common, identity: Mapping[str, Any]) -> None:
     """Make a run's folder, or check that the one there is of the same run. Raises ValueError."""
     try:
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").exists():
+        used = folder.is_dir() and any(path.name != "config.json.tmp" for path in folder.iterdir())
+        if used and not (folder / "config.json").exists():
             raise ValueError(f"{folder} holds files but no run (no config.json): choose another --workdir")
-        if config.resume == "never" and folder.is_dir() and any(folder.iterdir()):
+        if config.resume == "never" and used:
             with locked(Run(folder)):
                 move_aside(folder)
         if (folder / "config.json").exists():
@@ -217,10 +220,3 @@ def move_aside(folder: Path) -> None:
         number += 1
     folder.rename(target)
     logger.info("moved the earlier run to %s", target)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)

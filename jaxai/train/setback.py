@@ -12,8 +12,9 @@ from jax.experimental import multihost_utils
 
 from jaxai.command import Stopped
 from jaxai.train.checkpoint import Checkpoints
+from jaxai.train.files import write_json
 from jaxai.train.processes import first_process
-from jaxai.train.run import Run, write_json
+from jaxai.train.run import Run
 from jaxai.typing import PyTree
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,12 @@ def make_mesh(devices: int = 0, *, batch_size: int = 0, shape: str = "") -> Mesh
     """
     axes = mesh_axes(shape)
     wanted = int(np.prod(list(axes.values()))) if axes else devices
-    found = jax.devices()[: (wanted or None) if jax.process_count() == 1 else None]
+    several = jax.process_count() > 1
+    if several and devices not in (0, jax.local_device_count()):
+        raise ValueError(
+            f"--devices {devices}: each of several processes uses all its {jax.local_device_count()} devices"
+        )
+    found = jax.devices()[: None if several else (wanted or None)]
     if axes and wanted != len(found):
         raise ValueError(f"--mesh {shape} is of {wanted} devices, but there are {len(found)}: change it, or --devices")
     sizes = axes or {"data": len(found), "model": 1}

@@ -1,6 +1,7 @@
 """SIGTERM and SIGINT while a run trains: the first saves and ends it, the second ends it at once."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -19,8 +20,8 @@ HANDLED = (signal.SIGTERM, signal.SIGINT)
 class Signals:
     """Whether to stop, as a context; ``received`` is the first signal's number, or 0.
 
-    After the first signal both have the system's own effect again, which is to end the process. Does nothing outside
-    the main thread, where Python handles no signals.
+    A thread reads what Python's own handler writes for each signal, so that the second one ends the process also while
+    the main thread compiles or waits. Does nothing outside the main thread, where Python handles no signals.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -32,18 +33,24 @@ class Signals:
         self._greatest = jax.jit(lambda flags: flags.max(), out_shardings=whole)
 
     def __enter__(self) -> "Signals":
-        here = threading.current_thread() is threading.main_thread()
-        self._before = {number: signal.signal(number, self._receive) for number in HANDLED} if here else {}
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            reader, self._writer = os.pipe()
+            os.set_blocking(self._writer, False)
+            threading.Thread(target=end_at_second, args=[reader], daemon=True).start()
+            self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+            self._before = {number: signal.signal(number, self._receive) for number in HANDLED}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._before:
+            signal.set_wakeup_fd(self._wakeup)
+            os.close(self._writer)
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         self.received = number
-        for each in HANDLED:
-            signal.signal(each, signal.SIG_DFL)
         if self._raises:
             raise Interrupted(number)
 
@@ -74,3 +81,13 @@ class Signals:
             yield
         finally:
             self._raises = False
+
+
+def end_at_second(reader: int) -> None:
+    """End the process at the second of the handled signals, whose numbers come as bytes, until the pipe is closed."""
+    received = 0
+    with os.fdopen(reader, "rb", buffering=0) as signals:
+        while number := signals.read(1):
+            received += number[0] in HANDLED
+            if received == 2:
+                os._exit(128 + number[0])

@@ -87,20 +87,22 @@ def skipping(step: Step) -> Step:
     """A step of which nothing is applied, but that it counts, where a metric or a float of the new state is not finite.
 
     Adds the metrics ``skipped``, 1 or 0, and ``worst_leaf``, the number of the state's float leaf (of `float_leaves`)
-    that has the largest share of such elements. It takes a pass over the state, and room for a second one.
+    that has the largest share of such elements, or -1. It takes a pass over the state, and room for a second one.
     """
 
     def guarded(state: PyTree, batch: PyTree) -> tuple[PyTree, dict[str, Array]]:
         new, metrics = step(state, batch)
-        shares = jnp.stack([1 - jnp.isfinite(leaf).mean() for leaf in float_leaves(new).values()])
-        finite = jnp.isfinite(jnp.stack(list(metrics.values()))).all() & (shares == 0).all()
+        leaves = list(float_leaves(new).values())
+        bad = jnp.stack([(~jnp.isfinite(leaf)).sum() for leaf in leaves])
+        worst = jnp.where(bad.any(), (bad / np.array([max(leaf.size, 1) for leaf in leaves])).argmax(), -1)
+        finite = jnp.isfinite(jnp.stack(list(metrics.values()))).all() & ~bad.any()
 
         def choose(path: tuple, after: Array, before: Array) -> Array:
             counts = isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "step"
             return after if counts else jnp.where(finite, after, before)
 
         kept = jax.tree_util.tree_map_with_path(choose, new, state)
-        said = {SKIPPED: 1 - finite.astype(jnp.float32), WORST: shares.argmax().astype(jnp.float32)}
+        said = {SKIPPED: 1 - finite.astype(jnp.float32), WORST: worst.astype(jnp.float32)}
         return kept, metrics | said
 
     return guarded

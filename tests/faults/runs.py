@@ -49,11 +49,13 @@ class Trial:
     steps: int
     options: tuple[str, ...] = ()
 
-    def start(self, *more: str, **how) -> subprocess.Popen[str]:
-        """A process of it, whose standard error goes to a file beside the folder."""
+    def start(self, *more: str, before: str = "") -> subprocess.Popen[str]:
+        """A process of it; its standard error goes to a file beside the folder; ``before``: Python that runs first."""
         script, *options = (EXPERIMENTS | OTHERS)[self.name]
         line = [sys.executable, str(REPOSITORY / "experiments" / f"{script}.py"), *options, *self.options, *more]
         line += ["--steps", str(self.steps), "--platform", "cpu", "--workdir", str(self.folder)]
+        if before:  # and becomes it: no fork of a process that has threads
+            line = [sys.executable, "-c", f"{before}\nimport os, sys\nos.execv(sys.argv[1], sys.argv[1:])", *line]
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with self.said.open("w") as said:
             return subprocess.Popen(
@@ -63,12 +65,11 @@ class Trial:
                 text=True,
                 env=environment(),
                 cwd=self.folder.parent,
-                **how,
             )
 
-    def finish(self, *more: str, **how) -> tuple[int, str]:
+    def finish(self, *more: str, before: str = "") -> tuple[int, str]:
         """The exit code and standard error of a process of it."""
-        process = self.start(*more, **how)
+        process = self.start(*more, before=before)
         try:
             code = process.wait(PATIENCE)
         finally:

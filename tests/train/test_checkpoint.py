@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import os
 import re
 import shutil
 from contextlib import closing
@@ -169,3 +170,49 @@ def test_a_save_that_fails_is_told_and_leaves_nothing(folder, monkeypatch):
             checkpoints.save(6, state_of(params_of()), {})
         assert checkpoints.newest_good() == 5
     assert [path.name for path in folder.iterdir()] == ["5"]
+
+
+def test_a_value_that_is_no_number_is_never_the_best(tmp_path):
+    with closing(Checkpoints(tmp_path, keep=1, lowest=["loss"])) as checkpoints:
+        for step, loss in enumerate([float("nan"), 1.0, 2.0, 3.0], 1):
+            checkpoints.save(step, {"x": jnp.ones(2)}, {"metrics": {"loss": loss}})
+        assert checkpoints.steps() == [2, 4]
+
+
+def test_a_damaged_best_checkpoint_does_not_stop_the_next_save(tmp_path, caplog):
+    with closing(Checkpoints(tmp_path, keep=1, lowest=["loss"])) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"x": jnp.ones(2)}, {"metrics": {"loss": float(step)}})
+        (tmp_path / "1" / "manifest.json").write_text("{}")
+        checkpoints.save(3, {"x": jnp.ones(2)}, {"metrics": {"loss": 3.0}})
+        assert checkpoints.steps() == [2, 3]
+    assert "step 1 is damaged and now called 1.corrupt" in caplog.text
+
+
+def test_checkpoints_out_of_turn_take_no_place(tmp_path):
+    """Such as those that a signal made."""
+    with closing(Checkpoints(tmp_path, keep=2, every=5)) as checkpoints:
+        for step in (5, 10, 15, 16, 18):
+            checkpoints.save(step, {"x": jnp.ones(2)}, {})
+        assert checkpoints.steps() == [10, 15, 18]
+
+
+def test_what_is_not_json_is_no_full_disk(folder):
+    with closing(Checkpoints(folder)) as checkpoints, pytest.raises(TypeError):
+        checkpoints.save(6, state_of(params_of()), {"metrics": {"x": np.float32(1)}})
+    assert [path.name for path in folder.iterdir()] == ["5"]
+
+
+def test_a_sector_that_cannot_be_read_is_damage_and_no_permission_is_not(folder, monkeypatch):
+    def fails(number):
+        def read(path):
+            raise OSError(number, os.strerror(number), str(path))
+
+        return read
+
+    monkeypatch.setattr("jaxai.train.checkpoint.file_hash", fails(errno.EIO))
+    with pytest.raises(Damaged, match="Input/output error"):
+        verify(folder / "5")
+    monkeypatch.setattr("jaxai.train.checkpoint.file_hash", fails(errno.EACCES))
+    with pytest.raises(PermissionError):
+        verify(folder / "5")

@@ -3,11 +3,16 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -18,6 +23,7 @@ from jaxai.train.loop import Every, fit
 from jaxai.train.run import Run
 from jaxai.train.setback import Setback, with_other_noise
 from jaxai.train.sharding import make_mesh
+from jaxai.train.supervised import init_state, train_step
 from tests.helpers import Blobs, hex_losses, same_bits, tiny_gan
 
 SETUPS = [
@@ -93,7 +99,7 @@ def test_several_steps_in_one_call_are_the_same_steps(tmp_path):
         values = [[value for value in line.values() if not isinstance(value, str)] for line in (a, b)]
         np.testing.assert_allclose(*values, rtol=1e-5)  # XLA may round apart in two programs
     assert int(one.state.step) == int(four.state.step) == 11
-    assert {path.name for path in (tmp_path / "four" / "checkpoints").iterdir()} == {"10", "11"}
+    assert {path.name for path in (tmp_path / "four" / "checkpoints").iterdir()} == {"5", "10", "11"}
 
 
 class Uneven(Blobs):
@@ -296,6 +302,36 @@ def test_a_step_that_is_not_finite_is_skipped_on_request(tmp_path, steps_per_cal
     assert "the step is skipped" in caplog.text
 
 
+def odd_run():
+    """(step, init, batches) of a linear model of ten weights: no size of it is a power of two."""
+    tx = optax.sgd(1e-3)
+
+    def loss_fn(params, batch, key):
+        return ((batch["image"].reshape(8, -1)[:, :10] @ params["weights"]) ** 2).mean(), {}
+
+    def init():
+        return init_state({"weights": jnp.ones(10)}, tx, jax.random.key(0))
+
+    return partial(train_step, loss_fn=loss_fn, tx=tx), init
+
+
+def test_nothing_is_skipped_without_need(tmp_path):
+    train(tmp_path, 5, gan=odd_run(), on_nonfinite="skip")
+    assert [line["skipped"] for line in lines_of(tmp_path)] == [0.0] * 5
+
+
+def test_a_metric_alone_that_is_not_finite_names_no_leaf(tmp_path):
+    step, init = odd_run()
+
+    def noted(state, batch):
+        state, metrics = step(state, batch)
+        return state, metrics | {"odd": jnp.where(state.step == 3, jnp.nan, 1.0)}
+
+    train(tmp_path, 5, gan=(noted, init), on_nonfinite="skip")
+    report = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert (report["not_finite"], report["worst_leaf"]) == (["odd"], None)
+
+
 class Rotten(Blobs):
     """Every batch from the fourth on holds a NaN."""
 
@@ -385,6 +421,71 @@ def test_a_signal_breaks_off_what_is_called_between_steps(tmp_path, at):
     assert calls == [*range(at + 1), *range(at, 15)]
     train(tmp_path / "whole", 14, **options)
     assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
+
+
+def test_a_signal_a_kill_and_another_leave_every_line_once(tmp_path):
+    def dies(done, state):
+        if done == 10:
+            raise KeyboardInterrupt
+        return {"extra": float(done)}
+
+    def look(done, state):
+        return {"extra": float(done)}
+
+    for at in (7, 6):  # at step 6 a look is due
+        folder = tmp_path / str(at)
+        with pytest.raises(Interrupted):
+            train(folder, 12, batches=Signalling(signal.SIGTERM, at), every=[Every(2, look)])
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                train(folder, 12, every=[Every(2, dies)])
+        train(folder, 12, every=[Every(2, look)])
+        assert steps_of(folder) == list(range(13))
+        assert [line["step"] for line in lines_of(folder) if "extra" in line] == [0, 2, 4, 6, 8, 10, 12]
+
+
+def test_a_signal_at_the_end_is_not_lost(tmp_path):
+    with pytest.raises(Interrupted):
+        train(tmp_path, 5, batches=Signalling(signal.SIGTERM, 5))
+    assert train(tmp_path, 5).state.step == 5
+
+
+def test_a_look_that_was_broken_off_counts_for_the_best(tmp_path):
+    calls = []
+
+    def look(done, state):
+        calls.append(done)
+        if calls.count(4) == 1 and done == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return {"extra": {2: 3.0, 4: 1.0}.get(done, 2.0)}
+
+    options = {"every": [Every(2, look)], "checkpoint_every": 2, "keep": 1, "keep_lowest": ("extra",)}
+    with pytest.raises(Interrupted):
+        train(tmp_path, 8, **options)
+    train(tmp_path, 8, **options)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"4", "8"}
+
+
+@pytest.mark.parametrize("signals", ["SIGTERM SIGTERM", "SIGINT SIGTERM"])
+def test_a_second_signal_ends_what_does_not_listen(signals):
+    """While the main thread is in a call into C, where Python's handlers wait."""
+    first, second = (getattr(signal, name) for name in signals.split())
+    program = """
+import hashlib
+from jaxai.train.signals import Signals
+from jaxai.train.sharding import make_mesh
+from jaxai.train.supervised import init_state, train_step
+with Signals(make_mesh(1)):
+    print("listening", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout.readline() == "listening\n"
+        job.send_signal(first)
+        time.sleep(0.2)
+        job.send_signal(second)
+        assert job.wait(20) == 128 + second
 
 
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
