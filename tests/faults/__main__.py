@@ -43,7 +43,12 @@ ROWS = {
     "signals": Row("SIGTERM, SIGINT: final checkpoint and exit within 10 s", promises.signals, 6, (20,)),
     "second_signals": Row("a second signal exits at once", promises.second_signals, 2, (10,)),
     "flips": Row("bit rot: found, the newest good step taken, the bad one renamed", promises.flips, 200, (1000,)),
-    "damage": Row("damaged folder: every file truncated, emptied, deleted, swapped", promises.damage, 3, (3,)),
+    "damage": Row(
+        "damaged folder: each file of a checkpoint, and three of the run, in four ways",
+        promises.damage,
+        3,
+        (3,),
+    ),
     "full_disk": Row(
         "disk full: told before the next step, exit code not 0, goes on later", promises.full_disk, 1, (5,)
     ),
