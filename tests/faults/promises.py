@@ -26,7 +26,7 @@ from jaxai.train.run import Run, read_config
 from jaxai.train.sharding import make_mesh
 from jaxai.train.weights import load_weights, save_weights
 from tests.faults.malformed import idx
-from tests.faults.runs import EXPERIMENTS, Trial, free_port, signal_name, wait_until, whole_lines
+from tests.faults.runs import EXPERIMENTS, OTHERS, Trial, free_port, signal_name, wait_until, whole_lines
 from tests.helpers import Blobs, tiny_gan
 
 STEPS = 60
@@ -332,12 +332,13 @@ def largest_difference(one: Path, other: Path) -> float:
 
 def determinism(folder: Path, count: int) -> str:
     """The same command twice, with one seed: bitwise equal."""
-    for name in list(EXPERIMENTS)[:count]:
+    names = [*EXPERIMENTS, *OTHERS][:count]
+    for name in names:
         trials = [Trial(name, folder / f"{name}_{number}", 20) for number in range(2)]
         for trial in trials:
             assert trial.finish()[0] == 0, trial.said.read_text()
         assert trials[0].outcome() == trials[1].outcome(), f"{name}: two runs of one seed differ"
-    return f"{count} experiments twice: bitwise equal"
+    return f"{len(names)} commands twice: bitwise equal"
 
 
 def not_finite(folder: Path, count: int) -> str:
