@@ -14,6 +14,8 @@ import safetensors.numpy
 
 from jaxai.typing import PyTree
 
+KEY = "jaxai"  # under which a file's metadata say what is known of it
+
 
 def save_weights(
     path: Path, params: PyTree, config: Mapping[str, Any], vocabulary: Mapping[str, Any] | None = None
@@ -27,9 +29,8 @@ def save_weights(
         jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
-    metadata = {"sha256": arrays_hash(flat), "config": json.dumps(config)}
-    if vocabulary is not None:
-        metadata["vocabulary"] = fingerprint(vocabulary)
+    known = {"sha256": arrays_hash(flat), "config": config, "vocabulary": vocabulary and fingerprint(vocabulary)}
+    metadata = {KEY: json.dumps(known)}  # one key: of several, safetensors writes another first each time
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(safetensors.numpy.save({name: flat[name] for name in sorted(flat)}, metadata))
     os.replace(temporary, path)
@@ -45,13 +46,13 @@ def load_weights(path: Path, vocabulary: Mapping[str, Any] | None = None) -> dic
         raise FileNotFoundError(f"{path} is missing: give a safetensors file")
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
+            known = json.loads((file.metadata() or {}).get(KEY, "{}"))
             arrays = {name: file.get_tensor(name) for name in list(file.keys())}
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no safetensors file or damaged ({error})") from error
-    if metadata.get("sha256") not in (None, arrays_hash(arrays)):
+    if known.get("sha256") not in (None, arrays_hash(arrays)):
         raise ValueError(f"{path} is damaged (its arrays have another SHA-256): take a good copy")
-    if vocabulary is not None and metadata.get("vocabulary") not in (None, fingerprint(vocabulary)):
+    if vocabulary is not None and known.get("vocabulary") not in (None, fingerprint(vocabulary)):
         raise ValueError(f"{path} was trained with another vocabulary than the one beside it: take both of one run")
     return arrays
 

@@ -6,10 +6,10 @@ from tests.faults import promises
 
 SHORT = {
     promises.kills: 20,
-    promises.signals: 6,
+    promises.signals: 4,
     promises.second_signals: 2,
     promises.flips: 200,
-    promises.damage: 3,
+    promises.damage: 1,
     promises.full_disk: 1,
     promises.read_only: 2,
     promises.ranks: 2,

@@ -65,7 +65,7 @@ def test_weights_know_their_config_and_a_flipped_bit_is_found(tmp_path):
     file = tmp_path / "model.safetensors"
     save_weights(file, PARAMS, CONFIG)
     with safe_open(file, "numpy") as opened:
-        assert json.loads(opened.metadata()["config"]) == CONFIG
+        assert json.loads(opened.metadata()["jaxai"])["config"] == CONFIG
     whole, rng = file.read_bytes(), np.random.default_rng(0)
     start = 8 + int.from_bytes(whole[:8], "little")
     for place in rng.integers(start, len(whole), 20):
