@@ -184,7 +184,7 @@ def damage(folder: Path, count: int) -> str:
             check_refusal(said, longer.folder)
             refused += 1
         shutil.rmtree(longer.folder)
-    return f"{found}; of the run's other files {fallen} damages cost nothing, {refused} were refused by name"
+    return f"{found}; of the run's other files: training went on after {fallen}, {refused} were refused by name"
 
 
 def in_checkpoints(checkpoints: Path) -> str:
