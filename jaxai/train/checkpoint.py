@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxai.command import Stopped, one_line
-from jaxai.train.files import write_json
+from jaxai.train.files import rename_to_free, write_json
 from jaxai.train.processes import barrier, first_process
 from jaxai.typing import PyTree
 
@@ -127,6 +128,9 @@ class Checkpoints:
                 synchronise(self._folder)
         except Exception as error:  # orbax and tensorstore have no type of their own for a full disk
             shutil.rmtree(temporary, ignore_errors=True)
+            # else orbax's other writers tell the same once more, after our line
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             raise Stopped(
                 f"the checkpoint of step {step} can't be written to {self._folder} ({reason(error)}), that of step "
                 f"{self.latest_step() or 0} is the newest: make room, then start the same command again"
@@ -266,12 +270,8 @@ def synchronise(path: Path) -> None:
 
 def set_aside(folder: Path) -> str:
     """Rename a folder to the first free name among FOLDER.corrupt, FOLDER.corrupt.1, ...; that name."""
-    target, number = folder.with_name(f"{folder.name}.corrupt"), 0
-    while target.exists():
-        number += 1
-        target = folder.with_name(f"{folder.name}.corrupt.{number}")
-    folder.rename(target)
-    return target.name
+    target = folder.with_name(f"{folder.name}.corrupt")
+    return (rename_to_free(folder, target.name) if target.exists() else folder.rename(target)).name
 
 
 def reason(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """Files written whole or not at all."""
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -15,3 +16,9 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def rename_to_free(folder: Path, name: str) -> Path:
+    """Rename a folder to the first free one among name.1, name.2, ... beside it; where it is now."""
+    target = next(path for n in itertools.count(1) if not (path := folder.with_name(f"{name}.{n}")).exists())
+    return folder.rename(target)

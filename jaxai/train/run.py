@@ -14,7 +14,7 @@ from typing import Any, cast
 import jax
 
 from jaxai.cli import Common, Finished
-from jaxai.train.files import write_json
+from jaxai.train.files import rename_to_free, write_json
 from jaxai.train.processes import barrier, first_process
 
 logger = logging.getLogger(__name__)
@@ -215,8 +215,5 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def move_aside(folder: Path) -> None:
     """Rename a folder to the first free name folder.1, folder.2, ... and say so."""
-    folder, number = folder.absolute(), 1
-    while (target := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
-    folder.rename(target)
-    logger.info("moved the earlier run to %s", target)
+    folder = folder.absolute()
+    logger.info("moved the earlier run to %s", rename_to_free(folder, folder.name))
