@@ -36,6 +36,7 @@ import tyro
 from timing import figure, spread, training_turns, write
 
 from jaxai import cli, command
+from jaxai.data.pipeline import endless
 from jaxai.nn.cnn import ArticleCNN
 from jaxai.nn.transformer import LanguageModel, Shape
 from jaxai.train.adversarial import apply
@@ -193,32 +194,13 @@ def least_bytes(state: PyTree, shardings: PyTree, metrics: int) -> int:
     return total
 
 
-class Same:
-    """An endless iterator over one batch."""
-
-    def __init__(self, batch: dict[str, np.ndarray]) -> None:
-        self._batch = batch
-
-    def __iter__(self) -> "Same":
-        return self
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        return self._batch
-
-    def get_state(self) -> dict[str, Any]:
-        return {}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        pass
-
-
 def seconds_a_step(config: Config) -> dict[str, Any]:
     """Of the classifier's training, in this process."""
     step, init, batch = classifier()
     own = processes(make_mesh(config.devices))
     count = BATCH // own["process_count"]
     rows = jax.tree.map(lambda x: x[own["process_index"] * count :][:count], batch)
-    turn = training_turns(step, init, Same(rows), TIMED, 1, devices=config.devices)
+    turn = training_turns(step, init, endless(lambda _: rows), TIMED, 1, devices=config.devices)
     turn(1)
     return spread([1000 * seconds / TIMED for seconds in turn(config.rounds)])
 

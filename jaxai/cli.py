@@ -245,13 +245,13 @@ def joined(coordinator: str, count: int, index: int) -> Iterator[None]:
     except (command.Interrupted, FloatingPointError):
         raise  # all processes come to these at the same step
     except BaseException as error:
-        if (code := command.exit_code(error)) is None:
+        if (end := command.ending(error, "interrupted")) is None:
             traceback.print_exc()
-        told = command.message(error, "interrupted") if code else "stopped: this process failed, or lost another"
+        code, told = end or (1, "stopped: this process failed, or lost another")
         print(f"{told} (process {jax.process_index()})", file=sys.stderr, flush=True)
         if jax.process_index() == 0:
             time.sleep(2)  # without its coordinator another process can't tell what it has to
-        os._exit(code or 1)
+        os._exit(code)
 
 
 def is_loopback(host: str) -> bool:

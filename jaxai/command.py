@@ -63,49 +63,37 @@ def guard(command: Callable[[], None], *, interrupted: str = "interrupted") -> N
         command()
         sys.stdout.flush()
     except BaseException as error:
-        if (code := exit_code(error)) is None:
+        if (end := ending(error, interrupted)) is None:
             raise
-        if said := message(error, interrupted):
+        code, said = end
+        if said:
             print(said, file=sys.stderr)
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at the end fails as well
         sys.exit(code)
 
 
-def exit_code(error: BaseException) -> int | None:
-    """2 for a user's error, 1 for training that must not go on and full disks, 130, 143 for signals; None for bugs."""
+def ending(error: BaseException, interrupted: str) -> tuple[int, str] | None:
+    """The exit code of an error and what to tell the user, on one line; None for bugs.
+
+    2 for a user's error, 1 for training that must not go on and full disks, 130, 143 for signals.
+    """
     match error:
         case Stopped() | FloatingPointError():
-            return 1
+            return 1, f"stopped: {one_line(error)}"
         case KeyboardInterrupt():
-            return 128 + signal.SIGINT
+            return 128 + signal.SIGINT, interrupted
         case Interrupted():
-            return 128 + error.number
+            return 128 + error.number, f"{interrupted} ({error})"
         case BrokenPipeError():
-            return 128 + signal.SIGPIPE
+            return 128 + signal.SIGPIPE, ""
         case OSError(errno=number) if number in FULL:
-            return 1
+            return 1, f"stopped: {error.filename or 'a file'} can't be written ({error.strerror})"
         case PermissionError():
-            return 2
+            return 2, f"error: {one_line(error)}"
         case ValueError() | OSError() if from_our_code(error):
-            return 2
+            return 2, f"error: {one_line(error)}"
     return None
-
-
-def message(error: BaseException, interrupted: str) -> str:
-    """What to tell the user of an error that has an exit code, on one line."""
-    match error:
-        case Stopped() | FloatingPointError():
-            return f"stopped: {one_line(error)}"
-        case KeyboardInterrupt():
-            return interrupted
-        case Interrupted():
-            return f"{interrupted} ({error})"
-        case BrokenPipeError():
-            return ""
-        case OSError(errno=number) if number in FULL:
-            return f"stopped: {error.filename or 'a file'} can't be written ({error.strerror})"
-    return f"error: {one_line(error)}"
 
 
 def show_messages() -> None:

@@ -26,7 +26,7 @@ from jaxai.train.run import Run, read_config
 from jaxai.train.sharding import make_mesh
 from jaxai.train.weights import load_weights, save_weights
 from tests.faults.malformed import idx
-from tests.faults.runs import EXPERIMENTS, OTHERS, Trial, free_port, signal_name, wait_until, whole_lines
+from tests.faults.runs import EXPERIMENTS, OTHERS, Trial, free_port, wait_until, whole_lines
 from tests.helpers import Blobs, tiny_gan
 
 STEPS = 60
@@ -87,7 +87,7 @@ def signals(folder: Path, count: int) -> str:
         process.send_signal(which)
         code = process.wait(10)
         longest = max(longest, time.monotonic() - began)
-        assert code == 128 + which, f"{signal_name(which)}: exit code {code}\n{trial.said.read_text()}"
+        assert code == 128 + which, f"{which.name}: exit code {code}\n{trial.said.read_text()}"
         assert trial.said.read_text().strip().endswith(f"({which.name})")
         assert trial.checkpoints[-1] == trial.last_step or trial.checkpoints[-1] == trial.last_step + 1
     assert trial.finish()[0] == 0

@@ -3,9 +3,7 @@
 import dataclasses
 import hashlib
 import json
-import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +15,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-REPOSITORY = Path(__file__).parent.parent.parent
+from tests.experiments import commands
+from tests.experiments.commands import REPOSITORY
+
 PATIENCE = 300.0  # seconds for whatever takes none on an idle machine
 
 EXPERIMENTS = {
@@ -109,16 +109,8 @@ class Trial:
 
 
 def environment() -> dict[str, str]:
-    """Compiled programs are kept between runs; no network, one thread pool of two."""
-    nowhere = {f"{name}_proxy": "http://127.0.0.1:9" for name in ("http", "https", "all")}
-    return {
-        **os.environ,
-        **nowhere,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(REPOSITORY / ".jax_cache"),
-        "TFDS_DATA_DIR": "/nonexistent",
-        "PYTHONPATH": str(REPOSITORY),
-    }
+    """No network, no prepared data, compiled programs kept; modules of this repository."""
+    return {**commands.environment(Path("/nonexistent/run")), "PYTHONPATH": str(REPOSITORY)}
 
 
 def whole_lines(path: Path) -> list[dict]:
@@ -161,10 +153,6 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> bool
             return condition()
         time.sleep(0.02)
     raise AssertionError(f"{process.args} did not come so far within {PATIENCE} s")
-
-
-def signal_name(number: int) -> str:
-    return signal.Signals(number).name
 
 
 def free_port() -> int:
