@@ -1,6 +1,8 @@
 """Strict defaults for every test: four CPU devices, no silent rank promotion, warnings are errors."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("PJRT_NPROC", "16")  # collectives of four devices on two cores can starve with fewer threads
@@ -19,6 +21,15 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 settings.register_profile("jaxai", deadline=None, max_examples=30)  # a first call compiles, so no deadline
 settings.load_profile("jaxai")
+
+
+@pytest.fixture(autouse=True)
+def own_messages() -> Iterator[None]:
+    """A command run in a test leaves no handler behind: its stream is closed when that test is over."""
+    project = logging.getLogger("jaxai")
+    before = project.handlers[:], project.level, project.propagate
+    yield
+    project.handlers[:], project.level, project.propagate = before
 
 
 @pytest.fixture
