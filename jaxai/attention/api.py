@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxai.attention import vendor
+from jaxai.attention import cudnn, vendor
 from jaxai.attention.blockwise import blockwise, dense
+from jaxai.attention.fused import fused
 from jaxai.attention.masks import Causal, FunctionMask, Lengths, Mask, Segments, SlidingWindow, as_mask
 from jaxai.attention.reference import Call, reference
 from jaxai.typing import Array
@@ -21,14 +22,25 @@ Implementation = Literal["reference", "xla", "blockwise", "cudnn", "tokamax"]
 DENSE_SCORES = 512 * 512
 """Up to this many scores a head the dense form is as fast as blocks on a CPU (by hand: 2 cores, AVX-512)."""
 
+GPU_DENSE_SCORES = 2**25
+"""Up to this many scores of all batches and heads (128 MiB in float32) the dense form is taken on a GPU."""
+
 
 def automatic(call: Call, block_size: tuple[int, int] | None) -> tuple[Array, Array]:
-    """The vendor's forward pass where CUDA is lowered for and it can express the call, else dense for few scores."""
-    kernel = vendor.cudnn_forward(call)
-    _, T, S, _, _ = call.sizes
-    if kernel is None and block_size is None and T * S <= DENSE_SCORES:
+    """cuDNN's kernels on CUDA (blocks elsewhere) where they can express the call, else dense for few scores."""
+    if kernel := cudnn.kernel_of(call):
+        return fused(call, kernel, block_size)
+    if block_size is None and has_few_scores(call):
         return dense(call)
-    return blockwise(call, block_size, kernel)
+    return blockwise(call, block_size)
+
+
+def has_few_scores(call: Call) -> bool:
+    """Whether the whole score matrix is small enough to be kept."""
+    B, T, S, N, _ = call.sizes
+    if jax.default_backend() == "gpu":
+        return B * N * T * S <= GPU_DENSE_SCORES
+    return T * S <= DENSE_SCORES
 
 
 IMPLEMENTATIONS: dict[str | None, Callable[[Call, tuple[int, int] | None], tuple[Array, Array]]] = {

@@ -7,15 +7,15 @@ a primitive of its own, ``attend``. Its derivative is a ``block_sum`` of ``block
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
-from jax.interpreters import ad, mlir
+from jax.interpreters import ad
 
 from jaxai.attention.blocks import (
     INDEX,
@@ -30,9 +30,9 @@ from jaxai.attention.blocks import (
     cuts,
     differentiated,
     fixed_cuts,
+    flat_visits,
     hidden,
     known,
-    lowered,
     put,
     register,
     replace,
@@ -52,15 +52,15 @@ class Attend:
     ``score(masked, q0, k0, *blocks)`` gives scores [..., t, s], invisible ones -inf; ``weigh(masked, q0, k0, weights,
     *blocks, room=0)`` sums the values with those weights, [..., t, V + room], the last ``room`` columns zeros.
     ``scored`` are the operands that score reads, ``weighed`` those that weigh reads; with ``any_size`` both take blocks
-    of other sizes than the grid's too. ``vendor(*operands) -> (out, lse)`` is the same by the vendor's kernel on CUDA.
+    of other sizes than the grid's too. The output is rounded to ``dtype``.
     """
 
     score: Block
     weigh: Block
     scored: tuple[int, ...]
     weighed: tuple[int, ...]
-    any_size: bool = True
-    vendor: Callable[..., tuple[Array, Array]] | None = None
+    any_size: bool
+    dtype: Any
 
 
 def run_attend(
@@ -99,20 +99,13 @@ def run_attend(
                 new = softmax(f, masked, *hidden(tall.origin(*at)), blocks)
                 if alone:
                     return spread(merged(carry, new))
-                first = start * tall.block_rows
-                old = [lax.dynamic_slice_in_dim(x, first, tall.block_rows, rows) for x in carry]
-                new = merged(old, new)
-                return spread(
-                    lax.dynamic_update_slice_in_dim(x, y, first, rows) for x, y in zip(carry, new, strict=True)
-                )
+                return spread(merged_rows(carry, new, start * tall.block_rows, rows))
 
             carry = lax.fori_loop(np.int32(0), count[i], inner, carry)
-        maximum, total, weighed = carry
-        safe = jnp.where(total == 0, 1, total)
-        blocks = weighed / safe[..., None], jnp.where(total == 0, -jnp.inf, maximum + jnp.log(safe))
+        blocks = finished(f, *carry)
         return [put(x, block, part, whole, i, 0) for x, block, part in zip(results, blocks, outs, strict=True)]
 
-    shapes = [(values.shape, values.dtype), (values.shape[:-1], scores.dtype)]
+    shapes = [(values.shape, f.dtype), (values.shape[:-1], scores.dtype)]
     results = spread(
         jnp.zeros(whole_shape(shape, p, whole), dtype) for (shape, dtype), p in zip(shapes, outs, strict=True)
     )
@@ -141,6 +134,57 @@ def merged(old: Sequence[Array], new: Sequence[Array]) -> list[Array]:
     maximum = jnp.maximum(old[0], new[0])
     x, y = jnp.exp(old[0] - maximum), jnp.exp(new[0] - maximum)
     return [maximum, old[1] * x + new[1] * y, old[2] * x[..., None] + new[2] * y[..., None]]
+
+
+def run_attend_flat(
+    *args: Array,
+    f: Attend,
+    ins: tuple[Part, ...],
+    outs: tuple[Part, Part],
+    grid: Grid,
+    schedule: Schedule | None,
+    forward: tuple[Grid, Schedule] | None,
+) -> list[Array]:
+    """The same on a GPU, by the flat loops of ``flat_visits`` over ``grid``.
+
+    The values keep their width, since tensor cores are slow for sizes that are no multiple of 8.
+    """
+    operands, whole = args if schedule else args[2:], grid.taller(grid.shape[0])
+    avals = block_avals(operands, ins, whole)
+    scores = jax.eval_shape(functools.partial(f.score, False), INDEX, INDEX, *avals)
+    values = jax.eval_shape(functools.partial(f.weigh, False), INDEX, INDEX, scores, *avals)
+    lowest = jnp.full(values.shape[:-1], np.finfo(scores.dtype).min, scores.dtype)
+    carry = spread([lowest, jnp.zeros_like(lowest), jnp.zeros(values.shape, values.dtype)])
+    for masked, rows, cols in flat_visits(schedule, grid):
+
+        def step(n, carry, masked=masked, rows=rows, cols=cols):
+            at = rows[n], cols[n]
+            origin, blocks = grid.origin(*at), cuts(operands, ins, [None] * len(ins), grid, *at)
+            s = f.score(masked, *origin, *blocks)
+            maximum = jnp.maximum(s.max(-1), np.finfo(s.dtype).min)
+            weights = jnp.exp(s - maximum[..., None])
+            new = [maximum, weights.sum(-1), f.weigh(masked, *origin, weights, *blocks)]
+            return spread(merged_rows(carry, new, origin[0], values.ndim - 2))
+
+        carry = lax.fori_loop(np.int32(0), np.int32(len(rows)), step, carry)
+    return [
+        put(jnp.zeros(whole_shape(x.shape, part, grid), x.dtype), x, part, whole, 0, 0)
+        for x, part in zip(finished(f, *carry), outs, strict=True)
+    ]
+
+
+def merged_rows(carry: Sequence[Array], new: Sequence[Array], first: Any, axis: int) -> list[Array]:
+    """The carry with ``new`` merged into its rows from ``first`` on; rows are that axis."""
+    old = [lax.dynamic_slice_in_dim(x, first, y.shape[axis], axis) for x, y in zip(carry, new, strict=True)]
+    rows = merged(old, new)
+    return [lax.dynamic_update_slice_in_dim(x, y, first, axis) for x, y in zip(carry, rows, strict=True)]
+
+
+def finished(f: Attend, maximum: Array, total: Array, weighed: Array) -> tuple[Array, Array]:
+    """The output and its log-sum-exp from the maximum and the sum of the weights and the values weighed with them."""
+    safe = jnp.where(total == 0, 1, total)
+    lse = jnp.where(total == 0, -jnp.inf, maximum + jnp.log(safe))
+    return (weighed / safe[..., None]).astype(f.dtype), lse
 
 
 GROUP = 8
@@ -176,7 +220,6 @@ def tall_visits(possible: Any, certain: Any, limit: int) -> tuple[int, list[tupl
 
 
 attend_p = Primitive("attend")
-attend_p.multiple_results = True
 
 
 def attend(
@@ -204,7 +247,7 @@ def _(*args, f, ins, outs, grid, schedule, forward):
     avals = block_avals(args[0 if schedule else 2 :], ins, grid)
     scores = jax.eval_shape(functools.partial(f.score, False), INDEX, INDEX, *avals)
     values = jax.eval_shape(functools.partial(f.weigh, False), INDEX, INDEX, scores, *avals)
-    out = jax.ShapeDtypeStruct(whole_shape(values.shape, outs[0], grid), values.dtype)
+    out = jax.ShapeDtypeStruct(whole_shape(values.shape, outs[0], grid), f.dtype)
     lse = jax.ShapeDtypeStruct(whole_shape(values.shape[:-1], outs[1], grid), scores.dtype)
     return typed_like(args, [out, lse])
 
@@ -214,17 +257,36 @@ def attend_jvp(args, tangents, *, f, ins, outs, grid, schedule, forward):
     out, lse = attend_p.bind(*args, f=f, ins=ins, outs=outs, grid=grid, schedule=schedule, forward=forward)
     lead = 0 if schedule else 2
     active = differentiated(args[lead:], tangents[lead:])
-    scored = [n for n in active if n in f.scored]
-    weighed = [n for n in active if n in f.weighed]
     if not active:
         return [out, lse], [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in (out, lse)]
+    sums = tangent_sums(f, ins, outs, active)
+    duals = [tangents[lead + n] for n in active]
+    results = block_sum_p.bind(*args, lse, *duals, **sums._asdict(), grid=grid, schedule=schedule)
+    if len(results) == 1:
+        return [out, lse], [results[0].astype(out.dtype), ad.Zero(jax.typeof(lse).to_tangent_aval())]
+    dual_out, dual_lse = results
+    return [out, lse], [(dual_out - dual_lse[..., None] * out).astype(out.dtype), dual_lse]
+
+
+class Sums(NamedTuple):
+    """A block function and how its operands and results are cut, as ``block_sum`` takes them."""
+
+    f: Block
+    ins: tuple[Part, ...]
+    outs: tuple[Part, ...]
+
+
+def tangent_sums(f: Attend, ins: Sequence[Part], outs: tuple[Part, Part], active: Sequence[int]) -> Sums:
+    """[sum_k p (ds v + dv), sum_k p ds] of operands, log-sum-exp and tangents of the ``active`` operands.
+
+    Where the scores have no tangent, the second sum is left out.
+    """
+    count = len(ins)
+    scored = [n for n in active if n in f.scored]
+    weighed = [n for n in active if n in f.weighed]
 
     def tangent(masked, q0, k0, *blocks):
-        primals, lse, duals = (
-            blocks[: len(ins)],
-            blocks[len(ins)],
-            dict(zip(active, blocks[len(ins) + 1 :], strict=True)),
-        )
+        primals, lse, duals = blocks[:count], blocks[count], dict(zip(active, blocks[count + 1 :], strict=True))
 
         def score(*active_blocks):
             return f.score(masked, q0, k0, *replace(primals, scored, active_blocks))
@@ -241,20 +303,8 @@ def attend_jvp(args, tangents, *, f, ins, outs, grid, schedule, forward):
         dual_out = jax.jvp(weigh, (weights, *values[0]), (dual_weights, *values[1]))[1]
         return [dual_out, dual_weights.sum(-1)]
 
-    results = block_sum_p.bind(
-        *args,
-        lse,
-        *(tangents[lead + n] for n in active),
-        f=tangent,
-        ins=(*ins, outs[1], *(ins[n] for n in active)),
-        outs=outs if scored else outs[:1],
-        grid=grid,
-        schedule=schedule,
-    )
-    if not scored:
-        return [out, lse], [*results, ad.Zero(jax.typeof(lse).to_tangent_aval())]
-    dual_out, dual_lse = results
-    return [out, lse], [dual_out - dual_lse[..., None] * out, dual_lse]
+    all_ins = (*ins, outs[1], *(ins[n] for n in active))
+    return Sums(tangent, all_ins, outs if scored else outs[:1])
 
 
 def attend_batch(args, axes, *, f, ins, outs, grid, schedule, forward):
@@ -277,19 +327,10 @@ def attend_batch(args, axes, *, f, ins, outs, grid, schedule, forward):
         call = functools.partial(f.weigh, masked, q0, k0, room=room)
         return jax.vmap(call, in_axes=(0, *in_axes), axis_size=size)(weights, *blocks)
 
-    vendor = None if f.vendor is None else jax.vmap(f.vendor, in_axes=in_axes)
-    batched = dataclasses.replace(f, score=score, weigh=weigh, vendor=vendor)
+    batched = dataclasses.replace(f, score=score, weigh=weigh)
     results = bind(*args, f=batched, ins=ins, outs=tuple(part.batched() for part in outs))
     return results, [0, 0]
 
 
-def run_vendor(*args, f, schedule, **params):
-    """The vendor's kernel where it can express the call."""
-    if f.vendor is None:
-        return run_attend(*args, f=f, schedule=schedule, **params)
-    return f.vendor(*args[0 if schedule else 2 :])
-
-
-register(attend_p, run_attend, attend_batch)
+register(attend_p, run_attend, run_attend_flat, attend_batch)
 ad.primitive_jvps[attend_p] = attend_jvp
-mlir.register_lowering(attend_p, lowered(run_vendor), platform="cuda")

@@ -84,14 +84,19 @@ class Schedule:
         return f"Schedule({self.tables[0].sum()} of {self.tables[0].size} blocks)"
 
 
+def wide(dtype: Any) -> Any:
+    """The dtype that blocks of an array have: floats at least float32, so that sums over blocks are as precise."""
+    return jnp.promote_types(dtype, np.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
+
+
 def cut(x: Array, part: Part, grid: Grid, i: Any, j: Any) -> Array:
-    """Block (i, j) of an operand."""
+    """Block (i, j) of an operand, in the dtype that ``wide`` gives."""
     q0, k0 = grid.origin(i, j)
     if part.row is not None:
         x = lax.dynamic_slice_in_dim(x, q0, grid.block_rows, part.row)
     if part.col is not None:
         x = lax.dynamic_slice_in_dim(x, k0, grid.block_cols, part.col)
-    return lax.transpose(x, part.order)
+    return lax.transpose(x, part.order).astype(wide(x.dtype))
 
 
 def fixed_cuts(operands: Sequence[Array], parts: Sequence[Part], axis: str, grid: Grid, i: Any, j: Any) -> list[Any]:
@@ -151,7 +156,7 @@ def block_avals(operands: Sequence[Any], parts: Sequence[Part], grid: Grid) -> l
             shape[part.row] = grid.block_rows
         if part.col is not None:
             shape[part.col] = grid.block_cols
-        shapes.append(jax.ShapeDtypeStruct([shape[axis] for axis in part.order], x.dtype))
+        shapes.append(jax.ShapeDtypeStruct([shape[axis] for axis in part.order], wide(x.dtype)))
     return shapes
 
 
@@ -168,6 +173,25 @@ def visits(possible: Any, certain: Any) -> list[tuple[bool, Any, Any]]:
         count = table.sum(1).astype(np.int32)
         result.append((masked, jnp.asarray(count), jnp.asarray(xp.argsort(~table, axis=1, stable=True), np.int32)))
     return result
+
+
+def flat_visits(schedule: Schedule | None, grid: Grid) -> list[tuple[bool, Array, Array]]:
+    """(masked, rows [n], columns [n]) of the blocks to visit on a GPU, one after the other in a loop of n steps.
+
+    On CUDA a loop whose length isn't known while compiling copies its condition to the host before every step. So the
+    full and the partial blocks are listed where the schedule is known, and otherwise all blocks are visited as partial
+    ones: their masks then hide what nobody sees.
+    """
+    if schedule:
+        possible, certain = schedule.tables
+        tables = (False, possible & certain), (True, possible & ~certain)
+    else:
+        tables = ((True, np.ones(grid.shape, bool)),)
+    return [
+        (masked, *(jnp.asarray(places, np.int32) for places in np.nonzero(table)))
+        for masked, table in tables
+        if table.any()
+    ]
 
 
 # The sum
@@ -225,8 +249,30 @@ def run_block_sum(
     return lax.fori_loop(np.int32(0), np.int32(grid.shape[1 if by_key else 0]), outer, results)
 
 
+def run_block_sum_flat(
+    *args: Array, f: Block, ins: tuple[Part, ...], outs: tuple[Part, ...], grid: Grid, schedule: Schedule | None
+) -> list[Array]:
+    """The same on a GPU, by the flat loops of ``flat_visits``; results are updated in place."""
+    operands = args if schedule else args[2:]
+    shapes = jax.eval_shape(functools.partial(f, False), INDEX, INDEX, *block_avals(operands, ins, grid))
+    results = spread(
+        jnp.zeros(whole_shape(shape.shape, part, grid), shape.dtype) for shape, part in zip(shapes, outs, strict=True)
+    )
+    for masked, rows, cols in flat_visits(schedule, grid):
+
+        def step(n, results, masked=masked, rows=rows, cols=cols):
+            i, j = rows[n], cols[n]
+            new = f(masked, *grid.origin(i, j), *cuts(operands, ins, [None] * len(ins), grid, i, j))
+            return spread(
+                put(whole, cut(whole, part, grid, i, j) + block, part, grid, i, j)
+                for whole, block, part in zip(results, new, outs, strict=True)
+            )
+
+        results = lax.fori_loop(np.int32(0), np.int32(len(rows)), step, results)
+    return results
+
+
 block_sum_p = Primitive("block_sum")
-block_sum_p.multiple_results = True
 
 
 def block_sum(
@@ -356,6 +402,7 @@ def block_sum_transpose(cotangents, *args, f, ins, outs, grid, schedule):
         grid=grid,
         schedule=schedule,
     )
+    results = [x.astype(operands[n].aval.dtype) for n, x in zip(unknown, results, strict=True)]
     return [None] * lead + replace([None] * len(operands), unknown, results)
 
 
@@ -407,13 +454,27 @@ def lowered(run: Callable[..., list[Array]]) -> Callable[..., Any]:
     return lower
 
 
-def register(primitive: Primitive, run: Callable[..., list[Array]], batcher: Callable[..., Any]) -> None:
-    """Evaluation, lowering and vmap of a primitive that is a loop."""
-    primitive.def_impl(lambda *args, **params: jax.jit(functools.partial(run, **params))(*args))
+def define(primitive: Primitive, run: Callable[..., list[Array]]) -> None:
+    """Evaluation of a primitive, compiled for whatever platform there is, and its lowering for most of them."""
+
+    def evaluate(*args, **params):
+        with jax.disable_jit(False):
+            return jax.jit(functools.partial(primitive.bind, **params))(*args)
+
+    primitive.multiple_results = True
+    primitive.def_impl(evaluate)
     mlir.register_lowering(primitive, lowered(run))
+
+
+def register(
+    primitive: Primitive, run: Callable[..., list[Array]], flat: Callable[..., list[Array]], batcher: Callable[..., Any]
+) -> None:
+    """Evaluation, lowering (``flat`` on GPUs) and vmap of a primitive that is a loop."""
+    define(primitive, run)
+    mlir.register_lowering(primitive, lowered(flat), platform="gpu")
     batching.primitive_batchers[primitive] = batcher
 
 
-register(block_sum_p, run_block_sum, block_sum_batch)
+register(block_sum_p, run_block_sum, run_block_sum_flat, block_sum_batch)
 ad.primitive_jvps[block_sum_p] = block_sum_jvp
 ad.primitive_transposes[block_sum_p] = block_sum_transpose

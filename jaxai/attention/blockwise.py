@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # pyright: ignore[reportPrivateImportUsage]
+from jax.interpreters import ad
 
 from jaxai.attention import blocks as engine
-from jaxai.attention.attend import Attend, attend
+from jaxai.attention.attend import Attend, attend, tangent_sums
 from jaxai.attention.blocks import INDEX, Block, Grid, Part, Schedule
 from jaxai.attention.products import contract, finite
 from jaxai.attention.reference import Call, block_indices, kept, modified, poison, scaled, with_sinks
@@ -22,6 +23,11 @@ from jaxai.typing import Array
 SIZES = {512: 1.0, 256: 1.2}
 """Sizes of a block, for queries and keys, with what a score costs in it relatively (by hand: 2 cores, AVX-512)."""
 
+GPU_SIZES = 128, 1024
+"""The least and the greatest size of a block on a GPU."""
+
+GPU_BLOCK_BYTES = 2**24
+"""Scores of one block of all batches and heads on a GPU: with what is computed from them they fit into its cache."""
 
 MIN_KEYS = 192
 """Keys that a quartered block has at least."""
@@ -36,7 +42,14 @@ def block_length(length: int, limit: int) -> int:
 
 
 def block_sizes(call: Call) -> tuple[int, int]:
-    """The size with the least work: small blocks leave out more of a narrow mask, where it is known while tracing."""
+    """The size with the least work: small blocks leave out more of a narrow mask, where it is known while tracing.
+
+    On a GPU the largest power of two whose scores take no more than GPU_BLOCK_BYTES.
+    """
+    if jax.default_backend() == "gpu":
+        B, _, _, N, _ = call.sizes
+        size = 2 ** int(math.log2(max(1, GPU_BLOCK_BYTES / (B * N * call.dtype.itemsize))) / 2)
+        return (min(max(size, GPU_SIZES[0]), GPU_SIZES[1]),) * 2
 
     def work(size: int) -> float:
         blocks = grid(call, size, size)
@@ -55,12 +68,9 @@ def grid(call: Call, query_block: int, key_block: int) -> Grid:
     return Grid(math.ceil(T / bq) * bq, math.ceil(S / bk) * bk, bq, bk)
 
 
-def blockwise(call: Call, block_size: tuple[int, int] | None = None, kernel: Any = None) -> tuple[Array, Array]:
-    """Attention and its log-sum-exp, [B, T, N, V] and [B, T, N], in O(T) memory.
-
-    ``kernel(query, key, value) -> (out, lse)`` replaces the forward pass where a program is lowered for CUDA.
-    """
-    problem = Problem(call, *(block_size or block_sizes(call)), kernel)
+def blockwise(call: Call, block_size: tuple[int, int] | None = None) -> tuple[Array, Array]:
+    """Attention and its log-sum-exp, [B, T, N, V] and [B, T, N], in O(T) memory."""
+    problem = Problem(call, *(block_size or block_sizes(call)))
     out, lse = problem.attend(quartered=block_size is None)
     out, lse = with_sinks(out, lse, call.sinks)
     return out.astype(call.query.dtype), lse
@@ -103,16 +113,14 @@ class Problem:
     Queries are cut to [B, N, t, H], keys and values to [B, K, H, s] and [B, K, V, s]: the layouts of ``products``.
     """
 
-    def __init__(self, call: Call, query_block: int, key_block: int, kernel: Any = None):
-        _, T, S, _, _ = call.sizes
+    def __init__(self, call: Call, query_block: int, key_block: int):
         self.call = call
         self.grid = grid(call, query_block, key_block)
         self.possible, self.certain = schedule(call, self.grid)
         self.query_part, key_part = Part(1, None, (0, 2, 1, 3)), Part(None, 1, (0, 2, 3, 1))
         self.row_part = Part(1, None, (0, 2, 1))
         self.outs = self.query_part, self.row_part
-        wide = (x.astype(call.dtype) for x in (call.query, call.key, call.value))
-        call = dataclasses.replace(call, **dict(zip(("query", "key", "value"), wide, strict=True)), sinks=None)
+        call = dataclasses.replace(call, sinks=None)
         partial = not (isinstance(self.certain, np.ndarray) and self.certain.all())
         if partial:
             call = dataclasses.replace(call, poison=poison(call.value))
@@ -152,12 +160,7 @@ class Problem:
         def weigh(masked, q0, k0, weights, *blocks, room=0):
             return self.weigh(masked, q0, k0, weights, self.block(blocks[:count]), room)
 
-        def vendor(*operands):
-            by_name = dict(zip(names, operands, strict=False))
-            out, lse = kernel(by_name["query"][:, :T], by_name["key"][:, :S], by_name["value"][:, :S])
-            return padded(out, Part(1, None, ()), self.grid), padded(lse, Part(1, None, ()), self.grid)
-
-        self.f = Attend(score, weigh, scored, (value,), not captured, kernel and vendor)
+        self.f = Attend(score, weigh, scored, (value,), not captured, self.call.query.dtype)
 
     def block(self, blocks: Any) -> Call:
         """The call of one block."""
@@ -222,6 +225,30 @@ class Problem:
             return None
         grid = dataclasses.replace(self.grid, block_rows=rows if rows % 2 else rows // 2, block_cols=keys)
         return grid, Schedule(*schedule(self.call, grid))
+
+    def tangent(self, lse: Array, duals: dict[int, Array]) -> tuple[Array, Array]:
+        """sum_k p (ds v + dv) [B, T, N, V] and sum_k p ds [B, T, N] with p = exp(s - lse), for tangents of operands."""
+        active, T = list(duals), self.call.sizes[1]
+        sums = tangent_sums(self.f, self.parts, self.outs, active)
+        more = [padded(lse, self.row_part, self.grid)]
+        more += [padded(x, self.parts[n], self.grid) for n, x in duals.items()]
+        tables = self.possible, self.certain
+        found = engine.block_sum(sums.f, [*self.operands, *more], sums.ins, sums.outs, self.grid, *tables)
+        dual_out, *dual_lse = (x[:, :T] for x in found)
+        return dual_out, dual_lse[0] if dual_lse else jnp.zeros_like(lse)
+
+    def cotangents(self, lse: Array, active: Sequence[int], ct_out: Array, ct_lse: Array) -> list[Array]:
+        """The transpose of ``tangent``: the cotangents of the operands whose numbers are in ``active``."""
+        sums = tangent_sums(self.f, self.parts, self.outs, active)
+        tables, schedule = engine.split_schedule(self.possible, self.certain)
+        given = zip((ct_out, ct_lse), sums.outs, strict=False)
+        whole = [padded(x, part, self.grid) for x, part in given]
+        operands = [*tables, *self.operands, padded(lse, self.row_part, self.grid)]
+        more = {"f": sums.f, "ins": sums.ins, "outs": sums.outs, "grid": self.grid, "schedule": schedule}
+        unknown = [ad.UndefinedPrimal(jax.typeof(self.operands[n])) for n in active]
+        found = engine.block_sum_transpose(whole, *operands, *unknown, **more)[len(operands) :]
+        leaves = jax.tree.leaves(self.call)
+        return [x[:, : leaves[n].shape[1]] for n, x in zip(active, found, strict=True)]
 
     def sums(self, constant: Array) -> tuple[Array, Array]:
         """sum_k exp(s - constant) v [B, T, N, V] and sum_k exp(s - constant) [B, T, N], for constants [B, T, N]."""

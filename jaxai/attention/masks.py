@@ -392,6 +392,18 @@ class Not(Mask):
         return ~certain, ~possible
 
 
+def conjuncts(mask: Mask | None) -> list[Mask]:
+    """The masks that all must show an entry."""
+    if isinstance(mask, And):
+        return [*conjuncts(mask.left), *conjuncts(mask.right)]
+    return [] if mask is None else [mask]
+
+
+def is_causal(mask: Mask) -> bool:
+    """Whether a mask is Causal(0)."""
+    return isinstance(mask, Causal) and isinstance(mask.offset, int) and mask.offset == 0
+
+
 def _tiles(x: Anywhere, axis: int, count: int, size: int) -> Anywhere:
     """`axis` as [count, size], the end filled with the last entry; [count, 1] if there is but one entry."""
     size = max(1, min(size, x.shape[axis]))

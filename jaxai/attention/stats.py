@@ -184,8 +184,26 @@ def run_row_maxima(
     return [lax.fori_loop(np.int32(0), np.int32(grid.shape[0]), outer, result)]
 
 
+def run_row_maxima_flat(
+    *args: Array, score: Block, ins: tuple[Part, ...], out: Part, grid: Grid, schedule: Schedule | None
+) -> list[Array]:
+    """The same on a GPU, as `blocks.run_block_sum_flat`."""
+    operands = args if schedule else args[2:]
+    scores = jax.eval_shape(functools.partial(score, False), INDEX, INDEX, *engine.block_avals(operands, ins, grid))
+    result = jnp.full(engine.whole_shape(scores.shape[:-1], out, grid), -jnp.inf, scores.dtype)
+    for masked, rows, cols in engine.flat_visits(schedule, grid):
+
+        def step(n, result, masked=masked, rows=rows, cols=cols):
+            i, j = rows[n], cols[n]
+            blocks = engine.cuts(operands, ins, [None] * len(ins), grid, i, j)
+            maximum = score(masked, *grid.origin(i, j), *blocks).max(-1)
+            return engine.put(result, jnp.maximum(engine.cut(result, out, grid, i, j), maximum), out, grid, i, j)
+
+        result = lax.fori_loop(np.int32(0), np.int32(len(rows)), step, result)
+    return [result]
+
+
 row_maxima_p = Primitive("row_maxima")
-row_maxima_p.multiple_results = True
 
 
 @row_maxima_p.def_abstract_eval
@@ -204,7 +222,7 @@ def batch_row_maxima(args, axes, *, score, ins, out, grid, schedule):
     return bind(score=engine.batched_block(score, in_axes), out=out.batched()), [0]
 
 
-engine.register(row_maxima_p, run_row_maxima, batch_row_maxima)
+engine.register(row_maxima_p, run_row_maxima, run_row_maxima_flat, batch_row_maxima)
 
 
 def row_weights(call: Call, rows: Array) -> Array:
