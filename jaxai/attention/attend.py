@@ -150,11 +150,12 @@ def run_attend_flat(
     The values keep their width, since tensor cores are slow for sizes that are no multiple of 8.
     """
     operands, whole = args if schedule else args[2:], grid.taller(grid.shape[0])
-    avals = block_avals(operands, ins, whole)
+    avals = block_avals(operands, ins, grid)
     scores = jax.eval_shape(functools.partial(f.score, False), INDEX, INDEX, *avals)
     values = jax.eval_shape(functools.partial(f.weigh, False), INDEX, INDEX, scores, *avals)
-    lowest = jnp.full(values.shape[:-1], np.finfo(scores.dtype).min, scores.dtype)
-    carry = spread([lowest, jnp.zeros_like(lowest), jnp.zeros(values.shape, values.dtype)])
+    shape = *values.shape[:-2], grid.rows, values.shape[-1]
+    lowest = jnp.full(shape[:-1], np.finfo(scores.dtype).min, scores.dtype)
+    carry = spread([lowest, jnp.zeros_like(lowest), jnp.zeros(shape, values.dtype)])
     for masked, rows, cols in flat_visits(schedule, grid):
 
         def step(n, carry, masked=masked, rows=rows, cols=cols):

@@ -17,7 +17,7 @@ from jax._src import dispatch  # private: see needs_devices
 from jax._src.lib import cuda_versions  # private: None where the CUDA plugin is not installed
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxai.attention.masks import Lengths, SlidingWindow, conjuncts, is_causal
 from jaxai.attention.reference import Call
@@ -105,7 +105,7 @@ def backward(kernel: Kernel, call: Call, out: Array, lse: Array, cotangent: Arra
         lse = jnp.where(seen[..., None], lse, 1e30)
     kinds = "query", "key", "key", "row", "query", "query", *["length"] * len(lengths)
     run = by_device(functools.partial(backward_call, kernel), kinds, ("query", "key", "key"), groups(call))
-    gradients = by_batch(run)(query, key, value, lse, cotangent, out, *lengths)
+    gradients = tuple(by_batch(run)(query, key, value, lse, cotangent, out, *lengths))
     if seen is None:
         return gradients
     real = before(lengths[1], key.shape[1])
@@ -159,7 +159,7 @@ def needs_devices(primitive: Primitive) -> None:
 def runs(context: Any, head_size: int) -> bool:
     """Whether the device that a program is lowered for has cuDNN's kernels; with no GPU there, an Ampere is assumed."""
     axes = context.module_context.axis_context
-    found = axes.mesh.devices.flat if hasattr(axes, "mesh") else axes.device_assignment
+    found = axes.mesh.devices.flat if hasattr(axes, "mesh") else getattr(axes, "device_assignment", None)
     device = next(iter(found or []), None)
     capability = AMPERE
     if device is not None and device.platform == "gpu":
@@ -180,8 +180,11 @@ def by_device(call: Callable[..., Any], arguments: Sequence[str], results: Seque
     """
 
     def partition(mesh, shapes, _):
-        spec = shapes[1].sharding.spec
-        batch, _, heads, _ = (*spec, *(None,) * (4 - len(spec)))
+        sharding, batch, heads = shapes[1].sharding, None, None
+        if isinstance(sharding, NamedSharding):
+            batch, _, heads, _ = (*sharding.spec, *(None,) * (4 - len(sharding.spec)))
+        else:  # a program in which nothing names a mesh: every device computes the whole
+            mesh = Mesh(np.array(sorted(sharding.device_set, key=lambda device: device.id)), ("device",))
         specs = {"query": (batch, None, heads, None), "row": (batch, None, heads), "length": (batch,)}
         shardings = {name: NamedSharding(mesh, PartitionSpec(*axes)) for name, axes in specs.items()}
         shardings["key"] = shardings["query"]

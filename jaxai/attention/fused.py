@@ -126,7 +126,8 @@ def fused(call: Call, kernel: cudnn.Kernel, block_size: tuple[int, int] | None =
     paths, treedef = jax.tree.flatten_with_path(call)
     sinks = next((place for place, (path, _) in enumerate(paths) if path[0].name == "sinks"), None)
     maps = maps_of(treedef, sinks, kernel, call.query.shape[-1], block_size)
-    return attend_p.bind(*aligned([jnp.asarray(x) for _, x in paths]), maps=maps)
+    out, lse = attend_p.bind(*aligned([jnp.asarray(x) for _, x in paths]), maps=maps)
+    return out, lse
 
 
 # The primitives
