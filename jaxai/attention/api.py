@@ -96,8 +96,12 @@ def dot_product_attention(
       sinks: floats [N], one more logit a head without a value (arXiv:2309.17453).
       dropout_rate: of the weights, by ``dropout_key`` and position: the same for every block size.
       implementation: ``blockwise``, ``reference`` (dense), or other people's first-order ``xla``, ``cudnn`` and
-        ``tokamax``; None takes cuDNN's forward pass on CUDA where it can express the call, and blocks for it
-        elsewhere; for other calls the dense form for few scores, blocks for many; each with all derivatives.
+        ``tokamax``; None takes cuDNN's forward and backward kernels on CUDA where they can express the call (float16 or
+        bfloat16; full, causal, causal in a window, lengths, sinks; heads up to 128, on Hopper and later 256; from
+        Ampere on), and blocks for it elsewhere; for other calls the dense form for few scores, blocks for many; each
+        with all derivatives. cuDNN may spread a NaN in a hidden key to queries near it.
+      precision: of the products, as in `jax.lax.dot_general`. On a GPU float32 products are TF32 by default, with 10
+        bits of the mantissa: ask for "highest" where they must be float32.
       return_residual: also the log-sum-exp of the scores [B, T, N], at least float32, -inf where nothing is visible
         (``tokamax`` gives none).
       block_size: queries and keys of a block, one int or two; the forward pass takes up to 8 blocks of queries at once.

@@ -266,7 +266,13 @@ def attend_jvp(args, tangents, *, f, ins, outs, grid, schedule, forward):
     if len(results) == 1:
         return [out, lse], [results[0].astype(out.dtype), ad.Zero(jax.typeof(lse).to_tangent_aval())]
     dual_out, dual_lse = results
-    return [out, lse], [(dual_out - dual_lse[..., None] * out).astype(out.dtype), dual_lse]
+    subtract = centred if out.dtype == dual_out.dtype else jax.checkpoint(centred)  # lest it keeps out in float32
+    return [out, lse], [subtract(dual_out, dual_lse, out), dual_lse]
+
+
+def centred(dual_out: Array, dual_lse: Array, out: Array) -> Array:
+    """The tangent of the output [..., T, N, V] from the two sums, in the output's dtype."""
+    return (dual_out - dual_lse[..., None] * out).astype(out.dtype)
 
 
 class Sums(NamedTuple):

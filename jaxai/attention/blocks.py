@@ -187,11 +187,12 @@ def flat_visits(schedule: Schedule | None, grid: Grid) -> list[tuple[bool, Array
         tables = (False, possible & certain), (True, possible & ~certain)
     else:
         tables = ((True, np.ones(grid.shape, bool)),)
-    return [
-        (masked, *(jnp.asarray(places, np.int32) for places in np.nonzero(table)))
-        for masked, table in tables
-        if table.any()
-    ]
+    visits = []
+    for masked, table in tables:
+        rows, cols = np.nonzero(table)
+        if rows.size:
+            visits.append((masked, jnp.asarray(rows, np.int32), jnp.asarray(cols, np.int32)))
+    return visits
 
 
 # The sum

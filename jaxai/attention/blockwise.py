@@ -246,7 +246,7 @@ class Problem:
         operands = [*tables, *self.operands, padded(lse, self.row_part, self.grid)]
         more = {"f": sums.f, "ins": sums.ins, "outs": sums.outs, "grid": self.grid, "schedule": schedule}
         unknown = [ad.UndefinedPrimal(jax.typeof(self.operands[n])) for n in active]
-        found = engine.block_sum_transpose(whole, *operands, *unknown, **more)[len(operands) :]
+        found: list[Any] = engine.block_sum_transpose(whole, *operands, *unknown, **more)[len(operands) :]
         leaves = jax.tree.leaves(self.call)
         return [x[:, : leaves[n].shape[1]] for n, x in zip(active, found, strict=True)]
 

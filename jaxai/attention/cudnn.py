@@ -105,13 +105,12 @@ def backward(kernel: Kernel, call: Call, out: Array, lse: Array, cotangent: Arra
         lse = jnp.where(seen[..., None], lse, 1e30)
     kinds = "query", "key", "key", "row", "query", "query", *["length"] * len(lengths)
     run = by_device(functools.partial(backward_call, kernel), kinds, ("query", "key", "key"), groups(call))
-    gradients = tuple(by_batch(run)(query, key, value, lse, cotangent, out, *lengths))
-    if seen is None:
-        return gradients
-    real = before(lengths[1], key.shape[1])
-    return tuple(
-        jnp.where(visible[..., None, None], x, 0) for visible, x in zip((seen, real, real), gradients, strict=True)
-    )
+    query_ct, key_ct, value_ct = by_batch(run)(query, key, value, lse, cotangent, out, *lengths)
+    if seen is not None:
+        real = before(lengths[1], key.shape[1])[..., None, None]
+        query_ct = jnp.where(seen[..., None, None], query_ct, 0)
+        key_ct, value_ct = (jnp.where(real, x, 0) for x in (key_ct, value_ct))
+    return query_ct, key_ct, value_ct
 
 
 def groups(call: Call) -> int:
@@ -192,10 +191,11 @@ def by_device(call: Callable[..., Any], arguments: Sequence[str], results: Seque
 
     heads = "(n g)" if groups > 1 else "n"
     ins, outs = (", ".join(AXES[name].format(heads=heads) for name in names) for names in (arguments, results))
-    replicated = ("t", "g", "h", "s") if groups > 1 else ("t", "h", "s")
-    factors = {"g": groups} if groups > 1 else {}
+    factors: dict[str, Any] = {"need_replication_factors": ("t", "h", "s")}
+    if groups > 1:
+        factors = {"need_replication_factors": ("t", "g", "h", "s"), "g": groups}
     part = custom_partitioning(call)
-    part.def_partition(partition, sharding_rule=f"{ins} -> {outs}", need_replication_factors=replicated, **factors)
+    part.def_partition(partition, sharding_rule=f"{ins} -> {outs}", **factors)
     return part
 
 
@@ -312,11 +312,11 @@ def custom_call(
         "is_paged_attention": False,
     }
     workspace = jax.ShapeDtypeStruct((0,), np.uint8)
-    found = jax.ffi.ffi_call(
+    found: Any = jax.ffi.ffi_call(
         target,
         [*(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in results), workspace],
         output_layouts=[*((0, 2, 1, 3) if len(shape) == 4 else None for shape, _ in results), None],
         custom_call_api_version=2,
         legacy_backend_config=json.dumps({"operation_queue_id": "0", "cudnn_fmha_backend_config": config}),
     )(*arrays)
-    return found[:-1]
+    return list(found[:-1])

@@ -22,6 +22,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxai.attention import cudnn
+from jaxai.attention.attend import centred
 from jaxai.attention.blocks import aligned, define, differentiated, lowered, replace, typed_like
 from jaxai.attention.blockwise import Problem, block_sizes, blockwise
 from jaxai.attention.reference import Call, with_sinks
@@ -88,10 +89,13 @@ def maps_of(
     def tangent(active, arrays, out, lse, duals):
         given = dict(zip(active, duals, strict=True))
         sink = given.pop(sinks, None)
-        dual_out, dual_lse = problem(arrays).tangent(lse, given) if given else (jnp.zeros_like(lse)[..., None], 0)
+        if given:
+            dual_out, dual_lse = problem(arrays).tangent(lse, given)
+        else:
+            dual_out, dual_lse = jnp.zeros_like(lse)[..., None], jnp.zeros_like(lse)
         if sink is not None:
             dual_lse = dual_lse + share(arrays, lse) * sink.astype(lse.dtype)[None, None]
-        return (dual_out - dual_lse[..., None] * out).astype(out.dtype), dual_lse
+        return centred(dual_out, dual_lse, out), dual_lse
 
     def of_sinks(arrays, lse, ct_lse):
         return (share(arrays, lse) * ct_lse).sum((0, 1)).astype(arrays[sinks].dtype)
@@ -99,10 +103,9 @@ def maps_of(
     def cotangents(active, arrays, out, lse, ct_out, ct_lse=None):
         through_out = (ct_out.astype(lse.dtype) * out).sum(-1)
         ct_lse = -through_out if ct_lse is None else ct_lse - through_out
-        others = [n for n in active if n != sinks]
-        found = dict(zip(others, problem(arrays).cotangents(lse, others, ct_out, ct_lse), strict=True))
-        if sinks in active:
-            found[sinks] = of_sinks(arrays, lse, ct_lse)
+        found: dict[int | None, Array] = {sinks: of_sinks(arrays, lse, ct_lse)} if sinks in active else {}
+        if others := [n for n in active if n != sinks]:
+            found |= zip(others, problem(arrays).cotangents(lse, others, ct_out, ct_lse), strict=True)
         return [found[n] for n in active]
 
     def forward(*arrays):
@@ -113,7 +116,7 @@ def maps_of(
 
     def backward(active, arrays, out, lse, ct_out):
         call = jax.tree.unflatten(treedef, arrays)
-        found = dict(enumerate(cudnn.backward(kernel, call, out, lse, ct_out)))
+        found: dict[int | None, Array] = dict(enumerate(cudnn.backward(kernel, call, out, lse, ct_out)))
         if sinks in active:
             found[sinks] = of_sinks(arrays, lse, -(ct_out.astype(lse.dtype) * out).sum(-1))
         return [found[n] for n in active]
@@ -255,12 +258,12 @@ for primitive, definition in ((attend_p, run_attend), (tangent_p, run_tangent), 
     define(primitive, definition)
     primitive.def_abstract_eval(shapes_of(definition))
 
-cuda_attend = on_cuda(run_forward, run_attend, lambda params: params["maps"].head_size)
-cuda_gradient = on_cuda(run_backward, run_cotangents, lambda params: params["head_size"])
-mlir.register_lowering(attend_p, cuda_attend, platform="cuda")
-mlir.register_lowering(gradient_p, cuda_gradient, platform="cuda")
-cudnn.needs_devices(attend_p)
-cudnn.needs_devices(gradient_p)
+for primitive, on_gpu in (
+    (attend_p, on_cuda(run_forward, run_attend, lambda params: params["maps"].head_size)),
+    (gradient_p, on_cuda(run_backward, run_cotangents, lambda params: params["head_size"])),
+):
+    mlir.register_lowering(primitive, on_gpu, platform="cuda")
+    cudnn.needs_devices(primitive)
 
 ad.primitive_jvps[attend_p] = attend_jvp
 ad.primitive_jvps[tangent_p] = by_definition(run_tangent)

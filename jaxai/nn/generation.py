@@ -48,9 +48,10 @@ def generate(
         for first in range(done, done + room, chunk):
             size = min(chunk, done + room - first)
             numbers = np.int32(first), np.int32(size)
-            state, logits, new = write(
-                params, state, logits, key, *numbers, advance=advance, sampling=sampling, chunk=chunk
-            )
+            # A GPU waits before every token of a loop whose length the program does not know; a CPU needs one program.
+            known = size == chunk and jax.default_backend() != "cpu"
+            how = {"advance": advance, "sampling": sampling, "chunk": chunk, "whole": known}
+            state, logits, new = write(params, state, logits, key, *numbers, **how)
             yield (new := np.asarray(new)[:, :size])
             tokens = np.concatenate([tokens, new], 1)
         done += room
@@ -62,7 +63,7 @@ def read(params: PyTree, state: PyTree, tokens: Array, *, advance: Advance) -> t
     return advance(params, state, tokens)
 
 
-@partial(jax.jit, static_argnames=("advance", "sampling", "chunk"))
+@partial(jax.jit, static_argnames=("advance", "sampling", "chunk", "whole"))
 def write(
     params: PyTree,
     state: PyTree,
@@ -74,10 +75,12 @@ def write(
     advance: Advance,
     sampling: Sampling,
     chunk: int,
+    whole: bool,
 ) -> tuple[PyTree, Array, Array]:
     """State and logits after ``count`` more tokens, and these tokens [B, chunk], 0 behind them.
 
-    They are numbered from ``first`` on. One program serves every count up to ``chunk``.
+    They are numbered from ``first`` on. One program serves every count up to ``chunk``; with ``whole`` it is for a
+    count of ``chunk`` alone, and knows that.
     """
 
     def one(index: Array, carry: tuple[PyTree, Array, Array]) -> tuple[PyTree, Array, Array]:
@@ -87,4 +90,4 @@ def write(
         return state, logits, tokens.at[:, index].set(token)
 
     empty = jnp.zeros((len(logits), chunk), jnp.int32)
-    return jax.lax.fori_loop(0, count, one, (state, logits, empty))
+    return jax.lax.fori_loop(0, chunk if whole else count, one, (state, logits, empty))

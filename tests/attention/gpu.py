@@ -89,7 +89,7 @@ class Kernels:
 
 @contextlib.contextmanager
 def emulated_gpu() -> Iterator[Kernels]:
-    """The package's lowerings for CUDA on the CPU, "gpu" as the backend's name, stand-ins for cuDNN, also in float64."""
+    """The lowerings for CUDA on the CPU, "gpu" as the backend's name, stand-ins for cuDNN, in float64 too."""
     kernels, rules = Kernels(), mlir._platform_specific_lowerings
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cudnn, "forward_call", kernels.forward)

@@ -164,7 +164,9 @@ def test_what_is_private_in_jax_is_as_it_was():
     advice = "JAX has changed {}: see the same place in jax._src.cudnn.fused_attention_stablehlo, then adapt cudnn.py"
     primitive = Primitive("asks_for_devices")
     cudnn.needs_devices(primitive)
-    has_one = jax.make_jaxpr(lambda: dot_product_attention(*(jnp.zeros(x.shape, x.dtype) for x in shapes("bfloat16"))))()
+    has_one = jax.make_jaxpr(
+        lambda: dot_product_attention(*(jnp.zeros(x.shape, x.dtype) for x in shapes("bfloat16")))
+    )()
     known = dispatch.jaxpr_has_prim_requiring_devices(has_one.jaxpr)
     assert isinstance(dispatch.prim_requires_devices_during_lowering, set), advice.format("dispatch")
     assert known, advice.format("dispatch.prim_requires_devices_during_lowering")

@@ -1,4 +1,4 @@
-"""What runs on a GPU, emulated on a CPU: half precision everywhere, derivatives of every order, loops of known length."""
+"""What runs on a GPU, emulated on a CPU: half precision, derivatives of every order, loops of known length."""
 
 import functools
 import re
@@ -34,7 +34,7 @@ def x64():
 
 QKV = (4, 16, 4, 8), (4, 16, 2, 8), (4, 16, 2, 8)
 TOLERANCES = {"bfloat16": 2**-6, "float16": 2**-9}
-"""Of numbers up to 1, of which 8 and 11 bits are kept: inputs, results and the weights in between round up to thrice."""
+"""Of numbers up to 1, of which 8 and 11 bits are kept: inputs, weights in between and results round, thrice at most."""
 
 
 def attend(query, key, value, **how):

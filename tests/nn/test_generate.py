@@ -55,6 +55,13 @@ def test_chunks_change_nothing_and_a_full_context_starts_again(params):
     np.testing.assert_array_equal(greedy[:, 13:21], again)
 
 
+def test_loops_of_known_length_on_a_gpu_write_the_same(params, monkeypatch):
+    prompt = np.array([[1, 2, 3]], np.int32)
+    desired = written(params, prompt, 13, chunk=5)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    np.testing.assert_array_equal(written(params, prompt, 13, chunk=5), desired)
+
+
 def test_a_long_prompt_is_cut_to_half_the_context(params):
     prompt = np.arange(40, dtype=np.int32)[None] % 13
     greedy = partial(written, params, count=5, sampling=Sampling(temperature=0), context=16)
