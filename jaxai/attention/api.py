@@ -97,7 +97,7 @@ def dot_product_attention(
       dropout_rate: of the weights, by ``dropout_key`` and position: the same for every block size.
       implementation: ``blockwise``, ``reference`` (dense), or other people's first-order ``xla``, ``cudnn`` and
         ``tokamax``; None takes cuDNN's forward and backward kernels on CUDA where they can express the call (float16 or
-        bfloat16; full, causal, causal in a window, lengths, sinks; heads up to 128, on Hopper and later 256; from
+        bfloat16; full, causal, causal in a window, lengths, sinks; heads up to 128, on Hopper 256; from
         Ampere on), and blocks for it elsewhere; for other calls the dense form for few scores, blocks for many; each
         with all derivatives. cuDNN may spread a NaN in a hidden key to queries near it.
       precision: of the products, as in `jax.lax.dot_general`. On a GPU float32 products are TF32 by default, with 10

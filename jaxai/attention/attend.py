@@ -145,7 +145,7 @@ def run_attend_flat(
     schedule: Schedule | None,
     forward: tuple[Grid, Schedule] | None,
 ) -> list[Array]:
-    """The same on a GPU, by the flat loops of ``flat_visits`` over ``grid``.
+    """``run_attend`` on a GPU, by the flat loops of ``flat_visits`` over ``grid``.
 
     The values keep their width, since tensor cores are slow for sizes that are no multiple of 8.
     """

@@ -38,17 +38,23 @@ class Part:
     """How one operand or result is cut into blocks.
 
     ``row`` and ``col`` are its axes along the queries and the keys, None where it has no such axis; ``order`` is the
-    order of the axes inside a block, so that arrays stay BTNH while blocks are ready for a matrix product.
+    order of the axes inside a block, so that arrays stay BTNH while blocks are ready for a matrix product. Blocks of
+    floats are at least float32 where ``widened``: attention's own arrays are, what a user's function captures is not.
     """
 
     row: int | None
     col: int | None
     order: tuple[int, ...]
+    widened: bool = True
 
     def batched(self) -> "Part":
         """The same with a new leading axis."""
         row, col = (None if axis is None else axis + 1 for axis in (self.row, self.col))
-        return Part(row, col, (0, *(axis + 1 for axis in self.order)))
+        return dataclasses.replace(self, row=row, col=col, order=(0, *(axis + 1 for axis in self.order)))
+
+    def dtype(self, x: Any) -> Any:
+        """The dtype of an operand's blocks."""
+        return wide(x.dtype) if self.widened else x.dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,18 +91,18 @@ class Schedule:
 
 
 def wide(dtype: Any) -> Any:
-    """The dtype that blocks of an array have: floats at least float32, so that sums over blocks are as precise."""
+    """The dtype that is summed in: for floats at least float32."""
     return jnp.promote_types(dtype, np.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
 
 
 def cut(x: Array, part: Part, grid: Grid, i: Any, j: Any) -> Array:
-    """Block (i, j) of an operand, in the dtype that ``wide`` gives."""
+    """Block (i, j) of an operand."""
     q0, k0 = grid.origin(i, j)
     if part.row is not None:
         x = lax.dynamic_slice_in_dim(x, q0, grid.block_rows, part.row)
     if part.col is not None:
         x = lax.dynamic_slice_in_dim(x, k0, grid.block_cols, part.col)
-    return lax.transpose(x, part.order).astype(wide(x.dtype))
+    return lax.transpose(x, part.order).astype(part.dtype(x))
 
 
 def fixed_cuts(operands: Sequence[Array], parts: Sequence[Part], axis: str, grid: Grid, i: Any, j: Any) -> list[Any]:
@@ -156,7 +162,7 @@ def block_avals(operands: Sequence[Any], parts: Sequence[Part], grid: Grid) -> l
             shape[part.row] = grid.block_rows
         if part.col is not None:
             shape[part.col] = grid.block_cols
-        shapes.append(jax.ShapeDtypeStruct([shape[axis] for axis in part.order], wide(x.dtype)))
+        shapes.append(jax.ShapeDtypeStruct([shape[axis] for axis in part.order], part.dtype(x)))
     return shapes
 
 
@@ -253,7 +259,7 @@ def run_block_sum(
 def run_block_sum_flat(
     *args: Array, f: Block, ins: tuple[Part, ...], outs: tuple[Part, ...], grid: Grid, schedule: Schedule | None
 ) -> list[Array]:
-    """The same on a GPU, by the flat loops of ``flat_visits``; results are updated in place."""
+    """``run_block_sum`` on a GPU, by the flat loops of ``flat_visits``; results are updated in place."""
     operands = args if schedule else args[2:]
     shapes = jax.eval_shape(functools.partial(f, False), INDEX, INDEX, *block_avals(operands, ins, grid))
     results = spread(
@@ -391,7 +397,8 @@ def block_sum_transpose(cotangents, *args, f, ins, outs, grid, schedule):
             results = f(masked, q0, k0, *blocks)
             return [results[n] for n in given]
 
-        return jax.linear_transpose(linear, *(avals[n] for n in unknown))(list(given_blocks))
+        blocks = jax.linear_transpose(linear, *(avals[n] for n in unknown))(list(given_blocks))
+        return [x.astype(wide(x.dtype)) for x in blocks]
 
     results = block_sum_p.bind(
         *args[:lead],
@@ -459,7 +466,7 @@ def define(primitive: Primitive, run: Callable[..., list[Array]]) -> None:
     """Evaluation of a primitive, compiled for whatever platform there is, and its lowering for most of them."""
 
     def evaluate(*args, **params):
-        with jax.disable_jit(False):
+        with jax.disable_jit(False):  # else, where it is disabled, the primitive would evaluate itself without end
             return jax.jit(functools.partial(primitive.bind, **params))(*args)
 
     primitive.multiple_results = True

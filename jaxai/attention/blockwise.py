@@ -125,7 +125,7 @@ class Problem:
         if partial:
             call = dataclasses.replace(call, poison=poison(call.value))
         parts = dataclasses.replace(
-            jax.tree.map(lambda x: Part(None, None, tuple(range(jnp.ndim(x)))), call),
+            jax.tree.map(uncut, call),
             query=self.query_part,
             key=key_part,
             value=key_part,
@@ -154,7 +154,7 @@ class Problem:
             [INDEX, INDEX, *avals],
         )
         self.operands += captured
-        self.parts += [Part(None, None, tuple(range(jnp.ndim(x)))) for x in captured]
+        self.parts += map(uncut, captured)
         scored = tuple(n for n in range(len(self.operands)) if n != value)
 
         def weigh(masked, q0, k0, weights, *blocks, room=0):
@@ -280,6 +280,11 @@ def schedule(call: Call, grid: Grid) -> tuple[Any, Any]:
     behind = [(0, n - m) for n, m in zip(grid.shape, tables[0].shape, strict=True)]
     seen, whole = ((np if isinstance(x, np.ndarray) else jnp).pad(x, behind) for x in tables)
     return possible & seen, certain & whole
+
+
+def uncut(x: Any) -> Part:
+    """The part of an array that every block gets whole and in its own dtype."""
+    return Part(None, None, tuple(range(jnp.ndim(x))), widened=False)
 
 
 def padded(x: Array, part: Part, grid: Grid) -> Array:

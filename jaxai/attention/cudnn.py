@@ -1,7 +1,7 @@
-"""cuDNN's flash attention, forward and backward, as XLA's custom calls; what is private in JAX stands here alone.
+"""cuDNN's flash attention, forward and backward, as XLA's custom calls: the only module with private names of JAX.
 
-The calls are those of ``jax.nn.dot_product_attention(implementation="cudnn")``, which a test holds. They are made here,
-since JAX's function rounds the log-sum-exp to the inputs' dtype and asks for a GPU while a program is traced.
+The calls are those of ``jax.nn.dot_product_attention(implementation="cudnn")``; a test compares them. They are made
+here, since JAX's function rounds the log-sum-exp to the inputs' dtype and asks for a GPU while a program is traced.
 """
 
 import dataclasses
@@ -26,13 +26,19 @@ from jaxai.typing import Array
 FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 ELEMENT_TYPES = {"float16": "F16", "bfloat16": "BF16"}
 
-AMPERE, HOPPER = (8, 0), (9, 0)
-"""The least compute capability, and that from which heads may have more than 128 features."""
+AMPERE = 8, 0
+"""The least compute capability that has the kernels."""
+
+HOPPER = 9
+"""The major compute capability whose kernels take heads of up to 256 features; the others take 128."""
+
+BROKEN = 91000, 91001
+"""Versions of cuDNN in which NVIDIA's own front end refuses the backward pass."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """What cuDNN is told of a call beside its arrays.
+    """The configuration of one of cuDNN's calls.
 
     A query at q sees keys k <= q where ``causal``, of these the last ``window`` where that is not 0; with ``padded``
     the queries and keys before each row's two lengths alone.
@@ -54,11 +60,11 @@ def kernel_of(call: Call) -> Kernel | None:
     """The kernel that computes a call, or None where cuDNN can't express it.
 
     It can with float16 or bfloat16, more than one query, heads of equal sizes for keys and values that are a multiple
-    of 8 up to 256, and a mask of these: none, causal, causal within a window (unless some query's window begins behind
-    the last key), lengths, causal with lengths.
+    of 8 up to 256, and a mask of these: none, causal, causal within a window (with no more queries than keys), lengths,
+    causal with lengths.
     """
     extras = call.bias, call.score_mod, call.soft_cap, call.factor, call.offsets
-    if call.dropout_rate or any(x is not None for x in extras):
+    if call.dropout_rate or any(x is not None for x in extras) or not 0 < call.scale < np.inf:
         return None
     _, T, S, _, _ = call.sizes
     size = call.query.shape[-1]
@@ -85,8 +91,8 @@ def forward(kernel: Kernel, call: Call) -> tuple[Array, Array]:
     """Attention [B, T, N, H] in the inputs' dtype and its log-sum-exp [B, T, N] in float32."""
     arrays, seen = operands(kernel, call)
     kinds = "query", "key", "key", *["length"] * (len(arrays) - 3)
-    run = by_device(functools.partial(forward_call, kernel), kinds, ("query", "row"), groups(call))
-    out, lse = by_batch(run)(*arrays)
+    run = functools.partial(forward_call, kernel)
+    out, lse = by_batch(functools.partial(by_device, run, kinds, ("query", "row"), heads_of(call)))(*arrays)
     if seen is None:
         return out, lse
     return jnp.where(seen[..., None, None], out, 0), jnp.where(seen[..., None], lse, -jnp.inf)
@@ -104,8 +110,9 @@ def backward(kernel: Kernel, call: Call, out: Array, lse: Array, cotangent: Arra
         cotangent = jnp.where(seen[..., None, None], cotangent, 0)
         lse = jnp.where(seen[..., None], lse, 1e30)
     kinds = "query", "key", "key", "row", "query", "query", *["length"] * len(lengths)
-    run = by_device(functools.partial(backward_call, kernel), kinds, ("query", "key", "key"), groups(call))
-    query_ct, key_ct, value_ct = by_batch(run)(query, key, value, lse, cotangent, out, *lengths)
+    run = functools.partial(backward_call, kernel)
+    run = by_batch(functools.partial(by_device, run, kinds, ("query", "key", "key"), heads_of(call)))
+    query_ct, key_ct, value_ct = run(query, key, value, lse, cotangent, out, *lengths)
     if seen is not None:
         real = before(lengths[1], key.shape[1])[..., None, None]
         query_ct = jnp.where(seen[..., None, None], query_ct, 0)
@@ -113,16 +120,16 @@ def backward(kernel: Kernel, call: Call, out: Array, lse: Array, cotangent: Arra
     return query_ct, key_ct, value_ct
 
 
-def groups(call: Call) -> int:
-    """Query heads of one key head."""
-    return call.query.shape[2] // call.key.shape[2]
+def heads_of(call: Call) -> tuple[int, int]:
+    """Heads of the queries and of the keys."""
+    return call.query.shape[2], call.key.shape[2]
 
 
 def operands(kernel: Kernel, call: Call) -> tuple[list[Array], Array | None]:
     """The kernels' arrays: query, key, value and, where padded, lengths [B] of queries and keys; and ``seen``.
 
-    ``seen`` [B, T] tells which queries see a key, None if all do. What lies behind the keys' end is zeroed, since a NaN
-    there would spread through its weight of 0; lengths are at least 1, since the sum of no weights has no logarithm.
+    ``seen`` [B, T] tells which queries see a key, None if all do. Padding is zeroed, since a NaN there would spread
+    through its weight of 0; lengths are at least 1, since the sum of no weights has no logarithm.
     """
     if not kernel.padded:
         return [call.query, call.key, call.value], None
@@ -132,10 +139,11 @@ def operands(kernel: Kernel, call: Call) -> tuple[list[Array], Array | None]:
     for most, given in ((T, [part.query for part in parts]), (S, [part.key for part in parts])):
         each = [jnp.broadcast_to(jnp.asarray(x, np.int32), (B,)) for x in given if x is not None]
         lengths.append(functools.reduce(jnp.minimum, each, jnp.full(B, most, np.int32)))
-    seen = before(lengths[0], T) & (lengths[1] > 0)[:, None]
-    real = before(lengths[1], S)[..., None, None]
-    key, value = (jnp.where(real, x, 0) for x in (call.key, call.value))
-    return [call.query, key, value, *(jnp.maximum(x, 1) for x in lengths)], seen
+    real_queries, real_keys = before(lengths[0], T), before(lengths[1], S)
+    seen = real_queries & (lengths[1] > 0)[:, None]
+    query = jnp.where(real_queries[..., None, None], call.query, 0)
+    key, value = (jnp.where(real_keys[..., None, None], x, 0) for x in (call.key, call.value))
+    return [query, key, value, *(jnp.maximum(x, 1) for x in lengths)], seen
 
 
 def before(lengths: Array, size: int) -> Array:
@@ -150,70 +158,87 @@ def needs_devices(primitive: Primitive) -> None:
     """Let JAX tell the devices of a program to the lowering of this primitive.
 
     ``custom_partitioning`` asks for them, and JAX hands them only to programs in whose jaxpr it finds a primitive that
-    is in a private set. Without it lowering fails with "AssertionError: Please file a bug".
+    is in a private set. Without it lowering fails with "AssertionError: Please file a bug"; with it a program can't be
+    lowered for arguments on an ``AbstractMesh``.
     """
     dispatch.prim_requires_devices_during_lowering.add(primitive)
 
 
 def runs(context: Any, head_size: int) -> bool:
-    """Whether the device that a program is lowered for has cuDNN's kernels; with no GPU there, an Ampere is assumed."""
+    """Whether the device that a program is lowered for has cuDNN's kernels; without a GPU, Ampere is assumed."""
     axes = context.module_context.axis_context
-    found = axes.mesh.devices.flat if hasattr(axes, "mesh") else getattr(axes, "device_assignment", None)
-    device = next(iter(found or []), None)
-    capability = AMPERE
+    devices = getattr(axes, "device_assignment", None)
+    if isinstance(mesh := getattr(axes, "mesh", None), Mesh):
+        devices = mesh.devices.flat
+    device, capability = next(iter(() if devices is None else devices), None), AMPERE
     if device is not None and device.platform == "gpu":
         capability = tuple(int(x) for x in device.compute_capability.split("."))
-    if capability == (10, 3) and cuda_versions is not None and cuda_versions.cudnn_get_version() < 91100:
+    version = None if cuda_versions is None else cuda_versions.cudnn_get_version()
+    if version in BROKEN or (version is not None and version < 91100 and capability == (10, 3)):
         return False
-    return capability >= (AMPERE if head_size <= 128 else HOPPER)
+    return capability >= AMPERE and (head_size <= 128 or capability[0] == HOPPER)
 
 
 AXES = {"query": "b t {heads} h", "key": "b s n h", "row": "b t {heads}", "length": "b"}
 """The axes of the kernels' arrays, as ``custom_partitioning`` writes them."""
 
 
-def by_device(call: Callable[..., Any], arguments: Sequence[str], results: Sequence[str], groups: int) -> Any:
-    """A kernel on each device's part of batch and heads: XLA would gather what goes into a custom call.
+def by_device(
+    call: Callable[..., Any], arguments: Sequence[str], results: Sequence[str], heads: tuple[int, int], lead: int
+) -> Callable[..., Any]:
+    """A kernel on each device's part of batch and heads; without a rule XLA gathers a custom call's operands.
 
-    ``arguments`` and ``results`` are names of AXES.
+    ``arguments`` and ``results`` are names of AXES, ``heads`` are those of queries and of keys; before the batch all
+    arrays have ``lead`` more axes, which are as good as the batch.
     """
 
+    def on_part(*arrays):
+        shape = arrays[0].shape[: lead + 1]
+        found = call(*(x.reshape(-1, *x.shape[lead + 1 :]) for x in arrays))
+        return tuple(x.reshape(*shape, *x.shape[1:]) for x in found)
+
     def partition(mesh, shapes, _):
-        sharding, batch, heads = shapes[1].sharding, None, None
-        if isinstance(sharding, NamedSharding):
-            batch, _, heads, _ = (*sharding.spec, *(None,) * (4 - len(sharding.spec)))
-        else:  # a program in which nothing names a mesh: every device computes the whole
+        sharding: Any = shapes[1].sharding
+        if mesh.empty:  # nothing in the program names a mesh: every device computes the whole
             mesh = Mesh(np.array(sorted(sharding.device_set, key=lambda device: device.id)), ("device",))
-        specs = {"query": (batch, None, heads, None), "row": (batch, None, heads), "length": (batch,)}
+            sharding = NamedSharding(mesh, PartitionSpec())
+        spec = tuple(sharding.spec)
+        *batch, _, by_heads, _ = (*spec, *(None,) * (lead + 4 - len(spec)))
+        specs = {"query": (*batch, None, by_heads, None), "row": (*batch, None, by_heads), "length": batch}
         shardings = {name: NamedSharding(mesh, PartitionSpec(*axes)) for name, axes in specs.items()}
         shardings["key"] = shardings["query"]
-        return mesh, call, tuple(shardings[name] for name in results), tuple(shardings[name] for name in arguments)
+        return mesh, on_part, tuple(shardings[name] for name in results), tuple(shardings[name] for name in arguments)
 
-    heads = "(n g)" if groups > 1 else "n"
-    ins, outs = (", ".join(AXES[name].format(heads=heads) for name in names) for names in (arguments, results))
-    factors: dict[str, Any] = {"need_replication_factors": ("t", "h", "s")}
-    if groups > 1:
-        factors = {"need_replication_factors": ("t", "g", "h", "s"), "g": groups}
-    part = custom_partitioning(call)
+    queries, keys = heads
+    grouped = "n" if queries == keys else "g" if keys == 1 else "(n g)"  # a factor of size 1 can't be one of two
+    before = [f"v{axis}" for axis in range(lead)]
+    ins, outs = (
+        ", ".join(" ".join([*before, AXES[name].format(heads=grouped)]) for name in names)
+        for names in (arguments, results)
+    )
+    factors: dict[str, Any] = {"g": queries // keys} if grouped == "(n g)" else {}
+    factors["need_replication_factors"] = ("t", *(["g"] if "g" in grouped else []), "h", "s")  # as they appear
+    part = custom_partitioning(on_part)
     part.def_partition(partition, sharding_rule=f"{ins} -> {outs}", **factors)
     return part
 
 
-def by_batch(run: Callable[..., Any]) -> Callable[..., Any]:
-    """A kernel that vmap maps by making its axis part of the batch, the first axis of every array."""
+def by_batch(build: Callable[[int], Callable[..., Any]], lead: int = 0) -> Callable[..., Any]:
+    """``build(lead)`` as a function that vmap maps by giving all arrays one more leading axis: ``build(lead + 1)``."""
 
     @jax.custom_batching.custom_vmap
     def kernel(*arrays):
-        return run(*arrays)
+        return build(lead)(*arrays)
 
     @kernel.def_vmap
     def _(size, mapped, *arrays):
-        whole = (
-            x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
-            for x, is_mapped in zip(arrays, mapped, strict=True)
+        results = by_batch(build, lead + 1)(
+            *(
+                x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
+                for x, is_mapped in zip(arrays, mapped, strict=True)
+            )
         )
-        results = kernel(*(x.reshape(-1, *x.shape[2:]) for x in whole))
-        return tuple(x.reshape(size, -1, *x.shape[1:]) for x in results), (True,) * len(results)
+        return results, (True,) * len(results)
 
     return kernel
 

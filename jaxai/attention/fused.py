@@ -1,6 +1,6 @@
 """Attention by cuDNN's kernels where a program is lowered for CUDA, with derivatives of every order by blocks.
 
-A vendor's kernels are a second form of two maps that are defined by blocks, never the only one:
+Each of cuDNN's kernels is another lowering of a map that is defined by blocks:
 
     fused_attend     (arrays) -> (out, lse)                            cuDNN's forward pass
     fused_tangent    (arrays, out, lse, tangents) -> their tangents    always by blocks
@@ -8,7 +8,7 @@ A vendor's kernels are a second form of two maps that are defined by blocks, nev
 
 ``fused_tangent`` is the derivative of the first and linear in the tangents; its transpose is ``fused_gradient`` where
 out alone has a cotangent, as in a training step, and blocks elsewhere. The derivatives of the last two are those of
-their definitions. So a gradient is two kernels, and jvp, Hessian-vector products and all that follows are block sums.
+their definitions. A gradient therefore runs two kernels; jvp and all higher derivatives run block sums.
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ class Maps:
     """One attention call as functions of its arrays, the leaves of a ``Call``.
 
     By blocks: ``attend(*arrays) -> (out, lse)``; ``tangent(active, arrays, out, lse, duals) -> (d out, d lse)`` for
-    tangents of the arrays whose numbers are in ``active``; ``cotangents(active, arrays, out, lse, ct_out, ct_lse)``,
-    its transpose, where ct_lse may be None. By cuDNN: ``forward`` as attend, ``backward`` as cotangents without ct_lse.
+    tangents of the arrays whose numbers are in ``active``; ``cotangents(active, arrays, out, lse, ct_out[, ct_lse])``,
+    its transpose. By cuDNN: ``forward`` as attend, ``backward`` as cotangents without ct_lse.
     """
 
     attend: Callable[..., Any]
@@ -48,11 +48,10 @@ class Maps:
     def mapped(self, axes: Sequence[int | None]) -> "Maps":
         """The same over a leading axis of those arrays whose axis is 0, and of the results."""
 
-        def transposed(function):  # what all rows share gets the sum of their cotangents
+        def transposed(function):  # an unmapped array gets the sum of its cotangents over the mapped axis
             def run(active, arrays, *others):
-                given = [x for x in others if x is not None]
                 one = functools.partial(function, active)
-                rows = jax.vmap(one, in_axes=(list(axes), *[0] * len(given)))(list(arrays), *given)
+                rows = jax.vmap(one, in_axes=(list(axes), *[0] * len(others)))(list(arrays), *others)
                 return [x if axes[n] == 0 else x.sum(0) for n, x in zip(active, rows, strict=True)]
 
             return run
@@ -173,43 +172,42 @@ def tangent_transpose(cotangents, *args, maps, active):
     if all(zeros):
         found = [ad.Zero(args[count + 2 + n].aval) for n in unknown]
     elif zeros[1]:
-        forms = {name: functools.partial(split, getattr(maps, name), wanted) for name in ("cotangents", "backward")}
-        found = gradient_p.bind(*known, ct_out, **forms, head_size=maps.head_size)
+        by_blocks, by_cudnn = (flat_arguments(form, wanted) for form in (maps.cotangents, maps.backward))
+        found = gradient_p.bind(*known, ct_out, by_blocks=by_blocks, by_cudnn=by_cudnn, head_size=maps.head_size)
     else:
         ct_out = jnp.zeros_like(known[-2]) if zeros[0] else ct_out
         found = maps.cotangents(wanted, known[:count], *known[count:], ct_out, ct_lse)
     return [None] * (count + 2) + replace([None] * len(active), unknown, found)
 
 
-def split(function, active, *args):
-    """A form of the gradient as a function of the arrays, out, lse and the cotangent of out, one after the other."""
-    return function(active, args[:-3], *args[-3:])
+def flat_arguments(function, active):
+    """A form of the gradient, with the arrays, out, lse and the cotangent of out as positional arguments."""
+    return lambda *args: function(active, args[:-3], *args[-3:])
 
 
-def run_cotangents(*args, cotangents, backward, head_size):
-    return cotangents(*args)
+def run_by_blocks(*args, by_blocks, by_cudnn, head_size):
+    return by_blocks(*args)
 
 
-def run_backward(*args, cotangents, backward, head_size):
-    return backward(*args)
+def run_by_cudnn(*args, by_blocks, by_cudnn, head_size):
+    return by_cudnn(*args)
 
 
-def gradient_transpose(cotangents, *args, **params):
+def gradient_transpose(cotangents, *args, by_blocks, by_cudnn, head_size):
     *known, ct_out = args  # linear in the last
     given = [ad.instantiate_zeros(x) for x in cotangents]
-    zeros = jnp.zeros(ct_out.aval.shape, ct_out.aval.dtype)
-    pullback = jax.vjp(lambda ct_out: run_cotangents(*known, ct_out, **params), zeros)[1]
+    zeros, *_ = aligned([jnp.zeros(ct_out.aval.shape, ct_out.aval.dtype), *known])
+    pullback = jax.vjp(lambda ct_out: by_blocks(*known, ct_out), zeros)[1]
     return [None] * len(known) + list(pullback(given))
 
 
-def gradient_batch(args, axes, *, cotangents, backward, head_size):
-    forms = (jax.vmap(form, in_axes=axes) for form in (cotangents, backward))
-    forms = dict(zip(("cotangents", "backward"), forms, strict=True))
-    results = gradient_p.bind(*args, **forms, head_size=head_size)
+def gradient_batch(args, axes, *, by_blocks, by_cudnn, head_size):
+    by_blocks, by_cudnn = (jax.vmap(form, in_axes=axes) for form in (by_blocks, by_cudnn))
+    results = gradient_p.bind(*args, by_blocks=by_blocks, by_cudnn=by_cudnn, head_size=head_size)
     return results, [0] * len(results)
 
 
-def by_definition(run):
+def jvp_by_definition(run):
     """The jvp of a primitive as that of the function that defines it."""
 
     def rule(args, tangents, **params):
@@ -223,7 +221,7 @@ def by_definition(run):
     return rule
 
 
-def mapped(run):
+def vmap_by_definition(run):
     """The vmap of a primitive as that of the function that defines it."""
 
     def rule(args, axes, **params):
@@ -233,7 +231,7 @@ def mapped(run):
     return rule
 
 
-def shapes_of(run):
+def avals_by_definition(run):
     """The abstract results of a primitive from the function that defines it."""
 
     def rule(*avals, **params):
@@ -243,9 +241,9 @@ def shapes_of(run):
     return rule
 
 
-def on_cuda(run, run_by_blocks, head_size):
+def on_cuda(by_cudnn, by_blocks, head_size):
     """The lowering for CUDA: by cuDNN where the device has its kernels."""
-    vendor, blocks = lowered(run), lowered(run_by_blocks)
+    vendor, blocks = lowered(by_cudnn), lowered(by_blocks)
 
     def lower(context, *args, **params):
         runs = cudnn.runs(context, head_size(params))
@@ -254,22 +252,22 @@ def on_cuda(run, run_by_blocks, head_size):
     return lower
 
 
-for primitive, definition in ((attend_p, run_attend), (tangent_p, run_tangent), (gradient_p, run_cotangents)):
+for primitive, definition in ((attend_p, run_attend), (tangent_p, run_tangent), (gradient_p, run_by_blocks)):
     define(primitive, definition)
-    primitive.def_abstract_eval(shapes_of(definition))
+    primitive.def_abstract_eval(avals_by_definition(definition))
 
 for primitive, on_gpu in (
     (attend_p, on_cuda(run_forward, run_attend, lambda params: params["maps"].head_size)),
-    (gradient_p, on_cuda(run_backward, run_cotangents, lambda params: params["head_size"])),
+    (gradient_p, on_cuda(run_by_cudnn, run_by_blocks, lambda params: params["head_size"])),
 ):
     mlir.register_lowering(primitive, on_gpu, platform="cuda")
     cudnn.needs_devices(primitive)
 
 ad.primitive_jvps[attend_p] = attend_jvp
-ad.primitive_jvps[tangent_p] = by_definition(run_tangent)
-ad.primitive_jvps[gradient_p] = by_definition(run_cotangents)
+ad.primitive_jvps[tangent_p] = jvp_by_definition(run_tangent)
+ad.primitive_jvps[gradient_p] = jvp_by_definition(run_by_blocks)
 ad.primitive_transposes[tangent_p] = tangent_transpose
 ad.primitive_transposes[gradient_p] = gradient_transpose
 batching.primitive_batchers[attend_p] = attend_batch
-batching.primitive_batchers[tangent_p] = mapped(run_tangent)
+batching.primitive_batchers[tangent_p] = vmap_by_definition(run_tangent)
 batching.primitive_batchers[gradient_p] = gradient_batch

@@ -187,7 +187,7 @@ def run_row_maxima(
 def run_row_maxima_flat(
     *args: Array, score: Block, ins: tuple[Part, ...], out: Part, grid: Grid, schedule: Schedule | None
 ) -> list[Array]:
-    """The same on a GPU, as `blocks.run_block_sum_flat`."""
+    """`run_row_maxima` on a GPU, by the flat loops of `blocks.flat_visits`."""
     operands = args if schedule else args[2:]
     scores = jax.eval_shape(functools.partial(score, False), INDEX, INDEX, *engine.block_avals(operands, ins, grid))
     result = jnp.full(engine.whole_shape(scores.shape[:-1], out, grid), -jnp.inf, scores.dtype)

@@ -48,7 +48,7 @@ def generate(
         for first in range(done, done + room, chunk):
             size = min(chunk, done + room - first)
             numbers = np.int32(first), np.int32(size)
-            # A GPU waits before every token of a loop whose length the program does not know; a CPU needs one program.
+            # A GPU waits for the host at every token of a loop of unknown length; on a CPU one program is enough.
             known = size == chunk and jax.default_backend() != "cpu"
             how = {"advance": advance, "sampling": sampling, "chunk": chunk, "whole": known}
             state, logits, new = write(params, state, logits, key, *numbers, **how)
@@ -79,8 +79,8 @@ def write(
 ) -> tuple[PyTree, Array, Array]:
     """State and logits after ``count`` more tokens, and these tokens [B, chunk], 0 behind them.
 
-    They are numbered from ``first`` on. One program serves every count up to ``chunk``; with ``whole`` it is for a
-    count of ``chunk`` alone, and knows that.
+    They are numbered from ``first`` on. One program serves every count up to ``chunk``; with ``whole`` the count is
+    ``chunk``, and the loop's length is static.
     """
 
     def one(index: Array, carry: tuple[PyTree, Array, Array]) -> tuple[PyTree, Array, Array]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.extend.core import Primitive
+from jax.sharding import AxisType
 
 from jaxai.attention import Causal, Lengths, SlidingWindow, alibi, cudnn, dot_product_attention
 from tests.attention.gpu import TARGETS, counts, cuda_text, shapes
@@ -36,6 +37,7 @@ NOT_EXPRESSIBLE = {
     "segments": {"segment_ids": np.arange(1024)[None] // 100},
     "lengths in a window": {"key_value_seq_lengths": LENGTHS, "is_causal": True, "local_window_size": (128, 0)},
     "an alternative": {"mask": Causal() | Lengths(None, 5)},
+    "negative scale": {"scale": -1.0},
 }
 
 
@@ -82,6 +84,15 @@ def test_so_it_is_under_vmap_remat_and_scan_over_layers():
     assert counts(cuda_text(jax.grad(loss_of(layers)), query, key, value)) == (1, 1, 2)  # the loops over layers
 
 
+def test_a_mesh_without_devices_is_lowered_for_too():
+    mesh = jax.sharding.AbstractMesh((2,), ("x",), axis_types=(AxisType.Auto,))
+    gradient = derivatives(functools.partial(dot_product_attention, is_causal=True))["gradient"]
+    sharded = jax.shard_map(gradient, mesh=mesh, in_specs=jax.P("x"), out_specs=jax.P("x"))
+    checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in TARGETS]
+    lowered = jax.export.export(jax.jit(sharded), platforms=["cuda"], disabled_checks=checks)(*shapes("bfloat16"))
+    assert counts(lowered.mlir_module()) == (1, 1, 0)
+
+
 @pytest.mark.parametrize("tokens", [600, 777, 1000])
 def test_odd_lengths_are_as_good(tokens):
     programs = derivatives(functools.partial(dot_product_attention, is_causal=True))
@@ -115,7 +126,10 @@ def test_other_arrays_run_by_blocks(qkv):
 
 @pytest.mark.parametrize(
     ("capability", "size", "runs"),
-    [("7.5", 64, False), ("8.0", 64, True), ("8.0", 192, False), ("9.0", 192, True), ("10.3", 128, True)],
+    [
+        *(("7.5", 64, False), ("8.0", 64, True), ("8.0", 192, False), ("9.0", 192, True)),
+        *(("10.0", 192, False), ("10.3", 128, True), ("12.0", 128, True)),
+    ],
 )
 def test_the_device_decides_while_a_program_is_lowered(capability, size, runs, monkeypatch):
     device = types.SimpleNamespace(platform="gpu", compute_capability=capability)
@@ -123,14 +137,17 @@ def test_the_device_decides_while_a_program_is_lowered(capability, size, runs, m
     context = types.SimpleNamespace(module_context=types.SimpleNamespace(axis_context=axes))
     monkeypatch.setattr(cudnn, "cuda_versions", None)
     assert cudnn.runs(context, size) == runs
-    monkeypatch.setattr(cudnn, "cuda_versions", types.SimpleNamespace(cudnn_get_version=lambda: 91001))
+    versions = types.SimpleNamespace(cudnn_get_version=lambda: 91002)
+    monkeypatch.setattr(cudnn, "cuda_versions", versions)
     assert cudnn.runs(context, size) == (runs and capability != "10.3")  # cuDNN 9.11 was the first for 10.3
+    versions.cudnn_get_version = lambda: 91001
+    assert not cudnn.runs(context, size)
 
 
 def test_without_a_gpu_large_heads_are_lowered_by_blocks_and_on_a_hopper_by_cudnn(monkeypatch):
     gradient = derivatives(dot_product_attention)["gradient"]
     assert counts(cuda_text(gradient, *shapes("bfloat16", size=192)))[:2] == (0, 0)
-    monkeypatch.setattr(cudnn, "AMPERE", cudnn.HOPPER)
+    monkeypatch.setattr(cudnn, "AMPERE", (9, 0))
     jax.clear_caches()
     assert counts(cuda_text(gradient, *shapes("bfloat16", size=192))) == (1, 1, 0)
 

@@ -100,6 +100,31 @@ def test_residuals_keep_the_inputs_dtype(options):
     assert sum(x.nbytes for x in kept) <= 4 * query.nbytes + 2 * 4 * 2 * 48 * 4  # query, key, value, out, lse, NaN
 
 
+@pytest.mark.parametrize("how", [{}, {"block_size": 8}], ids=["dense", "blocks"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_functions_capture_small_floats_beside_float32(dtype, how):
+    """Score functions and masks get what they capture in its own dtype, whatever that of the queries."""
+    query = jax.random.normal(jax.random.key(0), (1, 20, 2, 8))
+    table = jnp.linspace(0, 1, 20).astype(dtype)
+
+    def loss(table, ready, **how):
+        def bias(table, score, b, n, q, k):
+            return score + (table * jnp.asarray(2, dtype))[abs(q - k)]
+
+        mask = FunctionMask(lambda b, n, q, k: table[k] * jnp.asarray(2, dtype) >= table[q])
+        mod = jax.tree_util.Partial(bias, table) if ready else functools.partial(bias, table)
+        return jnp.sin(dot_product_attention(query, query, query, mask=mask, score_mod=mod, **how)).sum()
+
+    for ready in (False, True):
+        actual, desired = (
+            jax.jit(jax.grad(functools.partial(loss, ready=ready, **x)))(table) for x in (how, REFERENCE)
+        )
+        assert actual.dtype == desired.dtype == jnp.dtype(dtype)
+        np.testing.assert_allclose(  # both round their sums to 8 or 11 bits
+            np.asarray(actual, "float32"), np.asarray(desired, "float32"), atol=3e-2 * abs(desired).max().item()
+        )
+
+
 def test_float32():
     case = CASES["everything"]
     with jax.enable_x64(True):

@@ -121,9 +121,18 @@ def test_half_precision_runs_by_the_kernels_in_every_way(program, dtype, devices
             np.testing.assert_allclose(np.asarray(have, np.float32), want, rtol=0, atol=atol, err_msg=name)
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=["heads", "grouped heads"])
-@pytest.mark.parametrize("spec", [("x",), (None, None, "x"), ("x", None, "y"), ()], ids=str)
-def test_every_device_calls_the_kernels_for_its_part(heads, spec, gpu):
+@pytest.mark.parametrize("lead", [(), (3,)], ids=["", "vmap"])
+@pytest.mark.parametrize(
+    ("heads", "spec"),
+    [
+        *(((4, 4), spec) for spec in (("x",), (None, None, "x"), ("x", None, "y"), ())),
+        *(((4, 2), spec) for spec in (("x",), ("x", None, "y"))),
+        ((4, 1), ("x",)),
+        ((1, 1), ("x",)),
+    ],
+    ids=str,
+)
+def test_every_device_calls_the_kernels_for_its_part(heads, spec, lead, gpu):
     mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     shapes = [(4, 16, count, 8) for count in (heads[0], heads[1], heads[1])]
     lengths = jnp.array([16, 3, 0, 9])
@@ -132,12 +141,13 @@ def test_every_device_calls_the_kernels_for_its_part(heads, spec, gpu):
         f = functools.partial(dot_product_attention, key_value_seq_lengths=lengths)
         return jax.grad(lambda qkv: jnp.sin(f(*qkv).astype(np.float32)).sum())(qkv)
 
-    place = NamedSharding(mesh, P(*spec))
-    qkv = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place) for shape in shapes]
-    program = jax.jit(run).lower(qkv).compile().as_text()
+    place = NamedSharding(mesh, P(*(None for _ in lead), *spec))
+    qkv = [jax.ShapeDtypeStruct((*lead, *shape), jnp.bfloat16, sharding=place) for shape in shapes]
+    program = jax.jit(jax.vmap(run) if lead else run).lower(qkv).compile().as_text()
     assert not re.search("all-gather|all-to-all|collective-permute|all-reduce", program)
     parts = [2 if name else 1 for name in (*spec, *(None,) * (4 - len(spec)))]
-    local = tuple(size // part for size, part in zip(shapes[0], parts, strict=True))
+    batch, *local = (size // part for size, part in zip(shapes[0], parts, strict=True))
+    local = (batch * (lead[0] if lead else 1), *local)
     assert {gpu.seen[-2], gpu.seen[-1]} == {("forward", local), ("backward", local)}
 
 
@@ -195,7 +205,9 @@ def every_derivative(f, arrays, one, two):
     some = {name: 0 if name in ("query", "sinks") else None for name in arrays}
     partly = {name: stack[name] if axis == 0 else arrays[name] for name, axis in some.items()}
     linear = jax.linearize(f, arrays)[1]
+    pullback = jax.vjp(lambda arrays: f(arrays)[0], arrays)[1]
     return {
+        "transpose of the pullback": jax.linear_transpose(pullback, f(arrays)[0])((one,)),
         "gradient": gradient(arrays),
         "by one": {name: jax.grad(part(name))(x) for name, x in arrays.items()},
         "through the log-sum-exp": jax.grad(energy(f, of_lse=True))(arrays),
@@ -234,8 +246,8 @@ def test_nan_in_padding_stays_there(gpu):
     case = KINDS["lengths"]
     arrays = case.draw()
     desired = compiled(jax.value_and_grad(energy(case.call)))(arrays)
-    for name in ("key", "value"):
-        arrays[name] = arrays[name].at[1, 4:].set(jnp.nan)
+    for name, length in (("query", 7), ("key", 4), ("value", 4)):
+        arrays[name] = arrays[name].at[1, length:].set(jnp.nan)
     assert_close(compiled(jax.value_and_grad(energy(case.call)))(arrays), desired)
     assert gpu.names == {"forward", "backward"}
 
