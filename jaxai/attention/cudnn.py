@@ -167,10 +167,10 @@ def needs_devices(primitive: Primitive) -> None:
 def runs(context: Any, head_size: int) -> bool:
     """Whether the device that a program is lowered for has cuDNN's kernels; without a GPU, Ampere is assumed."""
     axes = context.module_context.axis_context
-    devices = getattr(axes, "device_assignment", None)
+    devices: Any = getattr(axes, "device_assignment", None) or ()
     if isinstance(mesh := getattr(axes, "mesh", None), Mesh):
         devices = mesh.devices.flat
-    device, capability = next(iter(() if devices is None else devices), None), AMPERE
+    device, capability = next(iter(devices), None), AMPERE
     if device is not None and device.platform == "gpu":
         capability = tuple(int(x) for x in device.compute_capability.split("."))
     version = None if cuda_versions is None else cuda_versions.cudnn_get_version()
