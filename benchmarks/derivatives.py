@@ -6,17 +6,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
 """``f(q, k, v, segments)``; segments are an input, lest a compiler learn from them."""
 
 
 class Data(NamedTuple):
-    """q, k and v, weights of the sum, a direction for q, k and v, all random, and segments of 512 tokens [B, T]."""
+    """q, k and v, weights of the sum, a direction for q, k, v, all random; segments [B, T], or whatever attend takes."""
 
     qkv: tuple[jax.Array, ...]
     w: jax.Array
     direction: tuple[jax.Array, ...]
-    segments: jax.Array
+    segments: Any
 
 
 def forward(attend: Attend, data: Data) -> jax.Array:
