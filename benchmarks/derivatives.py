@@ -11,7 +11,7 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
 
 
 class Data(NamedTuple):
-    """q, k and v, weights of the sum, a direction for q, k, v, all random; segments [B, T], or whatever attend takes."""
+    """q, k, v, weights of the sum, a direction for q, k, v, all random; segments [B, T], or whatever attend takes."""
 
     qkv: tuple[jax.Array, ...]
     w: jax.Array

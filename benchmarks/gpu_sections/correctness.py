@@ -195,9 +195,11 @@ def vmap(attend: Attend, options: dict[str, Any], blind: bool, operands: Any) ->
 
 def remat(attend: Attend, options: dict[str, Any], blind: bool, operands: Any) -> Any:
     """The gradient, with the forward pass computed again."""
-    return gradient(
-        jax.checkpoint(lambda *qkv, **more: attend(*qkv, **options, **more), static_argnums=()), {}, blind, operands
-    )
+
+    def again(*qkv: jax.Array, **more: Any) -> Any:
+        return jax.checkpoint(lambda *qkv: attend(*qkv, **options, **more))(*qkv)
+
+    return gradient(again, {}, blind, operands)
 
 
 def layers(attend: Attend, options: dict[str, Any], loop: bool, operands: Any) -> Any:

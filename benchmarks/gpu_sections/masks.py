@@ -1,7 +1,8 @@
 """Attention that cuDNN can't express: masks, soft cap, alibi, dropout, float32; against dense XLA and FlexAttention.
 
 Dense is jax.nn's, or, where that has no argument for it (soft cap, dropout), `reference_attention`: two einsums and
-a softmax for XLA, in the same dtype. All is bfloat16 but the last case, and first compared with the reference in float32.
+a softmax for XLA, in the same dtype. All is bfloat16 but the last case. What is timed is first compared with the
+reference in float32.
 """
 
 from collections.abc import Callable
