@@ -95,8 +95,6 @@ class Config:
 def main(config: Config) -> None:
     """Run the sections and write the table, whatever happens to them."""
     until = time.monotonic() + config.seconds
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the table is written
-    os.environ |= environment(config.dry)
     found = probe(config.dry)
     names = [name for name in SECTIONS if name in (config.only or SECTIONS)]
     config.out.mkdir(parents=True, exist_ok=True)
@@ -119,14 +117,15 @@ def main(config: Config) -> None:
 
 
 def environment(dry: bool) -> dict[str, str]:
-    """Variables of every process: JAX on this platform alone, and no more of its memory than it needs."""
-    return {"JAX_PLATFORMS": "cpu" if dry else "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    """Of every process: JAX on this platform alone, and taking no more of its memory than it needs."""
+    return {**os.environ, "JAX_PLATFORMS": "cpu" if dry else "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 def probe(dry: bool) -> dict[str, Any]:
     """JAX's device and versions, from a process of its own. ValueError where there is no GPU."""
     program = PROBE.format(platform="cpu" if dry else "gpu")
-    job = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    line = [sys.executable, "-c", program]
+    job = subprocess.run(line, capture_output=True, text=True, check=False, env=environment(dry))
     if job.returncode:
         fix = "install JAX for it with pip install -e '.[cuda12]' or '.[cuda13]', or try --dry"
         raise ValueError(f"JAX finds no GPU here ({last_line(job.stderr)}): {fix}")
@@ -149,7 +148,7 @@ def run_section(session: Session) -> None:
     before = time.monotonic()
     with log.open("w") as messages:
         line = [sys.executable, str(SCRIPT), "section", session.to_json()]
-        job = subprocess.Popen(line, stderr=messages, start_new_session=True)
+        job = subprocess.Popen(line, stderr=messages, start_new_session=True, env=environment(session.dry))
         try:
             job.wait(session.seconds)
             said = f"ended with exit code {job.returncode}: {last_line(log.read_text(errors='replace'))}"
@@ -215,4 +214,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["section"]:
         section(sys.argv[2])
     else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the table is written
         command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))

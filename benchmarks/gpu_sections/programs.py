@@ -21,9 +21,9 @@ Shape = tuple[int, int, int, int]
 SLICE = 2
 """Heads of the first sequence that are compared with the reference: heads don't know each other."""
 BOUNDS = {"forward": 1e-2, "gradient": 2e-2, "jvp": 2e-2, "hvp": 3e-2, "penalty": 3e-2}
-"""Errors in bfloat16, relative to the largest entry. A number is rounded to 8 bits, by up to 2e-3 of it; the forward
-pass rounds weights and output, each derivative one more factor of its products. On a CPU, whose products of bfloat16 are
-summed in float32 as a GPU's, all of them were 2e-3 to 4e-3."""
+"""Errors in bfloat16, relative to the largest entry. A number is rounded to 8 bits, by up to 2e-3 of itself: weights
+and output in the forward pass, in each derivative one more factor of its products. On a CPU, whose products of bfloat16
+are summed in float32 as a GPU's, all errors were 2e-3 to 4e-3."""
 BITS = {"bfloat16": 1.0, "float16": 1 / 8, "float32": 1 / 4}
 """The bounds' share in other types: float16 has three bits more, and so have a GPU's TF32 products of float32, where a
 margin of two is kept as results are not rounded again."""
