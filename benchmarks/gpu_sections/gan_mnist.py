@@ -18,12 +18,12 @@ def run(session: Session) -> None:
     first = 4 if session.dry else FIRST
     before = time.monotonic()
     summary = experiment(session, "gan_mnist", workdir, *options, "--steps", str(first))
+    report(session, summary)
     overhead = time.monotonic() - before - summary["train_seconds"]
     rate = summary["steps"] / max(summary["train_seconds"], 1e-3)
     steps = 0 if session.dry else int(rate * (session.left - overhead - MARGIN)) // 100 * 100
     if steps > first:
-        summary = experiment(session, "gan_mnist", workdir, *options, "--steps", str(steps))
-    report(session, summary)
+        report(session, experiment(session, "gan_mnist", workdir, *options, "--steps", str(steps)))
 
 
 def report(session: Session, summary: dict[str, Any]) -> None:
