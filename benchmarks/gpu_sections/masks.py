@@ -71,7 +71,10 @@ def cases(all_heads: int) -> dict[str, Case]:
             lambda T, N: {"logits_soft_cap": 30.0}, causal=True, pattern=lambda T: ["soft_cap", 30.0], dense="reference"
         ),
         "alibi, causal": Case(
-            lambda T, N: {"score_mod": slopes(N, all_heads)}, causal=True, pattern=lambda T: ["alibi"], dense="bias"
+            lambda T, N: {"score_mod": slopes(N, all_heads)},
+            causal=True,
+            pattern=lambda T: ["alibi", all_heads],
+            dense="bias",
         ),
         "dropout, causal": Case(
             lambda T, N: {"dropout_rate": 0.1, "dropout_key": jax.random.key(3)}, causal=True, dense="reference"

@@ -44,11 +44,6 @@ def compiled_flex():
     return torch.compile(flex_attention, dynamic=False)
 
 
-def alibi_slopes(heads, device):
-    """2^(-8 i / N), i = 1 ... N, for a power of two."""
-    return 2.0 ** (-8 / heads * torch.arange(1, heads + 1, device=device))
-
-
 def window(left, right):
     return lambda b, n, i, j: (i - j <= left) & (j - i <= right)
 
@@ -65,20 +60,22 @@ def soft_cap(cap):
     return lambda score, b, n, i, j: cap * torch.tanh(score / cap)
 
 
-def alibi(slopes):
+def alibi(heads, device):
+    """Slopes 2^(-8 i / N), i = 1 ... N, of N heads, a power of two; there may be the first of them alone."""
+    slopes = 2.0 ** (-8 / heads * torch.arange(1, heads + 1, device=device))
     return lambda score, b, n, i, j: score - slopes[n] * (i - j).abs()
 
 
 PATTERNS = {"window": window, "segments": segments, "prefix": prefix}
-"""Masks by name, functions of numbers; "soft_cap" with a number and "alibi" change scores instead."""
+"""Masks by name, functions of numbers; "soft_cap" and "alibi" with a number change scores instead."""
 
 
-def flex(tokens, causal, pattern, heads, device):
+def flex(tokens, causal, pattern, device):
     """FlexAttention with a causal mask, a pattern's mask, or both, and a pattern's change of scores."""
     name, *numbers = pattern or [None]
     masks = [lambda b, n, i, j: i >= j] if causal else []
     masks += [PATTERNS[name](*numbers)] if name in PATTERNS else []
-    mods = {"soft_cap": soft_cap, "alibi": lambda: alibi(alibi_slopes(heads, device))}
+    mods = {"soft_cap": soft_cap, "alibi": functools.partial(alibi, device=device)}
     score_mod = mods[name](*numbers) if name in mods else None
     mask = create_block_mask(and_masks(*masks), None, None, tokens, tokens, device) if masks else None
     return functools.partial(compiled_flex(), block_mask=mask, score_mod=score_mod)
@@ -92,9 +89,9 @@ def by_backend(backend, causal):
     return attend
 
 
-def attention(op, tokens, causal, pattern, heads, device):
+def attention(op, tokens, causal, pattern, device):
     if op == "flex":
-        return flex(tokens, causal, pattern, heads, device)
+        return flex(tokens, causal, pattern, device)
     if op in BACKENDS:
         return by_backend(BACKENDS[op], causal)
     return functools.partial(scaled_dot_product_attention, is_causal=causal)
@@ -116,7 +113,7 @@ class Peer:
         torch.manual_seed(0)
         shape = (4, batch, heads, tokens, head_size)
         q, k, v, w = torch.randn(shape, device=self.device, dtype=getattr(torch, dtype)).unbind()
-        attend = attention(op, tokens, causal, json.loads(pattern), heads, self.device)
+        attend = attention(op, tokens, causal, json.loads(pattern), self.device)
         if kind == "gradient":
             call = functools.partial(gradient, attend, *(x.requires_grad_() for x in (q, k, v)), w)
         else:
@@ -158,7 +155,7 @@ class Peer:
         with np.load(inputs) as saved:  # BTNH
             arrays = [torch.from_numpy(saved[name]).transpose(1, 2).contiguous() for name in "qkvw"]
         q, k, v, w = (x.to(self.device, getattr(torch, dtype)) for x in arrays)
-        attend = attention(op, q.shape[2], causal, pattern, q.shape[1], self.device)
+        attend = attention(op, q.shape[2], causal, pattern, self.device)
         with torch.no_grad():
             found = {"out": attend(q, k, v)}
         if op == "sdpa" if grads is None else grads:

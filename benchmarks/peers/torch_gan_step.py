@@ -244,7 +244,7 @@ class Training:
         """The same by the compiled gradient."""
         parameters = dict(self.discriminator.named_parameters())
         values = {name: x.detach() for name, x in parameters.items()}
-        gradients, (loss, penalty) = self.compiled(values, both, torch.tensor(weight, device=self.device))
+        gradients, (loss, penalty) = self.compiled(values, both, torch.full((), weight, device=self.device))
         for name, parameter in parameters.items():  # fused Adam reads a gradient in its parameter's layout
             four = parameter.ndim == 4
             parameter.grad = gradients[name].contiguous(memory_format=self.layout if four else torch.contiguous_format)

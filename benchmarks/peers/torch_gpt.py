@@ -245,6 +245,8 @@ def main():
     parser.add_argument("--preset", choices=PRESETS, default="nanogpt_cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.device == "cuda":
+        torch.set_float32_matmul_precision("high")  # as nanoGPT does
     if arguments.train:
         train(arguments.train, arguments.seed)
     else:
