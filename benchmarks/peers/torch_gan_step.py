@@ -69,8 +69,8 @@ class Generator(nn.Module):
         for number in range(len(self.dense)):
             weight, bias = (torch.from_numpy(arrays[f"{prefix}.Dense_{number}.{x}"]) for x in ("kernel", "bias"))
             to_map = number == len(self.dense) - 1 and not self.channels_last
-            yield channels_first(weight.T, 0) if to_map else weight.T
-            yield channels_first(bias, 0) if to_map else bias
+            yield channels_first(weight.T, 0, SIDE) if to_map else weight.T
+            yield channels_first(bias, 0, SIDE) if to_map else bias
         for number in range(len(self.convolutions)):
             kernel = torch.from_numpy(arrays[f"{prefix}.ConvTranspose_{number}.kernel"])
             yield kernel.flip(0, 1).permute(2, 3, 0, 1)  # of the convolution whose gradient this is
@@ -78,6 +78,9 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
+    side = SIDE
+    """Of the map that is flattened."""
+
     def __init__(self, channels_last):
         super().__init__()
         self.channels_last = channels_last
@@ -103,13 +106,13 @@ class Discriminator(nn.Module):
             yield torch.from_numpy(arrays[f"{prefix}.Conv_{number}.bias"])
         for number in range(len(self.dense)):
             weight = torch.from_numpy(arrays[f"{prefix}.Dense_{number}.kernel"]).T
-            yield weight if number or self.channels_last else channels_first(weight, 1)
+            yield weight if number or self.channels_last else channels_first(weight, 1, self.side)
             yield torch.from_numpy(arrays[f"{prefix}.Dense_{number}.bias"])
 
 
-def channels_first(x, axis):
-    """An axis of height * width * channels in the order of channels * height * width."""
-    return x.unflatten(axis, (SIDE * SIDE, -1)).transpose(axis, axis + 1).flatten(axis, axis + 1)
+def channels_first(x, axis, side):
+    """An axis of side * side * channels in the order of channels * side * side."""
+    return x.unflatten(axis, (side * side, -1)).transpose(axis, axis + 1).flatten(axis, axis + 1)
 
 
 class ArticleGenerator(Generator):
@@ -136,11 +139,13 @@ class ArticleGenerator(Generator):
 
 
 class ArticleDiscriminator(Discriminator):
+    side = 28
+
     def __init__(self, channels_last):
         nn.Module.__init__(self)
         self.channels_last = channels_last
         self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3, 1, 1) for i, o in ((1, 32), (32, 64)))
-        self.dense = nn.ModuleList([nn.Linear(28 * 28 * 64, 128), nn.Linear(128, 1)])
+        self.dense = nn.ModuleList([nn.Linear(self.side * self.side * 64, 128), nn.Linear(128, 1)])
 
     def forward(self, x):
         for convolution in self.convolutions:
@@ -259,6 +264,7 @@ class Training:
         gradient, values = grad(logits, has_aux=True)(both)
         return weighted_loss(values, gradient, weight)
 
+    @torch.no_grad()
     def draw(self, noise):
         return (self.average or self.generator)(noise).permute(0, 2, 3, 1)
 
