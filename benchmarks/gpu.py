@@ -40,8 +40,8 @@ SECTIONS = {
     "environment": 30,
     "correctness": 85,
     "attention": 110,
-    "gan_step": 60,
-    "nanogpt": 70,
+    "gan_step": 95,
+    "nanogpt": 90,
     "masks": 65,
     "orders": 35,
     "gan_mnist": 50,
@@ -96,9 +96,9 @@ def main(config: Config) -> None:
     """Run the sections and write the table, whatever happens to them."""
     until = time.monotonic() + config.seconds
     found = probe(config.dry)
+    peers = find_torch(config.peers, config.dry)
     names = [name for name in SECTIONS if name in (config.only or SECTIONS)]
     config.out.mkdir(parents=True, exist_ok=True)
-    peers = config.peers or (None if config.dry else find_torch())
     options = {"dry": config.dry, "peers": peers, "data_dir": config.data_dir, "out": config.out}
     options |= {"started": datetime.now().isoformat(timespec="seconds"), **found}
     try:
@@ -132,12 +132,15 @@ def probe(dry: bool) -> dict[str, Any]:
     return json.loads(job.stdout.splitlines()[-1])
 
 
-def find_torch() -> Path | None:
-    """`python3` of the path, where it has PyTorch."""
-    python = shutil.which("python3")
-    if not python:
+def find_torch(peers: Path | None, dry: bool) -> Path | None:
+    """The interpreter given, or `python3` if it has PyTorch for this device. ValueError where the former has not."""
+    python = peers or (None if dry else shutil.which("python3"))
+    if python is None:
         return None
-    job = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False)
+    program = "import torch" if dry else "import torch; assert torch.cuda.is_available(), 'PyTorch finds no GPU'"
+    job = subprocess.run([python, "-c", program], capture_output=True, text=True, check=False)
+    if job.returncode and peers:
+        raise ValueError(f"--peers {peers}: {last_line(job.stderr)}; give an interpreter with PyTorch for this device")
     return None if job.returncode else Path(python)
 
 

@@ -68,6 +68,16 @@ def test_without_a_gpu_it_says_what_to_install(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_interpreter_without_torch_is_refused(gpu, tmp_path, monkeypatch):
+    python = tmp_path / "python3"
+    python.write_text("#!/bin/sh\necho no torch >&2\nexit 1\n")
+    python.chmod(0o755)
+    with pytest.raises(ValueError, match=r"--peers .*/python3: no torch"):
+        gpu.find_torch(python, False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu.find_torch(None, False) is None
+
+
 def test_what_does_not_fit_is_not_started(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "probe", lambda dry: FOUND)
     monkeypatch.setattr(gpu, "run_section", lambda session: pytest.fail("started"))
