@@ -140,7 +140,8 @@ class Session:
             yield None
             return
         device = ("--threads", "1") if self.dry else ("--device", "cuda", "--threads", str(os.cpu_count()))
-        with contextlib.ExitStack() as stack:
+        # A process that has ended can't be told that there is no more to ask.
+        with contextlib.suppress(BrokenPipeError), contextlib.ExitStack() as stack:
             try:
                 process = stack.enter_context(peer_process(self.peers, PEERS / script, *options, *device))
             except ValueError as error:

@@ -78,6 +78,23 @@ def test_an_interpreter_without_torch_is_refused(gpu, tmp_path, monkeypatch):
     assert gpu.find_torch(None, False) is None
 
 
+def test_a_peer_that_ends_is_not_available(gpu, tmp_path):
+    """At its start, or between two questions."""
+    python = tmp_path / "python3"
+    timing = importlib.import_module("timing")
+    for script, asked in (("exit 1", False), ("echo '{}'", True)):
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+        session = gpu.Session("attention", 60.0, tmp_path, True, python, None, "now", **FOUND)
+        with session.peer("torch_attention.py") as ask:
+            assert (ask is not None) == asked
+            for _ in range(2 if asked else 0):
+                with pytest.raises(timing.NotAvailable, match="PyTorch's process ended"):
+                    ask(ask="versions")
+    (row,) = rows_of(tmp_path)
+    assert (row["what"], row["status"]) == ("against PyTorch", "not run")
+
+
 def test_what_does_not_fit_is_not_started(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "probe", lambda dry: FOUND)
     monkeypatch.setattr(gpu, "run_section", lambda session: pytest.fail("started"))
