@@ -34,8 +34,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from derivatives import KINDS, Attend, Data, forward, gradient
 from matplotlib.figure import Figure
 from timing import (
+    BF16_PEAKS,
     Ask,
     NotAvailable,
     Turn,
@@ -61,13 +63,8 @@ HEADS, HEAD_SIZE = 8, 64
 LENGTHS = (64, 512, 1024, 2048, 4096, 8192, 16384)
 CHECK_TOKENS = 1190  # ragged blocks, quarters of them in groups, three segments
 GPU_TOKENS = 32768
-PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA A100-SXM4-40GB": 312e12}
-"""Operations/s in bfloat16 without sparsity, from NVIDIA's data sheets."""
 MOST_GIB = {"cpu": 6, "gpu": 40}
 """Programs with more temporaries are left out."""
-
-Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-"""``f(q, k, v, segments)``; segments are an input, lest a compiler learn from them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,15 +90,6 @@ class Config:
             raise ValueError("--platform gpu compares our implementations in speed: leave out --peers, choose speed")
 
 
-class Data(NamedTuple):
-    """q, k and v, weights of the sum, a direction for q, k and v, all random, and segments of 512 tokens [B, T]."""
-
-    qkv: tuple[jax.Array, ...]
-    w: jax.Array
-    direction: tuple[jax.Array, ...]
-    segments: jax.Array
-
-
 def main(config: Config) -> None:
     """Measure, print, write JSON and a plot."""
     check_interpreter(config.peers, "benchmarks/attention.py")
@@ -125,44 +113,6 @@ def inputs(tokens: int, batch: int = 1, dtype: Any = jnp.float32) -> Data:
     q, k, v, w, *direction = (jax.random.normal(key, shape, dtype) for key in jax.random.split(jax.random.key(0), 7))
     segments = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32)[None] // 512, (batch, tokens))
     return Data((q, k, v), w, tuple(direction), segments)
-
-
-def forward(attend: Attend, data: Data) -> jax.Array:
-    """The output."""
-    q, k, v = data.qkv
-    return attend(q, k, v, data.segments)
-
-
-def gradient(attend: Attend, data: Data) -> Any:
-    """The sum and its gradient: without the sum, XLA drops the product with v where the gradient doesn't need it."""
-
-    def weighted_sum(qkv: tuple[jax.Array, ...]) -> jax.Array:
-        return jnp.sum(forward(attend, data._replace(qkv=qkv)) * data.w, dtype=jnp.float32)
-
-    return jax.value_and_grad(weighted_sum)(data.qkv)
-
-
-def jvp(attend: Attend, data: Data) -> Any:
-    """The output and its derivative along the direction."""
-    return jax.jvp(lambda *qkv: forward(attend, data._replace(qkv=qkv)), data.qkv, data.direction)
-
-
-def hvp(attend: Attend, data: Data) -> Any:
-    """The derivative of the gradient along the direction, alone, as Hessian-free optimisers ask for it."""
-    return jax.jvp(lambda *qkv: gradient(attend, data._replace(qkv=qkv)), data.qkv, data.direction)[1]
-
-
-def penalty(attend: Attend, data: Data) -> Any:
-    """The squared norm of the gradient, and its gradient."""
-
-    def squared_norm(qkv: tuple[jax.Array, ...]) -> jax.Array:
-        _, grads = gradient(attend, data._replace(qkv=qkv))
-        return jnp.sum(jnp.stack([jnp.sum(grad**2) for grad in grads]))
-
-    return jax.value_and_grad(squared_norm)(data.qkv)
-
-
-KINDS = {"forward": forward, "gradient": gradient, "jvp": jvp, "hvp": hvp, "penalty": penalty}
 
 
 def plain(attend: Callable[..., jax.Array], causal: bool) -> Attend:
@@ -309,7 +259,7 @@ def speed_row(
         "compile_seconds": {name: round(value, 2) for name, (_, value) in made.items()},
         "not_available": reasons,
     }
-    if peak := PEAKS.get(jax.devices()[0].device_kind):
+    if peak := BF16_PEAKS.get(jax.devices()[0].device_kind):
         row["share_of_peak"] = {name: spread([count / value / peak for value in seconds[name]]) for name in seconds}
     return row
 

@@ -17,9 +17,10 @@ import json
 import runpy
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,17 +44,34 @@ from jaxai import command
 from jaxai.data import Dataset, load
 from jaxai.data.pipeline import batches
 from jaxai.train.adversarial import apply
+from jaxai.train.steps import Step
 
 PEER = Path(__file__).parent / "peers" / "torch_gan_step.py"
 EXPERIMENT = runpy.run_path(str(Path(__file__).parent.parent / "experiments" / "gan_mnist.py"))
-PRESET = EXPERIMENT["PRESETS"]["default"]
-GENERATOR, DISCRIMINATOR = EXPERIMENT["networks"](PRESET)
-STEP, INIT = EXPERIMENT["training"](PRESET, GENERATOR, DISCRIMINATOR)
 FORMS = ("plain", "channels_last", "compiled")
 Losses = dict[str, np.ndarray]
 LOSSES = ("discriminator_loss", "generator_loss", "penalty")
 BOUND, EPSILON = 1e-4, 2**-23
 CHECKED, TIMED = 20, 20  # steps
+
+
+class Job(NamedTuple):
+    """A preset of the experiment, its generator and its training."""
+
+    preset: Any
+    generator: Any
+    step: Step
+    init: Callable[[], Any]
+
+
+def job(name: str) -> Job:
+    """Of this preset."""
+    preset = EXPERIMENT["PRESETS"][name]
+    generator, discriminator = EXPERIMENT["networks"](preset)
+    return Job(preset, generator, *EXPERIMENT["training"](preset, generator, discriminator))
+
+
+MAIN = job("default")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +91,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.devices < 1:
             raise ValueError(f"--rounds and --devices must be at least 1, got {self.rounds} and {self.devices}")
-        if PRESET.batch_size % self.devices:
-            raise ValueError(f"--devices {self.devices} must divide the batch of {PRESET.batch_size}")
+        if MAIN.preset.batch_size % self.devices:
+            raise ValueError(f"--devices {self.devices} must divide the batch of {MAIN.preset.batch_size}")
         if not self.forms or not set(self.forms) <= set(FORMS):
             raise ValueError(f"--forms must be some of {', '.join(FORMS)}, got {self.forms}")
 
@@ -88,12 +106,12 @@ def main(config: Config) -> None:
     with peer_process(config.peers, PEER) as ask:
         differences, reasons = compared(ask, digits, config.forms) if ask else ({}, {})
         forms = [form for form in config.forms if form in differences]
-        stream = batches(digits, PRESET.batch_size, seed=PRESET.seed)
-        contenders = {"jaxai": training_turns(STEP, INIT, stream, TIMED, 1, devices=config.devices)}
+        stream = batches(digits, MAIN.preset.batch_size, seed=MAIN.preset.seed)
+        contenders = {"jaxai": training_turns(MAIN.step, MAIN.init, stream, TIMED, 1, devices=config.devices)}
         if ask:
             contenders |= {form: partial(peer_turns, ask, form) for form in forms}
         seconds = race(contenders, config.rounds)
-    count = TIMED * PRESET.batch_size
+    count = TIMED * MAIN.preset.batch_size
     row: dict[str, Any] = {"devices": config.devices, "largest_difference": differences, "not_available": reasons}
     row["examples_per_second"] = {name: spread([count / x for x in values]) for name, values in seconds.items()}
     row["ms_a_step"] = {name: spread([1000 / TIMED * x for x in values]) for name, values in seconds.items()}
@@ -128,8 +146,8 @@ def figures(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 def compared(ask: Ask, digits: Dataset, forms: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
     """How far each of the peer's forms is from us, and why others don't run. ValueError if a first step differs."""
-    inputs, states, ours = our_steps(digits)
-    perturbed = our_steps(digits, last_bit=True)[2]
+    inputs, states, ours = our_steps(MAIN, digits)
+    perturbed = our_steps(MAIN, digits, last_bit=True)[2]
     found: dict[str, Any] = {"ours_from_other_last_bits": apart(perturbed, ours)}
     print(json.dumps(found), flush=True)
     reasons = {}
@@ -157,23 +175,26 @@ def compared(ask: Ask, digits: Dataset, forms: tuple[str, ...]) -> tuple[dict[st
     return found, reasons
 
 
-def our_steps(digits: Dataset, *, last_bit: bool = False) -> tuple[dict[str, np.ndarray], list[Any], Losses]:
+def our_steps(
+    job: Job, digits: Dataset, count: int = CHECKED, *, last_bit: bool = False
+) -> tuple[dict[str, np.ndarray], list[Any], Losses]:
     """Rows of the digits and noise of each of our first steps, the state before each and after all, and their losses.
 
-    With ``last_bit`` the discriminator begins with weights that are larger by float32's epsilon.
+    A preset without penalty has one of 0. With ``last_bit`` the discriminator begins with weights that are larger by
+    float32's epsilon.
     """
-    stream = batches(digits, PRESET.batch_size, seed=PRESET.seed)
-    state, take = jax.jit(INIT)(), jax.jit(STEP)
+    stream = batches(digits, job.preset.batch_size, seed=job.preset.seed)
+    state, take = jax.jit(job.init)(), jax.jit(job.step)
     if last_bit:
         state = state.replace(discriminator=jax.tree.map(lambda x: x * (1 + EPSILON), state.discriminator))
-    shape, rows, noise, states, losses = (PRESET.batch_size, PRESET.latent_size), [], [], [state], []
-    for number in range(CHECKED):
+    shape, rows, noise, states, losses = (job.preset.batch_size, job.preset.latent_size), [], [], [state], []
+    for number in range(count):
         batch = next(stream)
         rows.append(batch["id"])
         noise.append(jax.random.normal(jax.random.fold_in(state.key, number), shape))  # as `gan_step` draws it
         state, metrics = take(state, batch)
         states.append(state)
-        losses.append([float(metrics[name]) for name in LOSSES])
+        losses.append([float(metrics.get(name, 0.0)) for name in LOSSES])
     inputs = {"rows": np.stack(rows), "noise": np.stack(noise)}
     return inputs, states, dict(zip(LOSSES, np.array(losses).T, strict=True))
 
@@ -182,8 +203,9 @@ def asked(ask: Ask, form: str, state: Any, **inputs: np.ndarray) -> Losses:
     """The peer's losses on these inputs from our state, and ``drawn``, what its average makes of the last noise."""
     trees = {name: getattr(state, name) for name in ("generator", "discriminator", "average")}
     for name in ("generator", "discriminator"):
-        trees[f"{name}_nu"] = optax.tree.get(getattr(state, f"{name}_opt"), "nu")
-        trees[f"{name}_mu"] = jax.tree.map(jnp.zeros_like, trees[name])  # without momentum it is the last gradient
+        moments, zeros = getattr(state, f"{name}_opt"), jax.tree.map(jnp.zeros_like, trees[name])
+        trees[f"{name}_nu"] = optax.tree.get(moments, "nu")
+        trees[f"{name}_mu"] = optax.tree.get(moments, "mu", zeros)  # without momentum it is the last gradient
     leaves = jax.tree_util.tree_leaves_with_path(trees)
     arrays: dict[str, Any] = {"step": np.asarray(state.step), **inputs}
     arrays |= {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(x) for path, x in leaves}
@@ -197,12 +219,14 @@ def asked(ask: Ask, form: str, state: Any, **inputs: np.ndarray) -> Losses:
 
 def drawn(state: Any, noise: np.ndarray) -> np.ndarray:
     """What the moving average makes of noise [B, latent]."""
-    return np.asarray(jax.jit(partial(apply, GENERATOR))(state.average, noise))
+    return np.asarray(jax.jit(partial(apply, MAIN.generator))(state.average, noise))
 
 
 def apart(theirs: Losses, ours: Losses) -> dict[str, float]:
     """The largest relative difference of each loss over their steps."""
-    largest = {name: np.abs(theirs[name] / ours[name][: len(theirs[name])] - 1).max() for name in LOSSES}
+    # A penalty that both leave out is 0 in both.
+    pairs = {name: (theirs[name], ours[name][: len(theirs[name])]) for name in LOSSES if theirs[name].any()}
+    largest = {name: np.abs(mine / yours - 1).max() for name, (mine, yours) in pairs.items()}
     return {name: float(f"{value:.2g}") for name, value in largest.items()}
 
 

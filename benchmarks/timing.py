@@ -32,6 +32,20 @@ Turn = Callable[[int], list[float]]
 Ask = Callable[..., dict[str, Any]]
 """A question to a peer's process, and its answer, as JSON."""
 
+BF16_PEAKS = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L4": 121e12,
+}
+"""Operations/s in bfloat16 without sparsity by JAX's name of the device, from NVIDIA's data sheets."""
+
 
 class NotAvailable(Exception):
     """A program can't do this; the message says why."""
@@ -100,12 +114,12 @@ def matrix_product(size: int, dtype: Any) -> Turn:
     return turns(build(jnp.matmul, a, b)[0], a, b)
 
 
-def race(contenders: Mapping[str, Turn], rounds: int) -> dict[str, list[float]]:
-    """The median seconds of a call in each round, turn and turn about; a turn takes a fifth of a second or one call."""
+def race(contenders: Mapping[str, Turn], rounds: int, turn_seconds: float = 0.2) -> dict[str, list[float]]:
+    """The median seconds of a call in each round, turn and turn about; a turn takes ``turn_seconds`` or one call."""
     repeats = {}
     for name, turn in contenders.items():
         turn(1)
-        repeats[name] = max(1, min(1000, math.ceil(0.2 / turn(1)[0])))
+        repeats[name] = max(1, min(1000, math.ceil(turn_seconds / turn(1)[0])))
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, turn in contenders.items():

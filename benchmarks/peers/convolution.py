@@ -1,6 +1,7 @@
 """Convolution and pooling in Keras or PyTorch, a line of JSON asked and a line answered; the peer of `convolution.py`.
 
     python convolution.py --library keras --threads 2
+    python convolution.py --library torch --device cuda
 
     {"ask": "check", "case": CASE, "inputs": "inputs.npz", "outputs": "outputs.npz"}
     {"ask": "time", "case": CASE, "repeats": 10}
@@ -33,9 +34,11 @@ def depthwise(case):
 
 
 class Keras:
-    """`keras.ops` in a `tf.function`, as the layers of a model run."""
+    """`keras.ops` in a `tf.function`, as the layers of a model run; on a CPU alone."""
 
-    def __init__(self, threads):
+    device = "cpu"
+
+    def __init__(self, threads, device):
         os.environ.setdefault("KERAS_BACKEND", "tensorflow")
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -93,11 +96,11 @@ class Keras:
 class Torch:
     """Eager, channels last."""
 
-    def __init__(self, threads):
+    def __init__(self, threads, device):
         import torch
 
         torch.set_num_threads(threads)
-        self.torch = torch
+        self.torch, self.device = torch, device
         self.versions = {"torch": torch.__version__}
 
     def operation(self, case):
@@ -136,7 +139,7 @@ class Torch:
         x, *kernels = arrays
         nchw = [x.transpose(0, 3, 1, 2), *(self.turn(case, kernel) for kernel in kernels), w.transpose(0, 3, 1, 2)]
         last = self.torch.channels_last
-        *arrays, w = (self.torch.from_numpy(a).contiguous(memory_format=last) for a in nchw)
+        *arrays, w = (self.torch.from_numpy(a).to(self.device, memory_format=last) for a in nchw)
         arrays = [a.requires_grad_() for a in arrays]
 
         def compute():
@@ -146,8 +149,13 @@ class Torch:
         return compute
 
     def numpy(self, case, y, dx, *kernels):
-        images = [a.numpy().transpose(0, 2, 3, 1) for a in (y, dx)]
-        return [*images, *(self.turn_back(case, kernel.numpy()) for kernel in kernels)]
+        y, dx, *kernels = (a.cpu().numpy() for a in (y, dx, *kernels))
+        images = [a.transpose(0, 2, 3, 1) for a in (y, dx)]
+        return [*images, *(self.turn_back(case, kernel) for kernel in kernels)]
+
+    def wait(self):
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
 
 
 def answer_check(library, case, inputs, outputs):
@@ -176,6 +184,13 @@ def answer_time(library, case, repeats):
     call = warm(library, json.dumps(case))
     if repeats > 1:
         call()  # the caches held the other process's data
+    if library.device == "cuda":  # calls are queued and timed as one
+        library.wait()
+        before = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        library.wait()
+        return {"seconds": [(time.perf_counter() - before) / repeats]}
     seconds = []
     for _ in range(repeats):
         before = time.perf_counter()
@@ -192,9 +207,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", choices=LIBRARIES, required=True)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     answers, sys.stdout = sys.stdout, sys.stderr  # messages must not look like answers
-    library = LIBRARIES[arguments.library](arguments.threads)
+    library = LIBRARIES[arguments.library](arguments.threads, arguments.device)
     print(json.dumps({**library.versions, "python": platform.python_version()}), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)

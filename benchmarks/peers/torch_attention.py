@@ -1,6 +1,7 @@
-"""PyTorch's attention on a CPU, a line of JSON asked and a line answered; the peer of `attention.py`.
+"""PyTorch's attention, a line of JSON asked and a line answered; the peer of `attention.py` and `gpu.py`.
 
     python torch_attention.py --threads 2
+    python torch_attention.py --device cuda
 
     {"ask": "time", "op": "sdpa", "kind": "forward", "tokens": 512, "causal": false, "repeats": 10}
     {"ask": "check", "op": "flex", "causal": true, "inputs": "inputs.npz", "outputs": "outputs.npz"}
@@ -8,10 +9,12 @@
 
     {"ask": "versions"}
 
-`op` is "sdpa" (torch.nn.functional.scaled_dot_product_attention) or "flex" (FlexAttention, compiled, static shapes);
-`kind` is "forward" or "gradient", that of q, k and v of sum(out * w). Everything is float32, 8 heads of 64, in the
-layout [B, N, T, H] that PyTorch prefers. The first line, before any question, tells the versions; an answer that is
-{"error": ...} tells why PyTorch refuses.
+`op` is "sdpa" (torch.nn.functional.scaled_dot_product_attention, the backend of PyTorch's choice), "sdpa_flash",
+"sdpa_cudnn" or "sdpa_efficient" (that backend alone) or "flex" (FlexAttention, compiled, static shapes); `kind` is
+"forward" or "gradient", that of q, k and v of sum(out * w). By default everything is float32, one sequence, 8 heads of
+64, in the layout [B, N, T, H] that PyTorch prefers; `batch`, `heads`, `head_size` and `dtype` change that. For flex
+`pattern` is what to compute beside `causal`, a list of a name and numbers: see PATTERNS. The first line, before any
+question, tells the versions; an answer that is {"error": ...} tells why PyTorch refuses.
 """
 
 import argparse
@@ -23,10 +26,16 @@ import time
 
 import numpy as np
 import torch
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import and_masks, create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 HEADS, HEAD_SIZE = 8, 64
+BACKENDS = {
+    "sdpa_flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdpa_efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
 
 
 @functools.cache
@@ -35,28 +44,146 @@ def compiled_flex():
     return torch.compile(flex_attention, dynamic=False)
 
 
-def attention(op, tokens, causal):
-    if op == "sdpa":
-        return functools.partial(scaled_dot_product_attention, is_causal=causal)
-    mask = create_block_mask(lambda b, n, i, j: i >= j, None, None, tokens, tokens, "cpu") if causal else None
-    return functools.partial(compiled_flex(), block_mask=mask)
+def window(left, right):
+    return lambda b, n, i, j: (i - j <= left) & (j - i <= right)
+
+
+def segments(size):
+    return lambda b, n, i, j: i // size == j // size
+
+
+def prefix(count):
+    return lambda b, n, i, j: (j < count) | (j <= i)
+
+
+def soft_cap(cap):
+    return lambda score, b, n, i, j: cap * torch.tanh(score / cap)
+
+
+def alibi(heads, device):
+    """Slopes 2^(-8 i / N), i = 1 ... N, of N heads, a power of two; there may be the first of them alone."""
+    slopes = 2.0 ** (-8 / heads * torch.arange(1, heads + 1, device=device))
+    return lambda score, b, n, i, j: score - slopes[n] * (i - j).abs()
+
+
+PATTERNS = {"window": window, "segments": segments, "prefix": prefix}
+"""Masks by name, functions of numbers; "soft_cap" and "alibi" with a number change scores instead."""
+
+
+def flex(tokens, causal, pattern, device):
+    """FlexAttention with a causal mask, a pattern's mask, or both, and a pattern's change of scores."""
+    name, *numbers = pattern or [None]
+    masks = [lambda b, n, i, j: i >= j] if causal else []
+    masks += [PATTERNS[name](*numbers)] if name in PATTERNS else []
+    mods = {"soft_cap": soft_cap, "alibi": functools.partial(alibi, device=device)}
+    score_mod = mods[name](*numbers) if name in mods else None
+    mask = create_block_mask(and_masks(*masks), None, None, tokens, tokens, device) if masks else None
+    return functools.partial(compiled_flex(), block_mask=mask, score_mod=score_mod)
+
+
+def by_backend(backend, causal):
+    def attend(q, k, v):
+        with sdpa_kernel(backend):
+            return scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+    return attend
+
+
+def attention(op, tokens, causal, pattern, device):
+    if op == "flex":
+        return flex(tokens, causal, pattern, device)
+    if op in BACKENDS:
+        return by_backend(BACKENDS[op], causal)
+    return functools.partial(scaled_dot_product_attention, is_causal=causal)
 
 
 def gradient(attend, q, k, v, w):
     return torch.autograd.grad((attend(q, k, v) * w).sum(), (q, k, v))
 
 
-@functools.lru_cache(maxsize=2)  # sdpa and flex take turns at one shape
-def prepared(op, kind, tokens, causal):
-    """The warm call, and the seconds that its first run took."""
-    generator = torch.Generator().manual_seed(0)
-    q, k, v, w = torch.randn(4, 1, HEADS, tokens, HEAD_SIZE, generator=generator).unbind()
-    attend = attention(op, tokens, causal)
-    if kind == "gradient":
-        call = functools.partial(gradient, attend, *(x.requires_grad_() for x in (q, k, v)), w)
-    else:
-        call = torch.no_grad()(functools.partial(attend, q, k, v))
-    return call, timed(call)
+class Peer:
+    """Answers on one device."""
+
+    def __init__(self, device):
+        self.device = device
+        self.prepared = functools.lru_cache(maxsize=4)(self.prepare)  # the ops that take turns at one shape
+
+    def prepare(self, op, kind, tokens, causal, pattern, batch, heads, head_size, dtype):
+        """The warm call, and the seconds that its first run took."""
+        torch.manual_seed(0)
+        shape = (4, batch, heads, tokens, head_size)
+        q, k, v, w = torch.randn(shape, device=self.device, dtype=getattr(torch, dtype)).unbind()
+        attend = attention(op, tokens, causal, json.loads(pattern), self.device)
+        if kind == "gradient":
+            call = functools.partial(gradient, attend, *(x.requires_grad_() for x in (q, k, v)), w)
+        else:
+            call = torch.no_grad()(functools.partial(attend, q, k, v))
+        return call, self.seconds(call, 1)[0]
+
+    def seconds(self, call, repeats):
+        """Of each call; a GPU's are queued and timed as one."""
+        if self.device == "cpu":
+            return [timed(call) for _ in range(repeats)]
+        torch.cuda.synchronize()
+        before = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        torch.cuda.synchronize()
+        return [(time.perf_counter() - before) / repeats]
+
+    def time(
+        self,
+        op,
+        kind,
+        tokens,
+        causal,
+        repeats,
+        pattern=None,
+        batch=1,
+        heads=HEADS,
+        head_size=HEAD_SIZE,
+        dtype="float32",
+    ):
+        sizes = (batch, heads, head_size, dtype)
+        call, first = self.prepared(op, kind, tokens, causal, json.dumps(pattern), *sizes)
+        if repeats > 1:
+            call()  # the caches held the other process's data
+        return {"seconds": self.seconds(call, repeats), "first_seconds": first}
+
+    def check(self, op, causal, inputs, outputs, pattern=None, dtype="float32", grads=None):
+        """Writes the output and, where ``grads`` or for sdpa, the gradients, as float32."""
+        with np.load(inputs) as saved:  # BTNH
+            arrays = [torch.from_numpy(saved[name]).transpose(1, 2).contiguous() for name in "qkvw"]
+        q, k, v, w = (x.to(self.device, getattr(torch, dtype)) for x in arrays)
+        attend = attention(op, q.shape[2], causal, pattern, self.device)
+        with torch.no_grad():
+            found = {"out": attend(q, k, v)}
+        if op == "sdpa" if grads is None else grads:
+            gradients = gradient(attend, *(x.requires_grad_() for x in (q, k, v)), w)
+            found |= dict(zip(("dq", "dk", "dv"), gradients, strict=True))
+        np.savez(outputs, **{name: x.detach().transpose(1, 2).float().cpu().numpy() for name, x in found.items()})
+        return {}
+
+    @torch.no_grad()
+    def decode(self, batch, capacity, steps, heads=HEADS, head_size=HEAD_SIZE, dtype="float32"):
+        """Writes the last tokens of a full cache one by one; each attends to all before it and to itself."""
+        options = {"device": self.device, "dtype": getattr(torch, dtype)}
+        keys, values = torch.randn(2, batch, heads, capacity, head_size, **options).unbind()
+        q, k, v = torch.randn(3, batch, heads, 1, head_size, **options).unbind()
+        position = capacity - steps - 1
+
+        def step():
+            nonlocal position
+            position += 1
+            keys[:, :, position : position + 1], values[:, :, position : position + 1] = k, v
+            return scaled_dot_product_attention(q, keys[:, :, : position + 1], values[:, :, : position + 1])
+
+        step()
+        position -= 1
+        return {"seconds": self.seconds(step, steps)}
+
+    def versions(self):
+        return versions()
 
 
 def timed(call):
@@ -65,57 +192,24 @@ def timed(call):
     return time.perf_counter() - before
 
 
-def answer_time(op, kind, tokens, causal, repeats):
-    call, first = prepared(op, kind, tokens, causal)
-    if repeats > 1:
-        call()  # the caches held the other process's data
-    return {"seconds": [timed(call) for _ in range(repeats)], "first_seconds": first}
-
-
-def answer_check(op, causal, inputs, outputs):
-    with np.load(inputs) as saved:  # BTNH
-        q, k, v, w = (torch.from_numpy(saved[name]).transpose(1, 2).contiguous() for name in "qkvw")
-    attend = attention(op, q.shape[2], causal)
-    with torch.no_grad():
-        arrays = {"out": attend(q, k, v)}
-    if op == "sdpa":
-        grads = gradient(attend, *(x.requires_grad_() for x in (q, k, v)), w)
-        arrays |= dict(zip(("dq", "dk", "dv"), grads, strict=True))
-    np.savez(outputs, **{name: x.transpose(1, 2).numpy() for name, x in arrays.items()})
-    return {}
-
-
-@torch.no_grad()
-def answer_decode(batch, capacity, steps):
-    """Writes the last tokens of a full cache one by one; each attends to all before it and to itself."""
-    keys, values = torch.randn(2, batch, HEADS, capacity, HEAD_SIZE).unbind()
-    q, k, v = torch.randn(3, batch, HEADS, 1, HEAD_SIZE).unbind()
-
-    def step(position):
-        keys[:, :, position : position + 1], values[:, :, position : position + 1] = k, v
-        return scaled_dot_product_attention(q, keys[:, :, : position + 1], values[:, :, : position + 1])
-
-    step(capacity - steps)
-    return {"seconds": [timed(functools.partial(step, capacity - steps + i)) for i in range(steps)]}
-
-
 def versions():
     return {"torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads()}
-
-
-ANSWERS = {"time": answer_time, "check": answer_check, "decode": answer_decode, "versions": versions}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    torch.set_num_threads(parser.parse_args().threads)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     answers, sys.stdout = sys.stdout, sys.stderr  # a compiler's messages must not look like answers
     print(json.dumps(versions()), file=answers, flush=True)
+    peer = Peer(arguments.device)
+    asks = {"time": peer.time, "check": peer.check, "decode": peer.decode, "versions": peer.versions}
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            answer = ANSWERS[request.pop("ask")](**request)
+            answer = asks[request.pop("ask")](**request)
         except (RuntimeError, ImportError) as error:  # NotImplementedError and the compiler's errors are RuntimeErrors
             answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
         print(json.dumps(answer), file=answers, flush=True)

@@ -1,6 +1,6 @@
 """char-rnn's LSTM and training in PyTorch, the peer of `char_rnn.py`.
 
-    python torch_char_rnn.py --threads 2          # a line of JSON asked and a line answered:
+    python torch_char_rnn.py --threads 2          # or --device cuda; a line of JSON asked and a line answered:
 
     {"ask": "check", "inputs": "inputs.npz", "outputs": "outputs.npz"}
     {"ask": "time", "steps": 20}
@@ -51,21 +51,21 @@ class CharRNN(nn.Module):
 class Training:
     """Network, optimiser and the state after the last step."""
 
-    def __init__(self):
-        self.network = CharRNN()
+    def __init__(self, device):
+        self.network, self.device = CharRNN().to(device), device
         # Of the two biases only one learns, as in char-rnn both together would learn twice as fast as ours.
         learned = [p for name, p in self.network.named_parameters() if "bias_hh" not in name]
         self.optimizer = torch.optim.RMSprop(learned, lr=RATE, alpha=DECAY)
-        self.state = tuple(torch.zeros(LAYERS, BATCH, WIDTH) for _ in range(2))
+        self.state = tuple(torch.zeros(LAYERS, BATCH, WIDTH, device=device) for _ in range(2))
 
     def step(self, ids, targets):
-        loss, state = self.network(ids, targets, self.state)
+        loss, state = self.network(ids.to(self.device), targets.to(self.device), self.state)
         self.state = tuple(part.detach() for part in state)
         loss.backward()
         nn.utils.clip_grad_value_(self.network.parameters(), CLIP)
         self.optimizer.step()
         self.network.zero_grad(set_to_none=True)
-        return loss.item()
+        return loss.item() if self.device == "cpu" else loss.detach()  # a GPU's steps are queued
 
 
 def batches(ids):
@@ -81,23 +81,25 @@ def batches(ids):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    torch.set_num_threads(parser.parse_args().threads)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     answers, sys.stdout = sys.stdout, sys.stderr  # messages must not look like answers
     print(json.dumps({"torch": torch.__version__}), file=answers, flush=True)
     stream = batches(np.random.default_rng(0).integers(0, VOCABULARY, 1_000_000).astype(np.uint16))
-    training = Training()
+    training = Training(arguments.device)
     for line in sys.stdin:
         request, answer = json.loads(line), {}
         if request["ask"] == "check":
-            checked = Training()
+            checked = Training(arguments.device)
             with np.load(request["inputs"]) as saved:
                 checked.network.load(saved)
                 pairs = torch.from_numpy(saved["inputs"]).long(), torch.from_numpy(saved["targets"]).long()
-            np.savez(request["outputs"], losses=[checked.step(*pair) for pair in zip(*pairs, strict=True)])
+            np.savez(request["outputs"], losses=[float(checked.step(*pair)) for pair in zip(*pairs, strict=True)])
         else:
             before = time.perf_counter()
-            for _ in range(request["steps"]):
-                training.step(*next(stream))
+            losses = [training.step(*next(stream)) for _ in range(request["steps"])]
+            float(losses[-1])
             answer = {"seconds": time.perf_counter() - before}
         print(json.dumps(answer), file=answers, flush=True)
 

@@ -2,14 +2,17 @@
 
     python torch_gpt.py --train FILE --seed 0     # the documented CPU command's run: prints losses as it goes
     python torch_gpt.py --threads 2               # a line of JSON asked and a line answered:
+    python torch_gpt.py --preset nanogpt --device cuda
 
     {"ask": "check", "inputs": "inputs.npz", "outputs": "outputs.npz"}
     {"ask": "time", "steps": 20}
 
 `check` sets the weights and gives the loss of each of some steps; `time` gives the seconds of so many steps over random
-windows of text, with input and optimiser. Source: github.com/karpathy/nanoGPT: GPT-2's network without biases and with
-exact GELU, AdamW on matrices, clipped gradients, warm-up and cosine; float32, no torch.compile, as its README says for
-a CPU. Weights are named as in Flax, kernels [in, out].
+windows of text, with input and optimiser; with `"compiled": true` the network is compiled, and the answer's
+`first_seconds` are those of one step more, which compiles. Source: github.com/karpathy/nanoGPT: GPT-2's network without
+biases and with exact GELU, AdamW on matrices, clipped gradients, warm-up and cosine; float32, no torch.compile, as its
+README says for a CPU. `--preset nanogpt` is its configuration for a GPU, in bfloat16 by autocast; `check` leaves its
+dropout out. Weights are named as in Flax, kernels [in, out].
 """
 
 import argparse
@@ -19,50 +22,71 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-LENGTH, BATCH, LAYERS, HEADS, WIDTH = 64, 12, 4, 4, 128
+
+class Sizes(NamedTuple):
+    length: int
+    batch: int
+    layers: int
+    heads: int
+    width: int
+    dropout: float = 0.0
+    half: bool = False
+    """Whether products are in bfloat16."""
+
+
+PRESETS = {
+    "nanogpt_cpu": Sizes(64, 12, 4, 4, 128),
+    "nanogpt": Sizes(256, 64, 6, 6, 384, 0.2, True),
+    "debug": Sizes(32, 4, 2, 2, 32, 0.2, True),
+}
 STEPS, WARMUP, RATE, LAST_RATE = 2000, 100, 1e-3, 1e-4
 EVAL_EVERY, EVAL_BATCHES = 250, 20
 
 
 class Block(nn.Module):
-    def __init__(self):
+    def __init__(self, sizes):
         super().__init__()
-        self.norm_attention = nn.LayerNorm(WIDTH, bias=False)
-        self.query_key_value = nn.Linear(WIDTH, 3 * WIDTH, bias=False)
-        self.attention_out = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.norm_mlp = nn.LayerNorm(WIDTH, bias=False)
-        self.mlp_in = nn.Linear(WIDTH, 4 * WIDTH, bias=False)
-        self.mlp_out = nn.Linear(4 * WIDTH, WIDTH, bias=False)
+        width = sizes.width
+        self.heads, self.dropout = sizes.heads, nn.Dropout(sizes.dropout)
+        self.norm_attention = nn.LayerNorm(width, bias=False)
+        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+        self.attention_out = nn.Linear(width, width, bias=False)
+        self.norm_mlp = nn.LayerNorm(width, bias=False)
+        self.mlp_in = nn.Linear(width, 4 * width, bias=False)
+        self.mlp_out = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x):
-        batch, time_, _ = x.shape
-        heads = self.query_key_value(self.norm_attention(x)).split(WIDTH, dim=2)
-        heads = [part.view(batch, time_, HEADS, -1).transpose(1, 2) for part in heads]
-        y = functional.scaled_dot_product_attention(*heads, is_causal=True)
-        x = x + self.attention_out(y.transpose(1, 2).reshape(batch, time_, WIDTH))
-        return x + self.mlp_out(functional.gelu(self.mlp_in(self.norm_mlp(x))))
+        batch, time_, width = x.shape
+        heads = self.query_key_value(self.norm_attention(x)).split(width, dim=2)
+        heads = [part.view(batch, time_, self.heads, -1).transpose(1, 2) for part in heads]
+        rate = self.dropout.p if self.training else 0.0
+        y = functional.scaled_dot_product_attention(*heads, dropout_p=rate, is_causal=True)
+        x = x + self.dropout(self.attention_out(y.transpose(1, 2).reshape(batch, time_, width)))
+        return x + self.dropout(self.mlp_out(functional.gelu(self.mlp_in(self.norm_mlp(x)))))
 
 
 class GPT(nn.Module):
-    def __init__(self, vocabulary):
+    def __init__(self, vocabulary, sizes):
         super().__init__()
-        self.tokens = nn.Embedding(vocabulary, WIDTH)
-        self.positions = nn.Embedding(LENGTH, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
-        self.norm = nn.LayerNorm(WIDTH, bias=False)
+        self.tokens = nn.Embedding(vocabulary, sizes.width)
+        self.positions = nn.Embedding(sizes.length, sizes.width)
+        self.dropout = nn.Dropout(sizes.dropout)
+        self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.layers))
+        self.norm = nn.LayerNorm(sizes.width, bias=False)
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
                 writes = name.endswith(("attention_out.weight", "mlp_out.weight"))
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * LAYERS) if writes else 0.02)
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * sizes.layers) if writes else 0.02)
 
     def forward(self, ids, targets):
-        x = self.tokens(ids) + self.positions(torch.arange(ids.shape[1]))
+        x = self.dropout(self.tokens(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device)))
         for block in self.blocks:
             x = block(x)
         logits = self.norm(x) @ self.tokens.weight.T
@@ -86,12 +110,14 @@ class GPT(nn.Module):
 class Training:
     """Network, optimiser and the number of steps taken."""
 
-    def __init__(self, vocabulary):
-        self.network, self.step_number = GPT(vocabulary), 0
+    def __init__(self, vocabulary, sizes, device="cpu", compiled=False):
+        self.network, self.step_number = GPT(vocabulary, sizes).to(device), 0
+        self.sizes, self.device = sizes, device
+        self.loss = torch.compile(self.network) if compiled else self.network
         matrices = [p for p in self.network.parameters() if p.ndim > 1]
         vectors = [p for p in self.network.parameters() if p.ndim == 1]
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.99), fused=device == "cuda")
 
     def rate(self):
         if self.step_number < WARMUP:
@@ -102,25 +128,26 @@ class Training:
     def step(self, ids, targets):
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
-        loss = self.network(ids, targets)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.sizes.half):
+            loss = self.loss(ids, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step_number += 1
-        return loss.item()
+        return loss.detach()
 
 
-def windows(ids):
+def windows(ids, sizes):
     """A batch of windows at random places."""
-    starts = torch.randint(len(ids) - LENGTH, (BATCH,))
-    parts = torch.stack([torch.from_numpy(ids[start : start + LENGTH + 1].astype(np.int64)) for start in starts])
+    starts = torch.randint(len(ids) - sizes.length, (sizes.batch,))
+    parts = torch.stack([torch.from_numpy(ids[start : start + sizes.length + 1].astype(np.int64)) for start in starts])
     return parts[:, :-1], parts[:, 1:]
 
 
 @torch.no_grad()
-def estimate(network, ids):
-    return float(np.mean([network(*windows(ids)).item() for _ in range(EVAL_BATCHES)]))
+def estimate(network, ids, sizes):
+    return float(np.mean([network(*windows(ids, sizes)).item() for _ in range(EVAL_BATCHES)]))
 
 
 def train(file, seed):
@@ -131,11 +158,12 @@ def train(file, seed):
     numbers = {character: number for number, character in enumerate(vocabulary)}
     ids = np.array([numbers[character] for character in text], np.uint16)
     training, validation = ids[: int(0.9 * len(ids))], ids[int(0.9 * len(ids)) :]
-    state, least = Training(len(vocabulary)), math.inf
+    sizes = PRESETS["nanogpt_cpu"]
+    state, least = Training(len(vocabulary), sizes), math.inf
     with tempfile.TemporaryDirectory() as folder:
         for number in range(STEPS + 1):
             if number % EVAL_EVERY == 0:
-                losses = estimate(state.network, training), estimate(state.network, validation)
+                losses = list(estimate(state.network, part, sizes) for part in (training, validation))
                 print(f"step {number}: train loss {losses[0]:.4f}, val loss {losses[1]:.4f}", flush=True)
                 if number and losses[1] < least:
                     least = losses[1]
@@ -143,33 +171,68 @@ def train(file, seed):
                     torch.save(saved, Path(folder) / "ckpt.pt")
             if number < STEPS:
                 before = time.perf_counter()
-                loss = state.step(*windows(training))
+                loss = state.step(*windows(training, sizes)).item()
                 print(f"iter {number}: loss {loss:.4f}, {1e3 * (time.perf_counter() - before):.1f} ms")
     print(f"validation loss {losses[1]:.4f}", flush=True)
 
 
-def serve():
+class Peer:
+    """A training, and a compiled one where it is asked for, on random text."""
+
+    def __init__(self, sizes, device):
+        self.sizes, self.device, self.trainings = sizes, device, {}
+        self.ids = np.random.default_rng(0).integers(0, 65, 1_000_000).astype(np.uint16)
+        self.resident = torch.from_numpy(self.ids.astype(np.int64)).to(device)
+
+    def batch(self):
+        """On a GPU the text is there already, else the windows are copied one by one, as nanoGPT does."""
+        if self.device == "cpu":
+            return windows(self.ids, self.sizes)
+        starts = torch.randint(len(self.ids) - self.sizes.length, (self.sizes.batch, 1), device=self.device)
+        parts = self.resident[starts + torch.arange(self.sizes.length + 1, device=self.device)]
+        return parts[:, :-1], parts[:, 1:]
+
+    def check(self, inputs, outputs):
+        checked = Training(65, self.sizes._replace(dropout=0.0), self.device)
+        with np.load(inputs) as saved:
+            with torch.no_grad():
+                for name, parameter, transposed in checked.network.parameters_by_our_names():
+                    x = torch.from_numpy(saved[name])
+                    parameter.copy_(x.T if transposed else x)
+            pairs = [torch.from_numpy(saved[name]).long().to(self.device) for name in ("inputs", "targets")]
+        np.savez(outputs, losses=[checked.step(*pair).item() for pair in zip(*pairs, strict=True)])
+        return {}
+
+    def time(self, steps, compiled=False):
+        answer = {}
+        if compiled not in self.trainings:
+            self.trainings[compiled] = Training(65, self.sizes, self.device, compiled)
+            answer["first_seconds"] = self.seconds(self.trainings[compiled], 1)
+        return {"seconds": self.seconds(self.trainings[compiled], steps), **answer}
+
+    def seconds(self, training, steps):
+        """On a CPU the loss is fetched at each step, on a GPU, whose steps are queued, at the end."""
+        loss, before = None, time.perf_counter()
+        for _ in range(steps):
+            loss = training.step(*self.batch())
+            if self.device == "cpu":
+                loss.item()
+        loss.item()
+        return time.perf_counter() - before
+
+
+def serve(preset, device):
     """Answer requests until there are no more."""
     answers, sys.stdout = sys.stdout, sys.stderr  # messages must not look like answers
     print(json.dumps({"torch": torch.__version__}), file=answers, flush=True)
-    ids = np.random.default_rng(0).integers(0, 65, 1_000_000).astype(np.uint16)
-    state = Training(65)
+    peer = Peer(PRESETS[preset], device)
+    asks = {"check": peer.check, "time": peer.time}
     for line in sys.stdin:
-        request, answer = json.loads(line), {}
-        if request["ask"] == "check":
-            with np.load(request["inputs"]) as saved:
-                checked = Training(65)
-                with torch.no_grad():
-                    for name, parameter, transposed in checked.network.parameters_by_our_names():
-                        x = torch.from_numpy(saved[name])
-                        parameter.copy_(x.T if transposed else x)
-                pairs = torch.from_numpy(saved["inputs"]).long(), torch.from_numpy(saved["targets"]).long()
-            np.savez(request["outputs"], losses=[checked.step(*pair) for pair in zip(*pairs, strict=True)])
-        else:
-            before = time.perf_counter()
-            for _ in range(request["steps"]):
-                state.step(*windows(ids))
-            answer = {"seconds": time.perf_counter() - before}
+        request = json.loads(line)
+        try:
+            answer = asks[request.pop("ask")](**request)
+        except (RuntimeError, ImportError) as error:  # such as torch.compile without a compiler
+            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -178,12 +241,16 @@ def main():
     parser.add_argument("--train", metavar="FILE")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--preset", choices=PRESETS, default="nanogpt_cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.device == "cuda":
+        torch.set_float32_matmul_precision("high")  # as nanoGPT does
     if arguments.train:
         train(arguments.train, arguments.seed)
     else:
-        serve()
+        serve(arguments.preset, arguments.device)
 
 
 if __name__ == "__main__":

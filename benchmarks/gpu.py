@@ -1,0 +1,221 @@
+"""Everything that wants a GPU, measured on one by one command in ten minutes.
+
+    python benchmarks/gpu.py                                      # every section that fits, the most valuable first
+    python benchmarks/gpu.py --peers PYTHON --data-dir DIR        # with PyTorch, and CIFAR-10's and MNIST's files
+    python benchmarks/gpu.py --only attention masks               # some sections
+    python benchmarks/gpu.py --dry                                # all of it in miniature on a CPU, 3 minutes
+
+PYTHON is an interpreter that has PyTorch for this GPU; without it `python3` is taken if that has it. DIR holds official
+files. Run it on an otherwise idle machine. Each section is a process of its own with a time limit; one that doesn't fit
+into what is left of --seconds is not started, and one that fails is a row of the results. Numbers are compared with
+a float32 reference before anything is timed. Every measurement is appended to OUT/results.jsonl as soon as it is there;
+at the end OUT/results.md has a table of what was met, missed and not run (docs/gpu.md). Exit code 0 if it ran at all.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+try:
+    from jaxai import command
+except ImportError as missing:
+    print(f"error: {missing}: run pip install tyro, and pip install -e . or set PYTHONPATH", file=sys.stderr)
+    sys.exit(2)
+from gpu_sections.session import FAILED, NOT_RUN, STATUSES, Session
+
+SCRIPT = Path(__file__).resolve()
+SECTIONS = {
+    "environment": 30,
+    "correctness": 85,
+    "attention": 110,
+    "gan_step": 95,
+    "nanogpt": 90,
+    "masks": 65,
+    "orders": 35,
+    "gan_mnist": 50,
+    "airbench": 40,
+    "decode": 20,
+    "lstm": 25,
+    "convolution": 25,
+}
+"""The seconds that each may take on a GPU."""
+DRY_SECONDS = 400
+"""What each may take in miniature, on cores that others use too."""
+PROBE = """
+import jax, json, importlib.metadata as m
+device = jax.devices()[0]
+assert device.platform == "{platform}", f"JAX finds {{device.platform}}"
+versions = {{name: m.version(name) for name in ("jax", "jaxlib")}}
+print(json.dumps({{"device": device.device_kind, "versions": versions}}))
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to measure, and against what."""
+
+    seconds: float = 540.0
+    """How long all of it may take."""
+    only: tuple[str, ...] = ()
+    """Sections to run; all by default."""
+    dry: bool = False
+    """In miniature on the CPU, to see whether all of it runs."""
+    peers: Path | None = None
+    """The interpreter that has PyTorch; by default python3, if it has."""
+    data_dir: Path | None = None
+    """A folder with official data files."""
+    out: Path = Path("runs/benchmarks/gpu")
+
+    def __post_init__(self) -> None:
+        for name in self.only:
+            if name not in SECTIONS:
+                near = difflib.get_close_matches(name, SECTIONS, n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise ValueError(f"--only {name} is unknown: {hint}there are {', '.join(SECTIONS)}")
+        if not self.seconds > 0:
+            raise ValueError(f"--seconds must be positive, got {self.seconds}")
+        if self.peers and not self.peers.is_file():
+            raise FileNotFoundError(f"--peers {self.peers} is not a file: give an interpreter that has PyTorch")
+        if self.data_dir and not self.data_dir.is_dir():
+            raise FileNotFoundError(f"--data-dir {self.data_dir} is not a folder: give one with official files")
+
+
+def main(config: Config) -> None:
+    """Run the sections and write the table, whatever happens to them."""
+    until = time.monotonic() + config.seconds
+    found = probe(config.dry)
+    peers = find_torch(config.peers, config.dry)
+    names = [name for name in SECTIONS if name in (config.only or SECTIONS)]
+    config.out.mkdir(parents=True, exist_ok=True)
+    options = {"dry": config.dry, "peers": peers, "data_dir": config.data_dir, "out": config.out}
+    options |= {"started": datetime.now().isoformat(timespec="seconds"), **found}
+    try:
+        for name in names:
+            left, limit = until - time.monotonic(), DRY_SECONDS if config.dry else SECTIONS[name]
+            session = Session(name, limit, **options)
+            if SECTIONS[name] > left:
+                reason = f"wants {SECTIONS[name]} s, {max(left, 0):.0f} s are left: run it by --only {name}"
+                session.row("section", status=NOT_RUN, detail=reason)
+            else:
+                run_section(session)
+    finally:
+        text = table(read_rows(config.out / "results.jsonl"))
+        (config.out / "results.md").write_text(text)
+        print(f"\n{text}\n{config.out / 'results.md'}", flush=True)
+
+
+def environment(dry: bool) -> dict[str, str]:
+    """Of every process: JAX on this platform alone, and taking no more of its memory than it needs."""
+    return {**os.environ, "JAX_PLATFORMS": "cpu" if dry else "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+
+def probe(dry: bool) -> dict[str, Any]:
+    """JAX's device and versions, from a process of its own. ValueError where there is no GPU."""
+    program = PROBE.format(platform="cpu" if dry else "gpu")
+    line = [sys.executable, "-c", program]
+    job = subprocess.run(line, capture_output=True, text=True, check=False, env=environment(dry))
+    if job.returncode:
+        fix = "install JAX for it with pip install -e '.[cuda12]' or '.[cuda13]', or try --dry"
+        raise ValueError(f"JAX finds no GPU here ({last_line(job.stderr)}): {fix}")
+    return json.loads(job.stdout.splitlines()[-1])
+
+
+def find_torch(peers: Path | None, dry: bool) -> Path | None:
+    """The interpreter given, or `python3` if it has PyTorch for this device. ValueError where the former has not."""
+    python = peers or (None if dry else shutil.which("python3"))
+    if python is None:
+        return None
+    program = "import torch" if dry else "import torch; assert torch.cuda.is_available(), 'PyTorch finds no GPU'"
+    job = subprocess.run([python, "-c", program], capture_output=True, text=True, check=False)
+    if job.returncode and peers:
+        raise ValueError(f"--peers {peers}: {last_line(job.stderr)}; give an interpreter with PyTorch for this device")
+    return None if job.returncode else Path(python)
+
+
+def run_section(session: Session) -> None:
+    """A section in a process group of its own, which is killed at the limit. What goes wrong is a row."""
+    print(f"\n{session.section}: at most {session.seconds:.0f} s", flush=True)
+    log = session.out / f"{session.section}.log"
+    before = time.monotonic()
+    with log.open("w") as messages:
+        line = [sys.executable, str(SCRIPT), "section", session.to_json()]
+        job = subprocess.Popen(line, stderr=messages, start_new_session=True, env=environment(session.dry))
+        try:
+            job.wait(session.seconds)
+            said = f"ended with exit code {job.returncode}: {last_line(log.read_text(errors='replace'))}"
+            if job.returncode < 0:
+                said = f"ended by {signal.Signals(-job.returncode).name}: {last_line(log.read_text(errors='replace'))}"
+        except subprocess.TimeoutExpired:
+            said = f"was stopped at its limit of {session.seconds:.0f} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)
+            job.wait()
+    if job.returncode:
+        session.row("section", status=FAILED, detail=f"{said} (see {log})")
+    session.row("section's seconds", round(time.monotonic() - before, 1), "s")
+
+
+def last_line(text: str) -> str:
+    """Of what a program wrote."""
+    return (text.strip().splitlines() or ["no message"])[-1][:300]
+
+
+def section(arguments: str) -> None:
+    """What a section's process does: its module measures, and an exception is a row."""
+    session = Session.from_json(arguments)
+    with session.guarded("section"):
+        importlib.import_module(f"gpu_sections.{session.section}").run(session)
+
+
+# The results
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of the newest start of each section; a line that a kill has cut off is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    newest: dict[str, str] = {}
+    for row in rows:
+        newest[row["section"]] = max(newest.get(row["section"], ""), row["started"])
+    return [row for row in rows if row["started"] == newest[row["section"]]]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """In Markdown: what failed, was missed, met, not run, and what has nothing to be compared with."""
+    counts = {status: [row for row in rows if row["status"] == status] for status in STATUSES}
+    starts = sorted({(row["device"], json.dumps(row["versions"]), row["dry"]) for row in rows})
+    lines = ["# GPU benchmark", "", ", ".join(f"{len(chosen)} {status}" for status, chosen in counts.items()), ""]
+    for device, versions, dry in starts:
+        named = ", ".join(f"{name} {version}" for name, version in json.loads(versions).items())
+        lines.append(f"{device}, {named}{'; in miniature on a CPU: not a measurement' if dry else ''}\n")
+    lines += ["| status | section | what | value | wanted | from ... to | detail |", "|---|---|---|---|---|---|---|"]
+    for row in [row for chosen in counts.values() for row in chosen]:
+        value = "" if row["value"] is None else f"{row['value']} {row['unit']}".strip()
+        spread = row["spread"]
+        cells = [row["status"], row["section"], row["what"], value, row["wanted"]]
+        cells += [f"{spread['min']} ... {spread['max']}" if spread else "", row["detail"]]
+        lines.append(f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["section"]:
+        section(sys.argv[2])
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the table is written
+        command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))

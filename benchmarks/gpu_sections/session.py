@@ -1,0 +1,182 @@
+"""What the sections of the GPU benchmark share: their rows, their time, the peer's process. It needs no JAX."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+MET, MISSED, FAILED, NOT_RUN, MEASURED = "met", "missed", "failed", "not run", "measured"
+STATUSES = (FAILED, MISSED, MET, NOT_RUN, MEASURED)
+"""In the order of the table; measured is what has nothing to be compared with."""
+PEERS = Path(__file__).parent.parent / "peers"
+REPOSITORY = PEERS.parent.parent
+Wanted = tuple[Literal["<=", ">="], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """A section, its options and its time, which begins when it is made."""
+
+    section: str
+    seconds: float
+    """How long it may take."""
+    out: Path
+    dry: bool
+    """Whether sizes are small and the device is a CPU, whose times say nothing."""
+    peers: Path | None
+    """The interpreter that has PyTorch."""
+    data_dir: Path | None
+    started: str
+    """When the command was, in ISO format."""
+    device: str
+    versions: dict[str, str]
+    begun: float = dataclasses.field(default_factory=time.monotonic)
+
+    def to_json(self) -> str:
+        """For another process."""
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name != "begun"}
+        return json.dumps(values, default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Session":
+        """What `to_json` wrote."""
+        values = json.loads(text)
+        paths = {name: values[name] and Path(values[name]) for name in ("out", "peers", "data_dir")}
+        return cls(**values | paths)
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.begun + self.seconds - time.monotonic()
+
+    @property
+    def timing(self) -> dict[str, Any]:
+        """Rounds and seconds of a turn for `timing.race`; queued calls of a twentieth of a second hide their launch."""
+        return {"rounds": 1, "turn_seconds": 0.0} if self.dry else {"rounds": 5, "turn_seconds": 0.05}
+
+    def row(
+        self,
+        what: str,
+        value: float | str | None = None,
+        unit: str = "",
+        *,
+        wanted: Wanted | None = None,
+        status: str = "",
+        detail: str = "",
+        values: Sequence[float] = (),
+    ) -> None:
+        """Append a measurement to results.jsonl, on the disk before this returns, and print it.
+
+        ``values`` are those of several rounds: their median is the value. The status follows from what is wanted; in
+        miniature nothing is met or missed, as times and sizes are not the real ones.
+        """
+        if values:
+            value = statistics.median(values)
+        if not status:
+            status = MEASURED
+            if wanted and not self.dry and isinstance(value, int | float):
+                status = MET if within(value, wanted) else MISSED
+        row = {
+            "section": self.section,
+            "what": what,
+            "value": digits(value) if isinstance(value, float) else value,
+            "unit": unit,
+            "wanted": f"{wanted[0]} {wanted[1]:.4g}" if wanted else "",
+            "status": status,
+            "detail": detail,
+            "spread": {"min": digits(min(values)), "median": digits(value), "max": digits(max(values))}
+            if values
+            else None,
+            "device": self.device,
+            "versions": self.versions,
+            "started": self.started,
+            "dry": self.dry,
+        }
+        append(self.out / "results.jsonl", row)
+        print(f"{status:8} {what}: {row['value']} {unit} {row['wanted']} {detail}"[:200].rstrip(), flush=True)
+
+    def verified(self, what: str, error: float, bound: float, detail: str = "") -> bool:
+        """Whether an error is within its bound; a larger one, or NaN, is a row that failed."""
+        if error <= bound:
+            return True
+        self.row(what, error, wanted=("<=", bound), status=FAILED, detail=detail or "wrong numbers, so no time")
+        return False
+
+    @contextlib.contextmanager
+    def guarded(self, what: str) -> Iterator[None]:
+        """Turn what is raised into a row: not run where a program is not available, else failed."""
+        try:
+            yield
+        except Exception as error:
+            from timing import NotAvailable  # the driver, which has no JAX, never comes here
+
+            traceback.print_exc()
+            if isinstance(error, NotAvailable):
+                self.row(what, status=NOT_RUN, detail=one_line(error))
+            else:
+                self.row(what, status=FAILED, detail=f"{type(error).__name__}: {one_line(error)}")
+
+    def enough(self, seconds: float, what: str) -> bool:
+        """Whether so much time is left; if not, a row says that this was not run."""
+        if self.left > seconds or self.dry:
+            return True
+        self.row(what, status=NOT_RUN, detail=f"{self.left:.0f} s of {self.seconds:.0f} are left")
+        return False
+
+    @contextlib.contextmanager
+    def peer(self, script: str, *options: str) -> Iterator[Callable[..., dict[str, Any]] | None]:
+        """PyTorch's process on this device, to be asked; None, and a row, where there is none."""
+        from timing import NotAvailable, peer_process
+
+        if self.peers is None:
+            reason = "no interpreter with PyTorch: give --peers PYTHON"
+            self.row("against PyTorch", status=NOT_RUN, detail=reason)
+            yield None
+            return
+        device = ("--threads", "1") if self.dry else ("--device", "cuda", "--threads", str(os.cpu_count()))
+        # A process that has ended can't be told that there is no more to ask.
+        with contextlib.suppress(BrokenPipeError), contextlib.ExitStack() as stack:
+            try:
+                process = stack.enter_context(peer_process(self.peers, PEERS / script, *options, *device))
+            except ValueError as error:
+                self.row("against PyTorch", status=NOT_RUN, detail=str(error))
+                yield None
+                return
+            assert process
+
+            def ask(**request: Any) -> dict[str, Any]:
+                try:
+                    return process(**request)
+                except (ValueError, BrokenPipeError) as error:
+                    raise NotAvailable(f"PyTorch's process ended, see {self.section}.log ({error})") from error
+
+            yield ask
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """A line of JSON, on the disk before this returns."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def one_line(error: BaseException) -> str:
+    """The beginning of an error's message."""
+    return " ".join(str(error).split())[:300]
+
+
+def digits(value: Any) -> float:
+    """Four of them."""
+    return float(f"{float(value):.4g}")
+
+
+def within(value: float, wanted: Wanted) -> bool:
+    """Whether a value is as wanted; NaN is not."""
+    return value <= wanted[1] if wanted[0] == "<=" else value >= wanted[1]
