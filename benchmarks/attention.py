@@ -7,11 +7,11 @@
     python benchmarks/attention.py memory                     # temporaries up to T = 131072, compiled but not run
     python benchmarks/attention.py decode --peers PYTHON      # tokens/s with a cache
     python benchmarks/attention.py --longest 512 --rounds 1   # a quick look at whether all of it runs
-    python benchmarks/attention.py speed --platform gpu       # our implementations side by side, in bfloat16
 
 PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``, and a C++
 compiler for FlexAttention); tokamax is the extra ``bench``. Run it on an otherwise idle machine. There are 8 heads of
-64, B is 1, and all is float32; on a GPU B is 32768 / T. Each section writes JSON to --out, ``speed`` a plot as well.
+64, B is 1, all is float32, on a CPU (benchmarks/gpu.py measures on a GPU). Each section writes JSON to --out, ``speed``
+a plot as well.
 
 A section first compares what it times with jax.nn in float32, at a small T. Then the programs take turns, in ``speed``
 with a matrix product; a ratio is one of two turns of the same round. Operations count 4 B N T T H forward, 3.5 times
@@ -37,7 +37,6 @@ import tyro
 from derivatives import KINDS, Attend, Data, forward, gradient
 from matplotlib.figure import Figure
 from timing import (
-    BF16_PEAKS,
     Ask,
     NotAvailable,
     Turn,
@@ -62,8 +61,7 @@ PEER = Path(__file__).parent / "peers" / "torch_attention.py"
 HEADS, HEAD_SIZE = 8, 64
 LENGTHS = (64, 512, 1024, 2048, 4096, 8192, 16384)
 CHECK_TOKENS = 1190  # ragged blocks, quarters of them in groups, three segments
-GPU_TOKENS = 32768
-MOST_GIB = {"cpu": 6, "gpu": 40}
+MOST_GIB = 6
 """Programs with more temporaries are left out."""
 
 
@@ -75,7 +73,6 @@ class Config:
     peers: Path | None = None
     """The interpreter that has PyTorch; without it PyTorch is left out."""
     out: Path = Path("runs/benchmarks/attention")
-    platform: Literal["cpu", "gpu"] = "cpu"
     rounds: int = 5
     """Turns of each program."""
     longest: int = 16384
@@ -84,20 +81,17 @@ class Config:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
-        if self.longest < (least := 2048 if self.platform == "gpu" else 64):
-            raise ValueError(f"--longest must be at least {least} on {self.platform}, got {self.longest}")
-        if self.platform == "gpu" and (self.what not in ("all", "speed") or self.peers):
-            raise ValueError("--platform gpu compares our implementations in speed: leave out --peers, choose speed")
+        if self.longest < 64:
+            raise ValueError(f"--longest must be at least 64, got {self.longest}")
 
 
 def main(config: Config) -> None:
     """Measure, print, write JSON and a plot."""
     check_interpreter(config.peers, "benchmarks/attention.py")
-    cli.start_platform(config.platform, 0)
+    cli.start_platform("cpu", 0)
     config.out.mkdir(parents=True, exist_ok=True)
-    chosen = "speed" if config.platform == "gpu" else config.what
-    names = [name for name in SECTIONS if chosen in (name, "all")]
-    if config.peers is None and config.platform == "cpu" and {"speed", "decode"} & set(names):
+    names = [name for name in SECTIONS if config.what in (name, "all")]
+    if config.peers is None and {"speed", "decode"} & set(names):
         print("PyTorch is left out: give --peers PYTHON (see the head of benchmarks/attention.py)", flush=True)
     with peer_process(config.peers, PEER) as torch:
         for name in names:
@@ -107,11 +101,11 @@ def main(config: Config) -> None:
 # What is timed.
 
 
-def inputs(tokens: int, batch: int = 1, dtype: Any = jnp.float32) -> Data:
+def inputs(tokens: int) -> Data:
     """Data of this size."""
-    shape = (batch, tokens, HEADS, HEAD_SIZE)
-    q, k, v, w, *direction = (jax.random.normal(key, shape, dtype) for key in jax.random.split(jax.random.key(0), 7))
-    segments = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32)[None] // 512, (batch, tokens))
+    shape = (1, tokens, HEADS, HEAD_SIZE)
+    q, k, v, w, *direction = (jax.random.normal(key, shape) for key in jax.random.split(jax.random.key(0), 7))
+    segments = jnp.arange(tokens, dtype=jnp.int32)[None] // 512
     return Data((q, k, v), w, tuple(direction), segments)
 
 
@@ -132,19 +126,16 @@ def contender(attend: Attend, kind: str, data: Data) -> tuple[Turn, float]:
     """Turns of a program, and the seconds of its compilation. NotAvailable if it needs too much memory."""
     program, seconds = build(partial(KINDS[kind], attend), data)
     needed = program.memory_analysis().temp_size_in_bytes / 2**30
-    if needed > (most := MOST_GIB[jax.default_backend()]):
-        raise NotAvailable(f"needs {needed:.1f} GiB of temporaries, more than {most}")
+    if needed > MOST_GIB:
+        raise NotAvailable(f"needs {needed:.1f} GiB of temporaries, more than {MOST_GIB}")
     return turns(program, data), seconds
 
 
-def difference(attend: Attend, reference: Attend, kinds: Sequence[str], dtype: Any = jnp.float32) -> float:
-    """The largest, over all results, from the reference's in float32. ValueError if it is not small."""
-    data = inputs(CHECK_TOKENS, dtype=dtype)
-    exact = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == dtype else x, data)
-    got = [build(partial(KINDS[kind], attend), data)[0](data) for kind in kinds]
-    with jax.default_matmul_precision("highest"):
-        wanted = [build(partial(KINDS[kind], reference), exact)[0](exact) for kind in kinds]
-    return relative(jax.tree.leaves(got), jax.tree.leaves(wanted), 1e-4 if dtype == jnp.float32 else 3e-2)
+def difference(attend: Attend, reference: Attend, kinds: Sequence[str]) -> float:
+    """The largest, over all results, from the reference's. ValueError if it is not small."""
+    data = inputs(CHECK_TOKENS)
+    got, wanted = ([build(partial(KINDS[kind], f), data)[0](data) for kind in kinds] for f in (attend, reference))
+    return relative(jax.tree.leaves(got), jax.tree.leaves(wanted), 1e-4)
 
 
 def torch_difference(torch: Ask, op: str, causal: bool) -> float:
@@ -183,21 +174,18 @@ SPEED_WANTED = {
 
 def speed(config: Config, torch: Ask | None) -> dict[str, Any]:
     """Forward and gradient of everyone at every T."""
-    gpu = config.platform == "gpu"
-    names = ("blockwise", "xla", "cudnn", "tokamax")
-    ours = {name: partial(dot_product_attention, implementation=name) for name in names}
-    dtype, programs = (jnp.bfloat16, ours) if gpu else (jnp.float32, libraries())
-    differences, reasons = available(speed_checks(programs, torch, dtype))
+    programs = libraries()
+    differences, reasons = available(speed_checks(programs, torch))
     size = min(4096, config.longest)
-    product = matrix_product(size, dtype), 2 * size**3
-    rows, lengths = [], [tokens for tokens in LENGTHS if (2048 if gpu else 64) <= tokens <= config.longest]
+    product = matrix_product(size, jnp.float32), 2 * size**3
+    rows, lengths = [], [tokens for tokens in LENGTHS if tokens <= config.longest]
     for kind, causal, tokens in itertools.product(("forward", "gradient"), (False, True), lengths):
-        data = inputs(tokens, GPU_TOKENS // tokens if gpu else 1, dtype)
+        data = inputs(tokens)
         makers = {name: partial(contender, plain(attend, causal), kind, data) for name, attend in programs.items()}
         if torch:
             for op in ("sdpa", "flex"):
                 makers[f"torch_{op}"] = partial(torch_contender, torch, op, kind, tokens, causal)
-        rows.append({"kind": kind, "causal": causal, "tokens": tokens, "batch": len(data.segments)})
+        rows.append({"kind": kind, "causal": causal, "tokens": tokens})
         rows[-1] |= speed_row(rows[-1], makers, product, config.rounds)
         print(json.dumps(rows[-1]), flush=True)
     plot(config.out / "speed.png", rows)
@@ -206,7 +194,7 @@ def speed(config: Config, torch: Ask | None) -> dict[str, Any]:
         "torch": torch(ask="versions") if torch else None,
         "tokamax": version("tokamax") if "tokamax" in differences else None,
         "rows": rows,
-        "figures": [] if gpu else speed_figures(rows),
+        "figures": speed_figures(rows),
     }
 
 
@@ -221,14 +209,12 @@ def libraries() -> dict[str, Callable[..., jax.Array]]:
     return programs | {"tokamax": partial(tokamax.dot_product_attention, implementation="xla_chunked")}
 
 
-def speed_checks(
-    programs: Mapping[str, Callable[..., jax.Array]], torch: Ask | None, dtype: Any
-) -> dict[str, Callable[[], float]]:
+def speed_checks(programs: Mapping[str, Callable[..., jax.Array]], torch: Ask | None) -> dict[str, Callable[[], float]]:
     """Largest differences from jax.nn, to be computed."""
 
     def by_jax(attend: Callable[..., jax.Array]) -> float:
         pairs = [(plain(attend, causal), plain(jax.nn.dot_product_attention, causal)) for causal in (False, True)]
-        return max(difference(*pair, ("forward", "gradient"), dtype) for pair in pairs)
+        return max(difference(*pair, ("forward", "gradient")) for pair in pairs)
 
     def by_torch(torch: Ask, op: str) -> float:
         return max(torch_difference(torch, op, causal) for causal in (False, True))
@@ -248,9 +234,9 @@ def speed_row(
     seconds = race({name: turn for name, (turn, _) in made.items()} | {"product": product[0]}, rounds)
     products = seconds.pop("product")
     ours, *others = seconds
-    count = 4 * case["batch"] * HEADS * case["tokens"] ** 2 * HEAD_SIZE
+    count = 4 * HEADS * case["tokens"] ** 2 * HEAD_SIZE
     count *= (3.5 if case["kind"] == "gradient" else 1) / (2 if case["causal"] else 1)
-    row = {
+    return {
         "seconds": {name: spread(values) for name, values in seconds.items()},
         "gflops": {name: spread([count / value / 1e9 for value in values]) for name, values in seconds.items()},
         "product_gflops": spread([product[1] / value / 1e9 for value in products]),
@@ -259,9 +245,6 @@ def speed_row(
         "compile_seconds": {name: round(value, 2) for name, (_, value) in made.items()},
         "not_available": reasons,
     }
-    if peak := BF16_PEAKS.get(jax.devices()[0].device_kind):
-        row["share_of_peak"] = {name: spread([count / value / peak for value in seconds[name]]) for name in seconds}
-    return row
 
 
 def speed_figures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
