@@ -71,7 +71,6 @@ class Config(cli.Training):
     """Steps that the device takes without the host in between; the article's network alone."""
     parts: int = 1
     """Of a batch, whose gradients are computed one after the other: less memory; the article's network alone."""
-    checkpoint_every: int = 782
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,12 +100,12 @@ class Config(cli.Training):
 PRESETS = {
     "article": Config(steps=7812, steps_per_call=8),  # 10 epochs of 50,000 / 64
     "fast": Config(  # 2 epochs of 50,000 / 500
-        recipe="airbench", channels=(16, 64, 64), batch_size=500, steps=200, horizon=200, checkpoint_every=100
+        recipe="airbench", channels=(16, 64, 64), batch_size=500, steps=200, horizon=200
     ),
     "airbench": Config(  # 8 epochs of 50,000 / 2000
-        recipe="airbench", channels=(64, 256, 256), batch_size=2000, steps=200, horizon=200, checkpoint_every=25
+        recipe="airbench", channels=(64, 256, 256), batch_size=2000, steps=200, horizon=200
     ),
-    "debug": Config(dataset="mnist", steps=40, checkpoint_every=20),
+    "debug": Config(dataset="mnist", steps=40),
 }
 
 

@@ -128,7 +128,6 @@ PRESETS = {
         steps=20,
         horizon=20,
         sample_every=10,
-        checkpoint_every=10,
     ),
 }
 

@@ -78,7 +78,6 @@ class Config(cli.Training):
     horizon: int = 18000
     """Steps over which the learning rate takes its course."""
     eval_every: int = 1000
-    checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,7 +104,6 @@ PRESETS = {
         shapes=1,
         optimizer=dataclasses.replace(Config.optimizer, warmup=5),
         eval_every=10,
-        checkpoint_every=10,
     ),
 }
 

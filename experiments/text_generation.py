@@ -106,7 +106,6 @@ PRESETS = {
         batch_size=64,
         horizon=5000,
         eval_batches=200,
-        checkpoint_every=50,
     ),
     "fast": Config(
         steps=1200,
@@ -118,7 +117,6 @@ PRESETS = {
         eval_every=600,
         eval_batches=0,
         steps_per_call=10,
-        checkpoint_every=600,
     ),
     "rnn": Config(
         steps=8000,
@@ -130,9 +128,8 @@ PRESETS = {
         eval_every=1000,
         eval_batches=0,
         steps_per_call=10,
-        checkpoint_every=1000,
     ),
-    "debug": Config(steps=20, shape=Shape(width=32, layers=2), length=32, eval_every=10, checkpoint_every=10),
+    "debug": Config(steps=20, shape=Shape(width=32, layers=2), length=32, eval_every=10),
 }
 
 

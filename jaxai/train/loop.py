@@ -66,12 +66,15 @@ def fit(
     many steps, or fewer before a checkpoint, without the host in between: worth it where steps are short, but not for
     `jax.lax` convolutions on CPU, which are slow inside a loop.
 
-    Metrics that are not finite are treated as `Finite` says; nothing of such a step is saved. A `Setback` deletes the
-    checkpoints after its step and goes on from the newest that is left, or from the start, on the same batches with
+    There is a checkpoint after every ``config.checkpoint_seconds``, at multiples of ``config.checkpoint_every``, where
+    ``config.save_evaluations`` at those of ``every``, and after the last step; it is written while the training goes
+    on. Metrics that are not finite are treated as `Finite` says; nothing of such a step is saved. A `Setback` deletes
+    the checkpoints after its step and goes on from the newest that is left, or from the start, on the same batches with
     other noise; ``setbacks.json`` lists them, the fourth raises Stopped. SIGTERM and SIGINT save and raise Interrupted.
     Raises ValueError where another process trains in the run's folder, and Stopped where a checkpoint can't be written.
     """
-    with jax.set_mesh(mesh), locked(run), closing(checkpoints_of(run, config)) as checkpoints, Signals(mesh) as signals:
+    opened = checkpoints_of(run, config, every)
+    with jax.set_mesh(mesh), locked(run), closing(opened) as checkpoints, Signals(mesh) as signals:
         loop = Loop(step, init, batches, config, run, mesh, every, show, steps_per_call, checkpoints, signals)
         result = loop.run_until_done()
         if signals.received:  # too late for a step to notice
@@ -79,10 +82,11 @@ def fit(
         return result
 
 
-def checkpoints_of(run: Run, config: Training) -> Checkpoints:
+def checkpoints_of(run: Run, config: Training, every: Sequence[Every]) -> Checkpoints:
     """The checkpoints of a run, kept as its config says."""
-    best = {"lowest": config.keep_lowest, "highest": config.keep_highest}
-    return Checkpoints(run.checkpoints, config.keep, every=config.checkpoint_every, **best)
+    kept = {"lowest": config.keep_lowest, "highest": config.keep_highest}
+    evaluations = [entry.steps for entry in every] if config.save_evaluations else []
+    return Checkpoints(run.checkpoints, config.keep, evaluations=evaluations, **kept)
 
 
 @dataclasses.dataclass
@@ -105,7 +109,7 @@ class Loop:
         self.shapes = jax.eval_shape(self.init)
         self.shardings = state_sharding(self.shapes, self.mesh, shard_parameters=self.config.shard_parameters)
         self.times = {"compile_seconds": 0.0, "train_seconds": 0.0}
-        self.clock = Clock()
+        self.clock, self.since_save = Clock(), Clock()
         self.first = self.batches.get_state()
         self.setbacks = read_setbacks(self.run)
         self.take: Take | None = None
@@ -171,9 +175,10 @@ class Loop:
             if start:
                 self.checkpoints.amend(start, {"metrics": values, "pending": None})
         done, late = start, None
-        stops = [self.config.checkpoint_every, *(entry.steps for entry in self.every)]
+        self.since_save.lap()
         while done < steps:
-            count = min(self.steps_per_call, steps - done, *(stop - done % stop for stop in stops))
+            self.checkpoints.check()
+            count = min(self.steps_per_call, self.steps_to_stop(done))
             rows = [next(self.batches) for _ in range(count)]
             with self.watched():
                 state, metrics = take(state, rows)
@@ -181,9 +186,9 @@ class Loop:
                 if ready:  # one call late: the device works while the host fetches and prepares
                     for row in finite.rows(ready, state):
                         write(*row)
-                signal = self.signals.stop()
+                signal, asked = self.signals.stop(self.save_is_due())
             done += count
-            save = done % self.config.checkpoint_every == 0 or done == steps or signal
+            save = asked or signal or self.saves_at(done)
             if not save and not self.is_due(done):
                 continue
             values = {}
@@ -200,7 +205,7 @@ class Loop:
                 bar.line(done, values)
             except Interrupted as interrupted:
                 signal, pending = interrupted.number, values
-            if save or signal:
+            if save or signal:  # which may have come meanwhile
                 log.flush()
                 with self.watched():
                     self.save(done, state, values, pending)
@@ -211,6 +216,26 @@ class Loop:
     def watched(self) -> AbstractContextManager[None]:
         """What must not take longer than the watchdog allows, with several processes."""
         return watched(self.config.watchdog if jax.process_count() > 1 else 0.0)
+
+    def steps_to_stop(self, done: int) -> int:
+        """How many steps after ``done`` come before the host has to do something."""
+        stops = [entry.steps for entry in self.every] + [self.config.checkpoint_every] * (
+            self.config.checkpoint_every > 0
+        )
+        return min([self.config.steps - done, *(stop - done % stop for stop in stops)])
+
+    def saves_at(self, done: int) -> bool:
+        """Whether there is always a checkpoint after ``done`` steps."""
+        config = self.config
+        in_turn = config.checkpoint_every and done % config.checkpoint_every == 0
+        return done == config.steps or bool(in_turn) or (config.save_evaluations and self.is_due(done))
+
+    def save_is_due(self) -> bool:
+        """Whether ``checkpoint_seconds`` have passed since the last save; once, then they begin again."""
+        if not self.config.checkpoint_seconds or self.since_save.seconds() < self.config.checkpoint_seconds:
+            return False
+        self.since_save.lap()
+        return True
 
     def is_due(self, done: int) -> bool:
         """Whether a function's turn is after ``done`` steps."""
@@ -230,6 +255,7 @@ class Loop:
 
     def save(self, done: int, state: PyTree, metrics: dict[str, float], pending: dict[str, float] | None) -> None:
         """Save the state and all that the host needs to go on."""
+        self.since_save.lap()
         self.times["train_seconds"] += self.clock.lap()
         host = {"batches": self.batches.get_state(), **self.times, "run": self.run.identity}
         self.checkpoints.save(done, state, {**host, "metrics": metrics, "pending": pending})
@@ -246,6 +272,10 @@ class Clock:
     def __init__(self) -> None:
         self._last = time.perf_counter()
 
+    def seconds(self) -> float:
+        return time.perf_counter() - self._last
+
     def lap(self) -> float:
+        """Begin the next lap; the seconds of the last one."""
         last, self._last = self._last, time.perf_counter()
         return self._last - last

@@ -1,13 +1,16 @@
 """The promises of the host loop: interrupted or not, on one device or four, the same run."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +21,9 @@ from jax.sharding import PartitionSpec
 
 from jaxai.cli import Training
 from jaxai.command import Interrupted, Stopped
-from jaxai.train.checkpoint import UNFINISHED
+from jaxai.gan_watch import Watched
+from jaxai.train import checkpoint
+from jaxai.train.checkpoint import UNFINISHED, Checkpoints
 from jaxai.train.loop import Every, fit
 from jaxai.train.run import Run
 from jaxai.train.setback import Setback, with_other_noise
@@ -42,7 +47,7 @@ def train(folder: Path, steps: int, *, every=(), checkpoint_every=1000, gan=None
     own = {"every": every, "steps_per_call": setup.pop("steps_per_call", 1)}
     mesh = make_mesh(setup.pop("devices", 1), shape=setup.get("mesh", ""))
     batches = setup.pop("batches", None) or Blobs()
-    config = Training(steps=steps, checkpoint_every=checkpoint_every, **setup)
+    config = setup.pop("kind", Training)(steps=steps, checkpoint_every=checkpoint_every, **setup)
     return fit(step, init, batches, config, run=Run(folder), mesh=mesh, **own)
 
 
@@ -99,7 +104,7 @@ def test_several_steps_in_one_call_are_the_same_steps(tmp_path):
         values = [[value for value in line.values() if not isinstance(value, str)] for line in (a, b)]
         np.testing.assert_allclose(*values, rtol=1e-5)  # XLA may round apart in two programs
     assert int(one.state.step) == int(four.state.step) == 11
-    assert {path.name for path in (tmp_path / "four" / "checkpoints").iterdir()} == {"5", "10", "11"}
+    assert {path.name for path in (tmp_path / "four" / "checkpoints").iterdir()} == {"10", "11"}
 
 
 class Uneven(Blobs):
@@ -121,6 +126,109 @@ def test_batches_of_other_shapes(tmp_path):
         result.state.generator,
         state.generator,
     )
+
+
+class Ticking(Blobs):
+    """Makes a clock that the loop reads go on by a second with each batch."""
+
+    def __init__(self, monkeypatch) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        monkeypatch.setattr("jaxai.train.loop.time", SimpleNamespace(perf_counter=lambda: self.seconds))
+
+    def __next__(self):
+        self.seconds += 1
+        return super().__next__()
+
+
+def saved_steps(monkeypatch) -> list[int]:
+    """Of which steps checkpoints are written from now on."""
+    saved, write = [], Checkpoints._write
+
+    def note(self, step, *arguments):
+        saved.append(step)
+        write(self, step, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "_write", note)
+    return saved
+
+
+def test_there_is_a_checkpoint_every_so_many_seconds(tmp_path, monkeypatch):
+    """At the end of the call in which they have passed, and they begin again after every checkpoint."""
+    saved = saved_steps(monkeypatch)
+    options = {"checkpoint_seconds": 4.0, "checkpoint_every": 0}
+    whole = train(tmp_path / "run", 14, batches=Ticking(monkeypatch), **options)
+    assert saved == [4, 8, 12, 14]
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"12", "14"}
+    saved.clear()
+    train(tmp_path / "both", 14, batches=Ticking(monkeypatch), **options | {"checkpoint_every": 6})
+    assert saved == [4, 6, 10, 12, 14]
+    saved.clear()
+    options |= {"steps_per_call": 3, "every": [Every(7, lambda done, state: {})]}
+    several = train(tmp_path / "several", 14, batches=Ticking(monkeypatch), **options)
+    assert saved == [6, 10, 14]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),  # XLA may round apart in two programs
+        whole.state.generator,
+        several.state.generator,
+    )
+    saved.clear()
+    train(tmp_path / "none", 14, batches=Ticking(monkeypatch), checkpoint_seconds=0.0, checkpoint_every=0)
+    assert saved == [14]
+
+
+def test_the_best_evaluations_are_saved(tmp_path):
+    def measure(done, state):
+        return {"extra": abs(done - 4.0)}
+
+    options = {"checkpoint_every": 0, "keep": 1, "keep_lowest": ("extra",)}
+    train(tmp_path, 11, every=[Every(2, measure)], **options)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"4", "10", "11"}
+
+
+def test_a_collapse_leads_back_to_the_evaluation_before(tmp_path, monkeypatch):
+    """However many checkpoints there were since."""
+    saved = saved_steps(monkeypatch)
+    options = {"checkpoint_every": 1, "kind": Watched, "on_collapse": "rollback"}
+    train(tmp_path, 10, every=[Every(4, Trouble(at=8, well=4, times=1))], **options)
+    (told,) = json.loads((tmp_path / "setbacks.json").read_text())["setbacks"]
+    assert told["to"] == 4
+    assert saved == [*range(1, 8), *range(5, 11)]
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
+    whole, write = train(tmp_path / "whole", 12), checkpoint.write_manifest
+
+    def full(folder, host):
+        if folder.name.startswith("6"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(folder, host)
+
+    monkeypatch.setattr("jaxai.train.checkpoint.write_manifest", full)
+    with pytest.raises(Stopped, match=r"step 6 can't be written .*\(No space left on device\), that of step 3 is"):
+        train(tmp_path / "parts", 12, checkpoint_every=3)
+    assert [path.name for path in (tmp_path / "parts" / "checkpoints").iterdir()] == ["3"]
+    monkeypatch.undo()
+    parts = train(tmp_path / "parts", 12, checkpoint_every=3)
+    assert same_bits(parts.state, whole.state)
+
+
+def test_steps_are_taken_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    fetched, write = threading.Event(), checkpoint.write_manifest
+
+    class Noting(Blobs):
+        def __next__(self):
+            if self.position == 7:
+                fetched.set()
+            return super().__next__()
+
+    def late(folder, host):
+        assert fetched.wait(60), "no step was taken"
+        write(folder, host)
+
+    monkeypatch.setattr("jaxai.train.checkpoint.write_manifest", late)
+    parts = train(tmp_path / "run", 8, batches=Noting(), checkpoint_every=4)
+    assert same_bits(parts.state, train(tmp_path / "whole", 8).state)
 
 
 def test_run_that_breaks_off_between_checkpoints_goes_on_without_a_trace(tmp_path):
