@@ -152,6 +152,7 @@ def main(config: Config) -> None:
         mesh=mesh,
         every=[Every(config.eval_every, validate)],
         show=["loss", "validation_error"],
+        steps_per_call=1,  # batches of several shapes
     )
     params = jax.device_get(result.state.params)
     save_weights(run.folder / "model.safetensors", params, run.identity, saved)

@@ -169,6 +169,7 @@ def main(config: Config) -> None:
         mesh=mesh,
         every=[Every(config.eval_every, validate)],
         show=["loss", "validation_loss"],
+        steps_per_call=1,  # batches of several shapes
     )
     params = jax.device_get(result.state.average)
     save_weights(run.folder / "model.safetensors", params, run.identity, saved)

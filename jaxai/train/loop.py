@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
@@ -10,22 +11,26 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxai.cli import Training
 from jaxai.command import Interrupted
 from jaxai.train.checkpoint import Checkpoints
+from jaxai.train.feed import Batches, feed_of
 from jaxai.train.finite import Finite, Taken
 from jaxai.train.log import MetricsLog, Progress
 from jaxai.train.processes import local, local_mesh, watched
 from jaxai.train.run import Run, check_same, locked
 from jaxai.train.setback import Setback, go_back, read_setbacks, with_other_noise
-from jaxai.train.sharding import state_sharding
+from jaxai.train.sharding import on_accelerator, state_sharding
 from jaxai.train.signals import Signals
-from jaxai.train.steps import Batches, Step, Take, compile_steps, skipping
+from jaxai.train.steps import Step, Take, skipping, steps_a_call
 from jaxai.typing import PyTree
 
 logger = logging.getLogger(__name__)
+
+MEASURED = 5  # single steps before the length of a call is chosen; the first one warms up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +63,17 @@ def fit(
     mesh: Mesh,
     every: Sequence[Every] = (),
     show: Sequence[str] = ("loss",),
-    steps_per_call: int = 1,
+    steps_per_call: int | None = None,
 ) -> Result:
     """Train until ``config.steps``, from the newest good checkpoint of the run or from ``init()``.
 
     The step is jitted with the state donated and sharded over the devices. With ``steps_per_call`` the device takes so
-    many steps, or fewer before a checkpoint, without the host in between: worth it where steps are short, but not for
-    `jax.lax` convolutions on CPU, which are slow inside a loop.
+    many steps without the host in between: worth it where steps are short, but not for `jax.lax` convolutions on CPU,
+    which are slow inside a loop. All batches of a call must have one shape, else ValueError. On a CPU None is 1, and a
+    call before a stop of the host takes fewer steps; it has the same bits. On accelerators, where a loop of another
+    length is another program with other roundings, calls begin at multiples of ``steps_per_call``, and what is left
+    before a stop is taken step by step; None measures the first steps and chooses (`steps_a_call`), which the
+    checkpoints keep. There data sets below 1 GB stay on the device, and the host sends row numbers (`feed_of`).
 
     There is a checkpoint after every ``config.checkpoint_seconds``, at multiples of ``config.checkpoint_every``, where
     ``config.save_evaluations`` at those of ``every``, and after the last step; it is written while the training goes
@@ -101,7 +110,7 @@ class Loop:
     mesh: Mesh
     every: Sequence[Every]
     show: Sequence[str]
-    steps_per_call: int
+    steps_per_call: int | None
     checkpoints: Checkpoints
     signals: Signals
 
@@ -110,6 +119,10 @@ class Loop:
         self.shardings = state_sharding(self.shapes, self.mesh, shard_parameters=self.config.shard_parameters)
         self.times = {"compile_seconds": 0.0, "train_seconds": 0.0}
         self.clock, self.since_save = Clock(), Clock()
+        self.accelerator = on_accelerator(self.mesh)
+        self.length = self.steps_per_call or (None if self.accelerator else 1)
+        self.durations: list[float] = []
+        self.feed = feed_of(self.batches, self.mesh, resident=self.accelerator)
         self.first = self.batches.get_state()
         self.setbacks = read_setbacks(self.run)
         self.take: Take | None = None
@@ -139,6 +152,7 @@ class Loop:
             check_same(self.run.identity, host["run"], self.run.checkpoints / str(start))
             self.batches.set_state(host["batches"])
             pending = host["pending"]
+            self.length = self.length or host.get("steps_per_call")
             if self.take is None:  # else more time has passed than this checkpoint knows
                 self.times.update({name: host[name] for name in self.times})
             logger.info("going on from step %d of %s", start, self.run.folder)
@@ -154,11 +168,32 @@ class Loop:
         """The step, compiled once."""
         if self.take is None:
             step = skipping(self.step) if self.config.on_nonfinite == "skip" else self.step
+            limit, how = self.length or 1, {"fixed": self.accelerator}
+            self.take = Take(step, self.shardings, self.feed, self.mesh, limit, **how)
             self.clock.lap()
-            self.take = compile_steps(step, state, self.shardings, self.batches, self.mesh, self.steps_per_call)
+            self.take.compile(state)
+            if self.accelerator and limit > 1:
+                self.take.compile(state, limit)
             logger.info("compiled the training step in %.1f s", seconds := self.clock.lap())
             self.times["compile_seconds"] += seconds
         return self.take
+
+    def measured(self, take: Take, state: PyTree, metrics: PyTree, began: float) -> None:
+        """Note how long a single step took; after some of them choose how many a call takes, and compile that."""
+        jax.block_until_ready(metrics)
+        self.durations.append(time.perf_counter() - began)
+        if len(self.durations) < MEASURED:
+            return
+        seconds = min(self.durations[1:])
+        length = steps_a_call(seconds, math.gcd(*self.stops()))
+        if jax.process_count() > 1:  # the first decides
+            length = int(multihost_utils.broadcast_one_to_all(np.int32(length)))
+        self.times["train_seconds"] += self.clock.lap()
+        if length > 1:
+            take.compile(state, length)
+        self.times["compile_seconds"] += (compiled := self.clock.lap())
+        logger.info("a step takes %.1f ms: %d steps a call, compiled in %.1f s", 1e3 * seconds, length, compiled)
+        self.length = length
 
     def advance(
         self, take: Take, state: PyTree, start: int, pending: dict[str, float] | None, log: MetricsLog, bar: Progress
@@ -178,10 +213,13 @@ class Loop:
         self.since_save.lap()
         while done < steps:
             self.checkpoints.check()
-            count = min(self.steps_per_call, self.steps_to_stop(done))
-            rows = [next(self.batches) for _ in range(count)]
+            count = self.steps_of_call(done)
+            rows = [next(self.feed.rows) for _ in range(count)]
+            began = time.perf_counter()
             with self.watched():
                 state, metrics = take(state, rows)
+                if self.length is None:
+                    self.measured(take, state, metrics, began)
                 ready, late = late, Taken(done, count, metrics, [ids_of(row) for row in rows])
                 if ready:  # one call late: the device works while the host fetches and prepares
                     for row in finite.rows(ready, state):
@@ -217,12 +255,17 @@ class Loop:
         """What must not take longer than the watchdog allows, with several processes."""
         return watched(self.config.watchdog if jax.process_count() > 1 else 0.0)
 
-    def steps_to_stop(self, done: int) -> int:
-        """How many steps after ``done`` come before the host has to do something."""
-        stops = [entry.steps for entry in self.every] + [self.config.checkpoint_every] * (
-            self.config.checkpoint_every > 0
-        )
-        return min([self.config.steps - done, *(stop - done % stop for stop in stops)])
+    def stops(self) -> list[int]:
+        """After every multiple of which numbers of steps the host has something to do."""
+        return [stop for stop in (self.config.checkpoint_every, *(entry.steps for entry in self.every)) if stop]
+
+    def steps_of_call(self, done: int) -> int:
+        """How many steps the next call takes: the calls of a run are the same wherever it was interrupted."""
+        left = min([self.config.steps - done, *(stop - done % stop for stop in self.stops())])
+        length = self.length or 1
+        if not self.accelerator:
+            return min(length, left)
+        return length if done % length == 0 and length <= left else 1
 
     def saves_at(self, done: int) -> bool:
         """Whether there is always a checkpoint after ``done`` steps."""
@@ -258,6 +301,7 @@ class Loop:
         self.since_save.lap()
         self.times["train_seconds"] += self.clock.lap()
         host = {"batches": self.batches.get_state(), **self.times, "run": self.run.identity}
+        host |= {"steps_per_call": self.length}
         self.checkpoints.save(done, state, {**host, "metrics": metrics, "pending": pending})
 
 

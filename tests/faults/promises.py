@@ -457,6 +457,9 @@ def soak(folder: Path, count: int) -> str:
     seen, compiled, step, init = [], [], *tiny_gan()
 
     def look(done: int, state: object) -> dict[str, float]:
+        written = folder / "checkpoints" / str(done - count // 20)
+        while done > count // 20 and not (written.exists() and not list(written.parent.glob("*.unfinished"))):
+            time.sleep(0.01)  # the thread that writes has files open
         gc.collect()
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         files, threads = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
