@@ -55,14 +55,13 @@ from timing import (
 
 from jaxai import cli, command
 from jaxai.attention import KVCache, SlidingWindow, dot_product_attention
+from jaxai.train.utilization import PEAKS
 
 PEER = Path(__file__).parent / "peers" / "torch_attention.py"
 HEADS, HEAD_SIZE = 8, 64
 LENGTHS = (64, 512, 1024, 2048, 4096, 8192, 16384)
 CHECK_TOKENS = 1190  # ragged blocks, quarters of them in groups, three segments
 GPU_TOKENS = 32768
-PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA A100-SXM4-40GB": 312e12}
-"""Operations/s in bfloat16 without sparsity, from NVIDIA's data sheets."""
 MOST_GIB = {"cpu": 6, "gpu": 40}
 """Programs with more temporaries are left out."""
 

@@ -2,7 +2,7 @@
 
     python experiments/cnn_cifar10.py --data-dir DIR                   # preset article: 10 epochs
     python experiments/cnn_cifar10.py --preset fast --data-dir DIR     # airbench94 made small: 2 epochs
-    python experiments/cnn_cifar10.py --preset airbench --data-dir DIR # for a GPU or, patiently, a CPU
+    python experiments/cnn_cifar10.py --preset airbench --data-dir DIR # for a GPU; a CPU takes --dtype float32
     python experiments/cnn_cifar10.py --preset debug                   # seconds, on embedded digits
 
 DIR holds CIFAR-10 as official binary files or prepared; without it tensorflow-datasets' folder or the network is asked.
@@ -64,12 +64,12 @@ class Config(cli.Training):
     horizon: int = 7812
     """Steps over which the learning rate takes its course."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of airbench's computation; parameters are float32."""
+    """Of activations; parameters are float32. airbench alone."""
     held_out: int = 0
     """So many of the training images are left out and tested on instead of the test set."""
     steps_per_call: int | None = None
-    """Steps that the device takes without the host in between; by default 1 on a CPU, elsewhere some 30 ms of them. More
-    than 1 by number for the article's network alone."""
+    """Steps that the device takes without the host in between; by default 1 on a CPU, elsewhere some 30 ms of them.
+    A number above 1 for the article's network alone."""
     parts: int = 1
     """Of a batch, whose gradients are computed one after the other: less memory; the article's network alone."""
 
@@ -106,7 +106,7 @@ PRESETS = {
         recipe="airbench", channels=(16, 64, 64), batch_size=500, steps=200, horizon=200
     ),
     "airbench": Config(  # 8 epochs of 50,000 / 2000
-        recipe="airbench", channels=(64, 256, 256), batch_size=2000, steps=200, horizon=200
+        recipe="airbench", channels=(64, 256, 256), dtype="bfloat16", batch_size=2000, steps=200, horizon=200
     ),
     "debug": Config(dataset="mnist", steps=40),
 }

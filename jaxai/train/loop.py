@@ -46,11 +46,15 @@ class Every:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The state after the last step, and where the time went (seconds, over all starts of the run)."""
+    """The state after the last step, and where the time went (seconds, over all starts of the run).
+
+    ``train_seconds`` is all but compiling, ``evaluation_seconds`` the part of it in which `Every`'s functions ran.
+    """
 
     state: Any
     compile_seconds: float
     train_seconds: float
+    evaluation_seconds: float
 
 
 def fit(
@@ -117,7 +121,7 @@ class Loop:
     def __post_init__(self) -> None:
         self.shapes = jax.eval_shape(self.init)
         self.shardings = state_sharding(self.shapes, self.mesh, shard_parameters=self.config.shard_parameters)
-        self.times = {"compile_seconds": 0.0, "train_seconds": 0.0}
+        self.times = {"compile_seconds": 0.0, "train_seconds": 0.0, "evaluation_seconds": 0.0}
         self.clock, self.since_save = Clock(), Clock()
         self.accelerator = on_accelerator(self.mesh)
         self.length = self.steps_per_call or (None if self.accelerator else 1)
@@ -289,11 +293,12 @@ class Loop:
         values: dict[str, float] = {}
         if not self.is_due(done):
             return values
-        state = local(state, self.mesh)
+        state, clock = local(state, self.mesh), Clock()
         with self.signals.raised(), jax.set_mesh(local_mesh(self.mesh)):
             for entry in self.every:
                 if done % entry.steps == 0:
                     values |= {name: float(value) for name, value in entry.function(done, state).items()}
+        self.times["evaluation_seconds"] += clock.seconds()
         return values
 
     def save(self, done: int, state: PyTree, metrics: dict[str, float], pending: dict[str, float] | None) -> None:
