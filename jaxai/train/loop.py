@@ -86,10 +86,10 @@ def fit(
     other noise; ``setbacks.json`` lists them, the fourth raises Stopped. SIGTERM and SIGINT save and raise Interrupted.
     Raises ValueError where another process trains in the run's folder, and Stopped where a checkpoint can't be written.
     """
-    opened = checkpoints_of(run, config, every)
-    with jax.set_mesh(mesh), locked(run), closing(opened) as checkpoints, Signals(mesh) as signals:
-        loop = Loop(step, init, batches, config, run, mesh, every, show, steps_per_call, checkpoints, signals)
-        result = loop.run_until_done()
+    with jax.set_mesh(mesh), locked(run), Signals(mesh) as signals:
+        with closing(checkpoints_of(run, config, every)) as checkpoints:
+            loop = Loop(step, init, batches, config, run, mesh, every, show, steps_per_call, checkpoints, signals)
+            result = loop.run_until_done()
         if signals.received:  # too late for a step to notice
             raise Interrupted(signals.received)
         return result

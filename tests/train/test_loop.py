@@ -752,6 +752,19 @@ def test_a_signal_at_the_end_is_not_lost(tmp_path):
     assert train(tmp_path, 5).state.step == 5
 
 
+def test_a_signal_during_the_last_write_waits_for_it(tmp_path, monkeypatch):
+    write = checkpoint.write_manifest
+
+    def late(folder, host):
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(folder, host)
+
+    monkeypatch.setattr("jaxai.train.checkpoint.write_manifest", late)
+    with pytest.raises(Interrupted):
+        train(tmp_path, 5)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
+
+
 def test_a_look_that_was_broken_off_counts_for_the_best(tmp_path):
     calls = []
 
@@ -792,8 +805,11 @@ with Signals(make_mesh(1)):
 
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
     def another(done, state):
+        """And does not take for a leftover what the first one is writing."""
+        (writing := tmp_path / "run" / "checkpoints" / f"9{UNFINISHED}").mkdir(exist_ok=True)
         with pytest.raises(ValueError, match="is in use, another process trains in it: wait"):
             train(tmp_path / "run", 4)
+        assert writing.exists()
         return {}
 
     train(tmp_path / "run", 2, every=[Every(1, another)])
