@@ -457,9 +457,10 @@ def soak(folder: Path, count: int) -> str:
     seen, compiled, step, init = [], [], *tiny_gan()
 
     def look(done: int, state: object) -> dict[str, float]:
-        written = folder / "checkpoints" / str(done - count // 20)
-        while done > count // 20 and not (written.exists() and not list(written.parent.glob("*.unfinished"))):
+        saved = [str(step) for step in range(count // 20, done, count // 20)][-2:]
+        while set(os.listdir(folder / "checkpoints")) != set(saved):
             time.sleep(0.01)  # the thread that writes has files open
+        time.sleep(0.01)
         gc.collect()
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         files, threads = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
@@ -478,7 +479,8 @@ def soak(folder: Path, count: int) -> str:
     growth = last[0] / early[0] - 1
     assert growth < 0.05, f"memory grew by {growth:.1%}"
     assert last[1] <= early[1] + 1, f"open files: {early[1]}, then {last[1]}"
-    assert last[2] <= early[2] + 1, f"threads: {early[2]}, then {last[2]}"
+    # pools fill up to their size while others work on the machine; a thread for each checkpoint would be 14 more
+    assert last[2] <= early[2] + 4, f"threads: {early[2]}, then {last[2]}"
     assert last[3] <= early[3], f"shared memory: {early[3]}, then {last[3]}"
     assert last[4] == early[4], f"programs compiled: {early[4]}, then {last[4]}"
     return (
