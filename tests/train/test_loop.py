@@ -32,7 +32,7 @@ from jaxai.train.loop import Every, fit
 from jaxai.train.run import Run
 from jaxai.train.setback import Setback, with_other_noise
 from jaxai.train.sharding import make_mesh
-from jaxai.train.steps import Take, steps_a_call
+from jaxai.train.steps import Take, scanned, several, steps_a_call
 from jaxai.train.supervised import cross_entropy, init_state, train_step
 from tests.helpers import Blobs, hex_losses, same_bits, tiny_gan
 
@@ -210,6 +210,20 @@ def test_an_accelerator_chooses_how_many_steps_a_call_takes(tmp_path, accelerate
     train(tmp_path, 36, **options | {"steps_per_call": 2})
     assert taken == [2] * 3
     assert "steps a call" not in caplog.text
+
+
+def test_only_loops_for_accelerators_have_a_known_length():
+    def step(state, rows, arrays):
+        return state + rows["x"].sum() + arrays, {"loss": rows["x"].mean()}
+
+    arguments = jnp.zeros(()), {"x": jnp.ones((4, 8))}, jnp.ones(()), jnp.int32(4)
+    fixed, counted = (str(jax.make_jaxpr(loop)(*arguments)) for loop in (scanned(step), several(step, 4)))
+    assert "scan[" in fixed
+    assert "while[" not in fixed
+    assert "while[" in counted
+    found, expected = scanned(step)(*arguments), several(step, 4)(*arguments)
+    assert found[0] == expected[0] == 36
+    assert found[1]["loss"].tolist() == expected[1]["loss"].tolist() == [1.0] * 4
 
 
 def test_the_length_of_a_call():
