@@ -1,4 +1,4 @@
-"""What a checkpoint costs: saving, its manifest, verifying.
+"""What a checkpoint costs: copying the state, for which the training waits, writing, verifying, restoring.
 
     python benchmarks/checkpoint.py            # one minute
 
@@ -54,20 +54,22 @@ def main(config: Config) -> None:
 
 
 def measure(config: Config, mebibytes: int) -> dict[str, Any]:
-    """Seconds to save, and gigabytes verified and restored a second."""
-    saves, verified, restored = [], [], []
+    """Seconds to copy the state and to save it (copy and files), and gigabytes verified and restored a second."""
+    copies, saves, verified, restored = [], [], [], []
     state = random_state(mebibytes)
     with tempfile.TemporaryDirectory() as folder, closing(Checkpoints(Path(folder), keep=1)) as checkpoints:
         shapes = jax.eval_shape(lambda: state)
         shardings = state_sharding(shapes, make_mesh(1))
         for step in range(1, config.rounds + 1):
-            saves.append(seconds(lambda step=step: checkpoints.save(step, state, {})))
+            copies.append(seconds(lambda step=step: checkpoints.save(step, state, {})))
+            saves.append(copies[-1] + seconds(checkpoints.wait))
             path = Path(folder) / str(step)
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e9
             verified.append(size / seconds(lambda path=path: verify(path)))
             restored.append(size / seconds(lambda step=step: checkpoints.restore(step, shapes, shardings)))
     return {
         "mebibytes": mebibytes,
+        "copy_seconds": spread(copies),
         "save_seconds": spread(saves),
         "verify_gb_a_second": spread(verified),
         "restore_gb_a_second": spread(restored),

@@ -43,12 +43,13 @@ from jaxai.train.adversarial import apply
 from jaxai.train.optim import Adam, optimizer
 from jaxai.train.sharding import batch_sharding, make_mesh, processes, state_sharding
 from jaxai.train.supervised import cross_entropy, init_state, train_step
+from jaxai.train.utilization import PEAKS
 from jaxai.typing import PyTree
 
 COUNTS, PROCESSES, BATCH, TIMED = (1, 2, 4, 8), (1, 2, 4), 64, 20
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
 KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-PEAK, EFFICIENCY, NODE, WITHIN, BETWEEN = 989e12, 0.4, 8, 450e9, 50e9
+PEAK, EFFICIENCY, NODE, WITHIN, BETWEEN = PEAKS["NVIDIA H100 80GB HBM3"], 0.4, 8, 450e9, 50e9
 GPUS = tuple(8 * 2**n for n in range(10))
 Program = tuple[Callable[..., Any], Callable[[], PyTree], dict[str, np.ndarray]]
 """A step, the first state, a batch."""

@@ -23,28 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxai import cli, command
-from jaxai.train.sharding import make_mesh, state_sharding
-from jaxai.train.steps import Batches, Step, compile_steps
+from jaxai.train.feed import Batches, feed_of
+from jaxai.train.sharding import make_mesh, on_accelerator, state_sharding
+from jaxai.train.steps import Step, Take
 from jaxai.typing import PyTree
 
 Turn = Callable[[int], list[float]]
 """The seconds of so many calls."""
 Ask = Callable[..., dict[str, Any]]
 """A question to a peer's process, and its answer, as JSON."""
-
-BF16_PEAKS = {
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA L40S": 362e12,
-    "NVIDIA L4": 121e12,
-}
-"""Operations/s in bfloat16 without sparsity by JAX's name of the device, from NVIDIA's data sheets."""
 
 
 class NotAvailable(Exception):
@@ -89,7 +76,10 @@ def training_turns(
     with jax.set_mesh(mesh):
         shardings = state_sharding(jax.eval_shape(first_state), mesh)
         state = jax.jit(first_state, out_shardings=shardings)()
-        take = compile_steps(step, state, shardings, stream, mesh, steps_per_call)
+        accelerator = on_accelerator(mesh)
+        feed = feed_of(stream, mesh, resident=accelerator)
+        take = Take(step, shardings, feed, mesh, steps_per_call, fixed=accelerator)
+        take.compile(state, steps_per_call)
 
     def turn(repeats: int) -> list[float]:
         nonlocal state
@@ -99,7 +89,7 @@ def training_turns(
             metrics = None
             for first in range(0, steps, steps_per_call):
                 count = min(steps_per_call, steps - first)
-                late, (state, metrics) = metrics, take(state, [next(stream) for _ in range(count)])
+                late, (state, metrics) = metrics, take(state, [next(feed.rows) for _ in range(count)])
                 jax.device_get(late)
             jax.block_until_ready(metrics)
             seconds.append(time.perf_counter() - before)

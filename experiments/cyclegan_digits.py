@@ -84,7 +84,6 @@ class Config(cli.Training):
     """Steps over which the learning rate takes its course."""
     sample_every: int = 100
     """Steps between two pictures, each with the share of training digits that keep their class."""
-    checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,7 +106,6 @@ PRESETS = {
         steps=20,
         horizon=20,
         sample_every=10,
-        checkpoint_every=10,
     ),
 }
 

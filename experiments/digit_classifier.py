@@ -44,7 +44,6 @@ class Config(cli.Training):
     """Half-life, in images, of the averaged parameters, which are the result."""
     held_out: int = 0
     """So many of the training images are left out and scored instead of the test set."""
-    checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +53,7 @@ class Config(cli.Training):
 
 PRESETS = {
     "default": Config(steps=14_000),
-    "debug": Config(steps=40, horizon=1000, average_half_life=100.0, checkpoint_every=20),
+    "debug": Config(steps=40, horizon=1000, average_half_life=100.0),
 }
 
 

@@ -102,7 +102,6 @@ class Config(Watched):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_looks("sample_every")
         self.check_at_least(1, "batch_size", "latent_size", "hidden", "sample_every", "horizon")
         if "saturation" in self.augment:
             raise ValueError("--augment saturation needs colour, digits are grey: leave it out")
@@ -136,12 +135,9 @@ PRESETS = {
         optimizer=Adam(learning_rate=2e-4, beta1=0.0, beta2=0.99, warmup=1000, final_rate=0.25),
         average_half_life=100_000.0,
         sample_every=2000,
-        checkpoint_every=2000,
         full_data=True,
     ),
-    "debug": Config(
-        widths=(16, 8), hidden=32, blocks=1, batch_size=16, steps=40, horizon=40, sample_every=20, checkpoint_every=20
-    ),
+    "debug": Config(widths=(16, 8), hidden=32, blocks=1, batch_size=16, steps=40, horizon=40, sample_every=20),
 }
 
 

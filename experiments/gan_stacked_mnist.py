@@ -81,7 +81,6 @@ class Config(Watched):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_looks("score_every")
         self.check_at_least(1, "batch_size", "latent_size", "hidden", "horizon", "latent_seeds", "score_every")
         self.check_at_least(0, "fixed", "blocks", "penalty_weight", "final_penalty_weight")
         if not self.average_half_life > 0:
@@ -104,7 +103,6 @@ PRESETS = {
         optimizer=Adam(learning_rate=2e-4, beta1=0.0, beta2=0.99, warmup=1000, final_rate=0.25),
         average_half_life=200_000.0,
         score_every=2000,
-        checkpoint_every=2000,
     ),
     "debug": Config(
         widths=(16, 8),
@@ -114,7 +112,6 @@ PRESETS = {
         horizon=40,
         latent_seeds=1,
         score_every=20,
-        checkpoint_every=20,
     ),
 }
 

@@ -85,11 +85,9 @@ class Config(Watched):
     horizon: int = 8000
     """Steps over which penalty, noise and learning rates take their course."""
     score_every: int = 500
-    checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_looks("score_every")
         self.check_at_least(1, "gans", "latent_size", "batch_size", "packing", "horizon", "score_every")
         self.check_at_least(0, "penalty_weight", "noise", "unroll", "unroll_rate", "average_half_life")
         if self.final_penalty_weight is not None:
@@ -122,7 +120,7 @@ PRESETS = {
     "default": CURE,
     "collapse": Config(steps=8000),
     "debug": dataclasses.replace(
-        CURE, steps=40, horizon=40, gans=2, generator=(16,), discriminator=(16,), score_every=20, checkpoint_every=20
+        CURE, steps=40, horizon=40, gans=2, generator=(16,), discriminator=(16,), score_every=20
     ),
 }
 

@@ -39,12 +39,13 @@ from jaxai.nn.gan import Discriminator
 from jaxai.nn.restoration import Restorer
 from jaxai.ops.degrade import downscaled, holes, low_contrast, noisy, upscaled
 from jaxai.train.adversarial import apply, drawing, gan_step, init_gan_state, initial
+from jaxai.train.feed import Batches
 from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, optimizer
 from jaxai.train.run import Run, began_embedded, finished_folder, open_run, read_config, revived
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import GanState, TrainState
-from jaxai.train.steps import Batches, Step
+from jaxai.train.steps import Step
 from jaxai.train.supervised import init_state, train_step
 from jaxai.train.weights import parameter_count, read_weights, save_weights
 from jaxai.typing import Array, Key, PyTree
@@ -128,7 +129,6 @@ PRESETS = {
         steps=20,
         horizon=20,
         sample_every=10,
-        checkpoint_every=10,
     ),
 }
 

@@ -85,9 +85,7 @@ class Config(cli.Training):
 
 PRESETS = {
     "default": Config(steps=2000),
-    "mnist": Config(
-        dataset="mnist", hidden=300, batch_size=128, steps=9400, horizon=9400, test_every=470, checkpoint_every=2350
-    ),
+    "mnist": Config(dataset="mnist", hidden=300, batch_size=128, steps=9400, horizon=9400, test_every=470),
     "debug": Config(
         hidden=16,
         optimizer=Adam(learning_rate=2e-2, final_rate=0.0),
@@ -95,7 +93,6 @@ PRESETS = {
         steps=40,
         horizon=40,
         test_every=10,
-        checkpoint_every=20,
     ),
 }
 

@@ -78,7 +78,6 @@ class Config(cli.Training):
     horizon: int = 18000
     """Steps over which the learning rate takes its course."""
     eval_every: int = 1000
-    checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,7 +104,6 @@ PRESETS = {
         shapes=1,
         optimizer=dataclasses.replace(Config.optimizer, warmup=5),
         eval_every=10,
-        checkpoint_every=10,
     ),
 }
 
@@ -154,6 +152,7 @@ def main(config: Config) -> None:
         mesh=mesh,
         every=[Every(config.eval_every, validate)],
         show=["loss", "validation_error"],
+        steps_per_call=1,  # batches of several shapes
     )
     params = jax.device_get(result.state.params)
     save_weights(run.folder / "model.safetensors", params, run.identity, saved)

@@ -3,7 +3,8 @@
     python experiments/text_generation.py                       # preset nanogpt_cpu: minutes on a CPU
     python experiments/text_generation.py --preset fast         # the best that we know for five minutes on a CPU
     python experiments/text_generation.py --preset rnn          # two layers of LSTM (Karpathy 2015)
-    python experiments/text_generation.py --preset nanogpt      # for a GPU or, for hours, a CPU
+    python experiments/text_generation.py --preset nanogpt --platform gpu    # bfloat16; on a CPU, for hours, take
+                                                                # --dtype float32
     python experiments/text_generation.py sample --prompt "ROMEO:"                    # by a finished run
     python experiments/text_generation.py explain --prompt "ROMEO: What is the time?" # what it looks at
 
@@ -40,12 +41,13 @@ from jaxai.nn.rnn import init_state as init_recurrent
 from jaxai.nn.transformer import LanguageModel, Shape, init_cache
 from jaxai.ops.sampling import Sampling
 from jaxai.train.files import write_json
-from jaxai.train.loop import Every, fit
+from jaxai.train.loop import Every, Result, fit
 from jaxai.train.optim import Adam, optimizer
 from jaxai.train.run import finished_folder, open_run, read_config
 from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import init_state, train_step
+from jaxai.train.utilization import language_model_operations, utilization
 from jaxai.train.weights import parameter_count, read_weights, save_weights
 from jaxai.typing import Array, PyTree
 
@@ -68,6 +70,8 @@ class Config(cli.Training):
     """The Transformer's."""
     recurrent: RecurrentShape = RecurrentShape()
     """The recurrent network's."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations; parameters are float32. The Transformer alone."""
     length: int = 64
     """Tokens of a training window, T."""
     batch_size: int = 12
@@ -77,20 +81,24 @@ class Config(cli.Training):
     eval_every: int = 250
     eval_batches: int = 20
     """Random batches that estimate the loss, as in nanoGPT; 0: all of the validation text in order."""
-    steps_per_call: int = 1
-    """Steps that the device takes without the host in between."""
+    steps_per_call: int | None = None
+    """Steps that the device takes without the host in between; by default 1 on a CPU, elsewhere some 30 ms of them."""
     parts: int = 1
     """Of a batch, whose gradients are computed one after the other: less memory; the Transformer alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_at_least(2, "length")
-        self.check_at_least(1, "batch_size", "horizon", "eval_every", "steps_per_call", "parts")
+        self.check_at_least(1, "batch_size", "horizon", "eval_every", "parts")
+        if self.steps_per_call is not None:
+            self.check_at_least(1, "steps_per_call")
         self.check_at_least(0, "eval_batches")
         if self.data_dir:
             raise ValueError("--data-dir is not read by this experiment: give the file as --text FILE")
         if self.network == "recurrent" and self.eval_batches:
             raise ValueError("--network recurrent reads in order, it has no random windows: give --eval-batches 0")
+        if self.network == "recurrent" and self.dtype != "float32":
+            raise ValueError(f"--dtype {self.dtype} needs --network transformer: the recurrent network is float32")
         if self.parts > 1 and (self.network == "recurrent" or self.batch_size % self.parts):
             raise ValueError(f"--parts wants --network transformer and a divisor of --batch-size, got {self.parts}")
         if self.network == "transformer" and self.shape.position == "learned" and self.length > self.shape.max_length:
@@ -104,9 +112,9 @@ PRESETS = {
         shape=Shape(width=384, layers=6, heads=6, position="learned", max_length=256, bias=False, dropout=0.2),
         length=256,
         batch_size=64,
+        dtype="bfloat16",
         horizon=5000,
         eval_batches=200,
-        checkpoint_every=50,
     ),
     "fast": Config(
         steps=1200,
@@ -118,7 +126,6 @@ PRESETS = {
         eval_every=600,
         eval_batches=0,
         steps_per_call=10,
-        checkpoint_every=600,
     ),
     "rnn": Config(
         steps=8000,
@@ -130,9 +137,8 @@ PRESETS = {
         eval_every=1000,
         eval_batches=0,
         steps_per_call=10,
-        checkpoint_every=1000,
     ),
-    "debug": Config(steps=20, shape=Shape(width=32, layers=2), length=32, eval_every=10, checkpoint_every=10),
+    "debug": Config(steps=20, shape=Shape(width=32, layers=2), length=32, eval_every=10),
 }
 
 
@@ -144,7 +150,7 @@ def main(config: Config) -> None:
     if len(validation) <= config.length:
         count = f"the {len(validation):,} tokens that validate"
         raise ValueError(f"--length {config.length} does not fit into {count}: give less, or a longer --text")
-    network = build(config.network, vocabulary.size, config.shape, config.recurrent)
+    network = build(config.network, vocabulary.size, config.shape, config.recurrent, config.dtype)
     mesh = make_mesh(config.devices, batch_size=config.batch_size, shape=config.mesh)
     if config.network == "recurrent":
         batches = streams(training, config.batch_size, config.length, **processes(mesh))
@@ -189,6 +195,7 @@ def main(config: Config) -> None:
         "data": text.source,
         **validate(int(result.state.step), result.state),
         "parameters": parameter_count(params),
+        **speed(config, network, params, mesh, result),
         "compile_seconds": round(result.compile_seconds, 1),
         "train_seconds": round(result.train_seconds, 1),
     }
@@ -199,18 +206,32 @@ def main(config: Config) -> None:
 Network = LanguageModel | RecurrentLanguageModel
 
 
-def build(network: str, vocabulary: int, shape: Shape, recurrent: RecurrentShape) -> Network:
+def build(network: str, vocabulary: int, shape: Shape, recurrent: RecurrentShape, dtype: str) -> Network:
     """The network of a config."""
     if network == "recurrent":
         return RecurrentLanguageModel(vocabulary, recurrent)
-    return LanguageModel(vocabulary, shape)
+    return LanguageModel(vocabulary, shape, jnp.dtype(dtype))
+
+
+def speed(
+    config: Config, network: Network, params: dict[str, Any], mesh: jax.sharding.Mesh, result: Result
+) -> dict[str, float | None]:
+    """Iterations/s of the training alone and, for a Transformer on devices whose peak is known, the share of it."""
+    rate = int(result.state.step) / max(result.train_seconds - result.evaluation_seconds, 1e-9)
+    found: dict[str, float | None] = {"iterations_per_second": round(rate, 2), "mfu": None}
+    if isinstance(network, LanguageModel):
+        counted = parameter_count(params) - params["embedding"].get("positions", np.empty(0)).size
+        token = language_model_operations(counted, network.shape.layers, network.shape.width, config.length)
+        kind = mesh.devices.flat[0].device_kind
+        found["mfu"] = utilization(rate * config.batch_size * config.length * token, kind, mesh.size)
+    return found
 
 
 def empty_state(network: Network, batch: int, context: int) -> PyTree:
     """What a network knows before any token: a recurrent state, or a cache with room for ``context`` tokens."""
     if isinstance(network, RecurrentLanguageModel):
         return init_recurrent(network.shape, batch)
-    return init_cache(network.shape, batch, context)
+    return init_cache(network.shape, batch, context, network.dtype)
 
 
 def loss_fn(network: LanguageModel, params: PyTree, batch: dict[str, Array], key: Array) -> tuple[Array, dict]:
@@ -275,7 +296,9 @@ def report(summary: dict[str, Any]) -> None:
     """Tell a person what came out."""
     loss = summary["validation_loss"]
     print(f"validation loss {loss:.4f} nats a token ({loss / np.log(2):.3f} bits)")
-    print(f"{summary['parameters']:,} parameters, trained in {summary['train_seconds']} s")
+    rate = f", {summary['iterations_per_second']} iterations/s" if "iterations_per_second" in summary else ""
+    mfu = f", MFU {summary['mfu']:.1%} of the bfloat16 peak" if summary.get("mfu") else ""
+    print(f"{summary['parameters']:,} parameters, trained in {summary['train_seconds']} s{rate}{mfu}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -352,7 +375,8 @@ def finished_run(folder: Path) -> tuple[Network, PyTree, Vocabulary, int, str]:
         saved = json.loads((folder / "vocabulary.json").read_text())
         vocabulary, beginning = Vocabulary.from_json(saved), str(saved["beginning"])
         shapes = Shape(**config["shape"]), RecurrentShape(**config["recurrent"])
-        network, length = build(config["network"], vocabulary.size, *shapes), config["length"]
+        dtype, length = config.get("dtype", "float32"), config["length"]
+        network = build(config["network"], vocabulary.size, *shapes, dtype)
     except (ValueError, KeyError, TypeError) as error:
         message = f"{folder} holds no run of this experiment, or a damaged vocabulary.json ({error}): train one first"
         raise ValueError(message) from error

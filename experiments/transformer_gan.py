@@ -107,7 +107,6 @@ class Config(Watched):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_looks("sample_every")
         self.check_at_least(1, "batch_size", "latent_size", "hidden", "sample_every", "horizon")
         self.check_at_least(0, "blocks", "penalty", "final_penalty")
         if not self.average_half_life > 0:
@@ -146,7 +145,6 @@ PRESETS = {
         optimizer=Adam(learning_rate=2e-4, beta1=0.0, beta2=0.99, warmup=1000, final_rate=0.25),
         average_half_life=200_000.0,
         sample_every=5000,
-        checkpoint_every=5000,
     ),
     "debug": Config(
         shape=Shape(width=16, layers=1, heads=2, hidden=16, position="learned", norm="rms"),
@@ -156,7 +154,6 @@ PRESETS = {
         horizon=40,
         optimizer=dataclasses.replace(Config.optimizer, warmup=0),
         sample_every=20,
-        checkpoint_every=20,
     ),
 }
 

@@ -81,7 +81,6 @@ class Config(cli.Training):
     length_penalty: float = 1.0
     """A translation's score is its log-probability over its length to this power."""
     eval_every: int = 250
-    checkpoint_every: int = 250
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,7 +115,6 @@ PRESETS = {
         shapes=2,
         beams=2,
         eval_every=10,
-        checkpoint_every=10,
     ),
 }
 
@@ -171,6 +169,7 @@ def main(config: Config) -> None:
         mesh=mesh,
         every=[Every(config.eval_every, validate)],
         show=["loss", "validation_loss"],
+        steps_per_call=1,  # batches of several shapes
     )
     params = jax.device_get(result.state.average)
     save_weights(run.folder / "model.safetensors", params, run.identity, saved)

@@ -99,22 +99,25 @@ class Training(Common):
     """How to split batch and parameters over the devices: data=4,model=2; all of them for the batch by default."""
     shard_parameters: bool = False
     """Shard parameters and optimiser state over the devices as well as the batch."""
-    checkpoint_every: int = 500
-    """Steps between two checkpoints."""
+    checkpoint_seconds: float = 60.0
+    """Seconds between two checkpoints; 0: none by time. The last step always has one."""
+    checkpoint_every: int = 0
+    """Also a checkpoint every so many steps; 0: by time alone."""
     keep: int = 2
     """How many of the newest checkpoints stay."""
     keep_lowest: tuple[str, ...] = ()
-    """Metrics of which the checkpoint with the lowest value stays as well, such as validation_loss."""
+    """Metrics of which the checkpoint with the lowest value stays as well, such as validation_loss; there is then a
+    checkpoint at each evaluation."""
     keep_highest: tuple[str, ...] = ()
-    """Metrics of which the checkpoint with the highest value stays as well."""
+    """The same with the highest value."""
     on_nonfinite: Literal["abort", "skip", "rollback"] = "abort"
     """At a NaN or an infinity: stop; leave that step out, up to nine in a row; or go back to the last checkpoint and on
     with other noise, three times. nonfinite.json tells step, batch and worst leaf."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "checkpoint_every", "keep")
-        self.check_at_least(0, "watchdog")
+        self.check_at_least(1, "keep")
+        self.check_at_least(0, "checkpoint_every", "checkpoint_seconds", "watchdog")
         if self.watchdog > 1e6:
             raise ValueError(f"--watchdog must be at most 1e6 seconds, got {self.watchdog}; 0 is none")
         axes = mesh_axes(self.mesh)
@@ -131,6 +134,11 @@ class Training(Common):
                 )
         elif self.num_processes or self.process_id >= 0:
             raise ValueError("--num-processes and --process-id want --coordinator HOST:PORT")
+
+    @property
+    def save_evaluations(self) -> bool:
+        """Whether there is a checkpoint at each evaluation: where the best ones stay."""
+        return bool(self.keep_lowest or self.keep_highest)
 
     @property
     def devices_here(self) -> int:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import math
 from typing import Literal
 
 import numpy as np
@@ -40,16 +39,10 @@ class Watched(cli.Training):
         super().__post_init__()
         self.check_at_least(1, "collapse_after")
 
-    def check_looks(self, name: str) -> None:
-        """ValueError where a rollback could not reach the look before."""
-        every, apart = getattr(self, name), self.checkpoint_every
-        reach = (self.keep - 1) * apart + math.gcd(every, apart)  # back from a look, before it is saved, at the worst
-        if self.on_collapse == "rollback" and every > reach:
-            option = name.replace("_", "-")
-            raise ValueError(
-                f"--on-collapse rollback: of {self.keep} checkpoints, {apart} steps apart, the oldest may be only "
-                f"{reach} steps before a look, but --{option} is {every}: give less, or a larger --keep"
-            )
+    @property
+    def save_evaluations(self) -> bool:
+        """Whether there is a checkpoint at each evaluation: where the best stay, or a collapse leads back to one."""
+        return super().save_evaluations or self.on_collapse == "rollback"
 
 
 class Watch:

@@ -1,6 +1,5 @@
 """The watch for mode collapse: what it sees, and what it does about it."""
 
-import dataclasses
 import json
 import logging
 
@@ -81,14 +80,9 @@ def test_without_a_classifier_the_distance_alone_counts(tmp_path):
 def test_bad_options():
     with pytest.raises(ValueError, match="--collapse-after must be at least 1"):
         Watched(collapse_after=0)
-    config = Looks(on_collapse="rollback", checkpoint_every=100)
-    with pytest.raises(
-        ValueError, match="may be only 150 steps before a look, but --look-every is 250: give less, or a larger --keep"
-    ):
-        config.check_looks("look_every")
-    dataclasses.replace(config, on_collapse="warn").check_looks("look_every")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Looks(Watched):
-    look_every: int = 250
+def test_evaluations_are_saved_where_a_collapse_leads_back_to_one():
+    assert Watched(on_collapse="rollback").save_evaluations
+    assert Watched(keep_lowest=("loss",)).save_evaluations
+    assert not Watched(on_collapse="stop").save_evaluations

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from derivatives import KINDS, Attend, Data
-from timing import BF16_PEAKS, Turn, race, turns
+from timing import Turn, race, turns
 
 from gpu_sections.programs import (
     BOUNDS,
@@ -28,6 +28,7 @@ from gpu_sections.programs import (
 )
 from gpu_sections.session import Session
 from jaxai.attention import dot_product_attention, reference_attention
+from jaxai.train.utilization import PEAKS
 
 SHAPES = ((4, 4096, 16, 128), (16, 1024, 32, 64), (1, 16384, 16, 128), (32, 512, 12, 64))
 DRY = ((2, 64, 3, 16),)
@@ -111,7 +112,7 @@ def report(
     count = 4 * batch * heads * tokens**2 * size * (3.5 if kind == "gradient" else 1) / (2 if causal else 1)
     rates = {name: [count / value / 1e12 for value in values] for name, values in seconds.items()}
     median = {name: sorted(values)[len(values) // 2] for name, values in seconds.items()}
-    peak = BF16_PEAKS.get(session.device)
+    peak = PEAKS.get(session.device)
     detail = [f"{count / median['jaxai'] / peak:.0%} of the peak"] if peak else []
     detail += [f"{name} {count / value / 1e12:.4g}" for name, value in median.items() if name != "jaxai"]
     detail.append(f"compiled in {compiled:.1f} s beside others")

@@ -6,9 +6,10 @@ import time
 
 import jax
 import jax.numpy as jnp
-from timing import BF16_PEAKS, build, matrix_product, race, turns
+from timing import build, matrix_product, race, turns
 
 from gpu_sections.session import Session
+from jaxai.train.utilization import PEAKS
 
 
 def run(session: Session) -> None:
@@ -22,7 +23,7 @@ def run(session: Session) -> None:
         if torch:
             session.row("PyTorch", torch(ask="versions")["torch"])
     size = 128 if session.dry else 8192
-    peak = BF16_PEAKS.get(session.device)
+    peak = PEAKS.get(session.device)
     with session.guarded("matrix product"):
         seconds = race({"product": matrix_product(size, jnp.bfloat16)}, **session.timing)["product"]
         rates = [2 * size**3 / value / 1e12 for value in seconds]

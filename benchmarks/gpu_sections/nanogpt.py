@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import BF16_PEAKS, Turn, losses_apart, race, training_turns
+from timing import Turn, losses_apart, race, training_turns
 
 from gpu_sections.programs import not_run
 from gpu_sections.session import REPOSITORY, Session
@@ -23,6 +23,7 @@ from jaxai.nn.transformer import LanguageModel, Shape
 from jaxai.train.optim import optimizer
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import init_state, train_step
+from jaxai.train.utilization import PEAKS, language_model_operations
 
 EXPERIMENT = runpy.run_path(str(REPOSITORY / "experiments" / "text_generation.py"))
 PRESET = EXPERIMENT["PRESETS"]["nanogpt"]
@@ -61,7 +62,7 @@ def run(session: Session) -> None:
         session.row(who, unit="iterations/s", values=[steps / x for x in values])
     rates = [operations(preset, init) * steps / x / 1e12 for x in seconds[best]]
     session.row("nanoGPT's operations", unit="TFLOP/s", values=rates, detail=best)
-    if peak := BF16_PEAKS.get(session.device):
+    if peak := PEAKS.get(session.device):
         shares = [1e12 * rate / peak for rate in rates]
         session.row("share of the peak", values=shares, wanted=(">=", PEAK), detail=best)
     else:
@@ -91,5 +92,5 @@ def operations(preset: Any, init: Callable[[], TrainState]) -> float:
     """Of an iteration."""
     shape, params = preset.shape, jax.eval_shape(init).params
     count = sum(x.size for x in jax.tree.leaves(params)) - shape.max_length * shape.width
-    attention = 12 * shape.layers * shape.width * preset.length
-    return (6 * count + attention) * preset.batch_size * preset.length
+    token = language_model_operations(count, shape.layers, shape.width, preset.length)
+    return token * preset.batch_size * preset.length

@@ -1,14 +1,13 @@
 """Digits in other looks, and unpaired batches of two looks: what an unpaired translation learns from."""
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
-import grain
 import numpy as np
 from jaxtyping import Float64, UInt8
 from PIL import Image
 
-from jaxai.data.pipeline import check_rows, endless, own_rows
+from jaxai.data.pipeline import Gathered, check_rows, endless, own_rows
 from jaxai.data.specs import integers
 
 Grey = UInt8[np.ndarray, "n height width 1"]
@@ -82,7 +81,7 @@ def unpaired_batches(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.DatasetIterator:
+) -> Gathered:
     """An endless iterator of ``a`` uint8 [B, height, width, C] and ``b`` uint8 [B, rows, columns, D].
 
     Each image is drawn at random, by itself. State, restoring and the rows of several processes are those of
@@ -91,9 +90,14 @@ def unpaired_batches(
     check_rows(batch_size, process_index, process_count, seed)
     mine = own_rows(batch_size, process_index, process_count)
 
-    def batch(index: int) -> dict[str, np.ndarray]:
-        rows_a = integers(len(a), (batch_size,), seed, 4, index)[mine]
-        rows_b = integers(len(b), (batch_size,), seed, 5, index)[mine]
-        return {"a": a[rows_a], "b": b[rows_b]}
+    def rows(index: int) -> dict[str, np.ndarray]:
+        numbers = {
+            "a": integers(len(a), (batch_size,), seed, 4, index),
+            "b": integers(len(b), (batch_size,), seed, 5, index),
+        }
+        return {name: rows[mine].astype(np.int32) for name, rows in numbers.items()}
 
-    return endless(batch)
+    def gather(arrays: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: arrays[name][rows[name]] for name in arrays}
+
+    return Gathered({"a": a, "b": b}, endless(rows), gather)

@@ -1,18 +1,43 @@
 """The input pipeline: endless shuffled batches from arrays in memory, with a state that a checkpoint saves."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Int64
 
 from jaxai.data.sources import Dataset
 from jaxai.data.specs import permutation
 
-Batch = dict[str, UInt8[np.ndarray, "B height width C"] | Int32[np.ndarray, " B"]]
-
 ENDLESS = 2**62  # batches: grain's indices are 64-bit, and next_index stays below
+
+
+class Gathered(Iterator[dict[str, np.ndarray]]):
+    """An endless iterator over batches ``gather(arrays, rows)`` of arrays in memory.
+
+    ``rows`` iterates over dicts of what names a batch's examples, such as their numbers, int32 [B]; its state is the
+    state. ``next`` gathers on the host. ``gather`` takes JAX arrays too: a training loop may keep ``arrays`` on an
+    accelerator, send ``next(rows)`` alone and gather there. Both give the same batches.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        rows: grain.DatasetIterator,
+        gather: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]],
+    ) -> None:
+        self.arrays, self.rows, self.gather = arrays, rows, gather
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return self.gather(self.arrays, next(self.rows))
+
+    def get_state(self) -> dict[str, Any]:
+        return self.rows.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.rows.set_state(state)
 
 
 def batches(
@@ -23,7 +48,7 @@ def batches(
     shuffle: bool = True,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.DatasetIterator:
+) -> Gathered:
     """An endless iterator of dicts: image uint8 [B, height, width, C], and label, id and epoch int32 [B].
 
     ``id`` is the example's row in the data set, ``epoch`` how often all examples have been seen before.
@@ -50,17 +75,15 @@ def batches(
 
     local = batch_size // process_count
 
-    def batch(index: int) -> Batch:
+    def numbers(index: int) -> dict[str, np.ndarray]:
         start = index * batch_size + process_index * local
         rows, epochs = _rows(order, n, start, local), np.arange(start, start + local) // n
-        return {
-            "image": dataset.images[rows],
-            "label": dataset.labels[rows],
-            "id": rows.astype(np.int32),
-            "epoch": epochs.astype(np.int32),
-        }
+        return {"id": rows.astype(np.int32), "epoch": epochs.astype(np.int32)}
 
-    return endless(batch)
+    def gather(arrays: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: array[rows["id"]] for name, array in arrays.items()} | dict(rows)
+
+    return Gathered({"image": dataset.images, "label": dataset.labels}, endless(numbers), gather)
 
 
 def endless(batch: Callable[[int], dict[str, np.ndarray]]) -> grain.DatasetIterator:

@@ -1,10 +1,12 @@
 """Stacked MNIST: three digits as the colours of one image, a thousand modes (Metz et al. 2017, arXiv 1611.02163)."""
 
-import grain
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from jaxai.data.pipeline import check_rows, endless, own_rows
+from jaxai.data.pipeline import Gathered, check_rows, endless, own_rows
 from jaxai.data.specs import integers
 
 
@@ -26,7 +28,7 @@ def stack_batches(
     fixed: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.DatasetIterator:
+) -> Gathered:
     """An endless iterator of ``image`` uint8 [B, 28, 28, 3]: stacks of three images drawn at random.
 
     With ``fixed`` only so many different stacks exist, as in a data set that was made once (128,000 in the
@@ -39,11 +41,14 @@ def stack_batches(
     table = fixed_rows(fixed, len(images), seed) if fixed else None
     mine = own_rows(batch_size, process_index, process_count)
 
-    def batch(index: int) -> dict[str, np.ndarray]:
+    def rows(index: int) -> dict[str, np.ndarray]:
         if table is None:
-            rows = integers(len(images), (batch_size, 3), seed, 1, index)
+            digits = integers(len(images), (batch_size, 3), seed, 1, index)
         else:
-            rows = table[integers(len(table), (batch_size,), seed, 1, index)]
-        return {"image": stacked(images, rows[mine])}
+            digits = table[integers(len(table), (batch_size,), seed, 1, index)]
+        return {"digits": digits[mine].astype(np.int32)}
 
-    return endless(batch)
+    def gather(arrays: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
+        return {"image": arrays["image"][rows["digits"]][..., 0].transpose(0, 2, 3, 1)}  # as `stacked`
+
+    return Gathered({"image": images}, endless(rows), gather)

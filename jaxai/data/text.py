@@ -13,16 +13,16 @@ import hashlib
 import logging
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grain
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Integer
 
 from jaxai.data import embedded
-from jaxai.data.pipeline import check_rows, endless, own_rows
+from jaxai.data.pipeline import Gathered, check_rows, endless, own_rows
 from jaxai.data.specs import integers
 
 logger = logging.getLogger("jaxai.data")
@@ -206,7 +206,7 @@ def split(ids: Ids, held_out: float = 0.1) -> tuple[Integer[np.ndarray, " train"
 
 def windows(
     ids: Ids, batch_size: int, length: int, *, seed: int, process_index: int = 0, process_count: int = 1
-) -> grain.DatasetIterator:
+) -> Gathered:
     """An endless iterator of windows at random places: ``input`` and ``target`` int32 [B, T], T = ``length``.
 
     ``target`` is ``input`` one id further. Every place is equally likely in every batch, as in nanoGPT's ``get_batch``;
@@ -218,18 +218,15 @@ def windows(
     """
     check_rows(batch_size, process_index, process_count, seed)
     _check_length(ids, length)
-    mine = own_rows(batch_size, process_index, process_count)
-    views = np.lib.stride_tricks.sliding_window_view(_compact(ids), length + 1)
+    mine, places = own_rows(batch_size, process_index, process_count), len(ids) - length
 
-    def batch(index: int) -> Batch:
-        return _inputs_and_targets(views[integers(len(views), (batch_size,), seed, index)[mine]])
+    def starts(index: int) -> dict[str, np.ndarray]:
+        return {"start": _small(integers(places, (batch_size,), seed, index)[mine], len(ids))}
 
-    return endless(batch)
+    return Gathered({"ids": _compact(ids)}, endless(starts), partial(_gather, length))
 
 
-def streams(
-    ids: Ids, batch_size: int, length: int, *, process_index: int = 0, process_count: int = 1
-) -> grain.DatasetIterator:
+def streams(ids: Ids, batch_size: int, length: int, *, process_index: int = 0, process_count: int = 1) -> Gathered:
     """An endless iterator for truncated backpropagation through time: a row goes on where it ended in the last batch.
 
     ``input`` and ``target`` int32 [B, T] as in ``windows``, and ``first`` bool [B]: the state that the model carries
@@ -250,14 +247,12 @@ def streams(
         )
     local = batch_size // process_count
     starts = np.arange(process_index * local, (process_index + 1) * local) * count * length
-    views = np.lib.stride_tricks.sliding_window_view(_compact(ids), length + 1)
 
-    def batch(index: int) -> Batch:
+    def columns(index: int) -> dict[str, np.ndarray]:
         column = index % count
-        first = np.full(local, column == 0)
-        return _inputs_and_targets(views[starts + column * length]) | {"first": first}
+        return {"start": _small(starts + column * length, len(ids)), "first": np.full(local, column == 0)}
 
-    return endless(batch)
+    return Gathered({"ids": _compact(ids)}, endless(columns), partial(_gather, length))
 
 
 def ordered(ids: Ids, batch_size: int, length: int) -> Iterator[Batch]:
@@ -306,5 +301,13 @@ def _compact(ids: np.ndarray) -> np.ndarray:
     return ids.astype(smallest, copy=False)
 
 
-def _inputs_and_targets(rows: np.ndarray) -> Batch:
-    return {"input": rows[:, :-1].astype(np.int32), "target": rows[:, 1:].astype(np.int32)}
+def _small(starts: np.ndarray, n: int) -> np.ndarray:
+    """Places in n ids as int32 where that holds them."""
+    return starts.astype(np.int32) if n < 2**31 else starts
+
+
+def _gather(length: int, arrays: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs and targets from where rows start, of numpy or JAX arrays; what else the rows have."""
+    text = arrays["ids"][rows["start"][:, None] + np.arange(length + 1, dtype=rows["start"].dtype)[None]]
+    others = {name: value for name, value in rows.items() if name != "start"}
+    return {"input": text[:, :-1].astype(np.int32), "target": text[:, 1:].astype(np.int32)} | others

@@ -15,6 +15,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +43,29 @@ class Checkpoints:
     """The checkpoints of one run: per step a state (pytree of arrays, typed keys too) and what the host knows (JSON).
 
     A checkpoint is written to ``STEP.unfinished``, hashed, synchronised with the disk and then renamed, so that
-    whatever is called ``STEP`` was whole once. Saves are synchronous: a failed one raises before the next step. The
-    newest one stays, the newest ``keep`` of those at multiples of ``every``, and the one in which each metric of
-    ``lowest`` is least and each of ``highest`` greatest (``host["metrics"]``). With several processes all of them call
-    every method; the first does what concerns files, and tells the others what it found.
+    whatever is called ``STEP`` was whole once. A thread writes while the training goes on, one checkpoint at a time;
+    every other method waits for it first, and raises Stopped where it failed. With several processes, whose writers
+    wait for each other, `save` writes before it returns; all processes call every method, the first one handles the
+    files and tells the others what it found.
+
+    The newest ``keep`` checkpoints stay, the newest ``keep`` at multiples of each number in ``evaluations``, and the
+    ones in which a metric of ``lowest`` is least or one of ``highest`` greatest (``host["metrics"]``).
     """
 
     def __init__(
-        self, folder: Path, keep: int = 2, *, every: int = 1, lowest: Sequence[str] = (), highest: Sequence[str] = ()
+        self,
+        folder: Path,
+        keep: int = 2,
+        *,
+        evaluations: Sequence[int] = (),
+        lowest: Sequence[str] = (),
+        highest: Sequence[str] = (),
     ) -> None:
         self._folder = folder.absolute()
-        self._keep, self._every = keep, every
+        self._keep, self._evaluations = keep, evaluations
         self._best = [(name, 1) for name in lowest] + [(name, -1) for name in highest]
         self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        self._writer, self._writing = ThreadPoolExecutor(1, "checkpoint"), None
         if first_process():
             self._folder.mkdir(parents=True, exist_ok=True)
             for left in self._folder.iterdir():
@@ -64,27 +75,49 @@ class Checkpoints:
         self._newest = self._agreed()
 
     def close(self) -> None:
-        self._orbax.close()
+        """Wait for the writer, then end it."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+            self._orbax.close()
+
+    def wait(self) -> None:
+        """Wait for the checkpoint that is being written. Raises Stopped where it can't be."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def check(self) -> None:
+        """Raise Stopped if the writer has failed; does not wait."""
+        if self._writing and self._writing.done():
+            self.wait()
 
     def steps(self) -> list[int]:
         """Of which steps there are checkpoints, ascending."""
+        self.wait()
+        return self._steps()
+
+    def _steps(self) -> list[int]:
         return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, or None."""
+        self.wait()
         return self._newest or None
 
     def _agreed(self) -> int:
         """The newest step that the first process sees, or 0: a file system may show another to others."""
-        newest = max(self.steps(), default=0) if first_process() else 0
+        newest = max(self._steps(), default=0) if first_process() else 0
         if jax.process_count() > 1:
             newest = int(multihost_utils.broadcast_one_to_all(np.int64(newest)))
         return newest
 
     def newest_good(self) -> int | None:
         """The newest step whose files are what was saved, or None; damaged ones above are renamed, with a warning."""
+        self.wait()
         if first_process():
-            for step in reversed(self.steps()):
+            for step in reversed(self._steps()):
                 try:
                     verify(self._folder / str(step))
                     break
@@ -101,8 +134,9 @@ class Checkpoints:
 
     def drop_after(self, step: int) -> int:
         """Delete the checkpoints of later steps; the step of the newest that is left, or 0."""
+        self.wait()
         if first_process():
-            for later in reversed(self.steps()):
+            for later in reversed(self._steps()):
                 if later > step:
                     self._drop(later)
         barrier("checkpoints dropped")
@@ -110,13 +144,22 @@ class Checkpoints:
         return self._newest
 
     def save(self, step: int, state: PyTree, host: dict[str, Any]) -> None:
-        """Save under ``step``; does nothing if that step is there already.
+        """Copy the state, then let the writer save it under ``step``; does nothing if that step is there already.
 
-        Raises Stopped, after removing what there is of it, where the files can't be written.
+        Where the files can't be written, what there is of them is removed, and Stopped is raised here (several
+        processes) or by the next method that waits for the writer.
         """
+        self.wait()
         if step == self._newest:
             return
         content_hash(host)  # what is no JSON is a bug, not a full disk
+        if jax.process_count() > 1:
+            self._write(step, key_data(state), host)
+        else:
+            self._writing = self._writer.submit(self._write, step, copied(state), host)
+
+    def _write(self, step: int, state: PyTree, host: dict[str, Any]) -> None:
+        """Write a checkpoint, and delete those that need not stay. Raises Stopped where the files can't be written."""
         temporary = self._folder / f"{step}{UNFINISHED}"
         try:
             if first_process():
@@ -133,7 +176,7 @@ class Checkpoints:
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             raise Stopped(
                 f"the checkpoint of step {step} can't be written to {self._folder} ({reason(error)}), that of step "
-                f"{self.latest_step() or 0} is the newest: make room, then start the same command again"
+                f"{self._newest} is the newest: make room, then start the same command again"
             ) from error
         barrier(f"step {step} saved")
         self._newest = step
@@ -141,6 +184,7 @@ class Checkpoints:
 
     def amend(self, step: int, host: dict[str, Any]) -> None:
         """Replace some of the host's values of a step."""
+        self.wait()
         if first_process():
             folder = self._folder / str(step)
             content = read_manifest(folder)
@@ -151,28 +195,31 @@ class Checkpoints:
 
         Raises ValueError naming the folder and the first array that differs where another model was saved.
         """
+        self.wait()
         folder = self._folder / str(step)
         found: Any = self._orbax.metadata(folder / "state").item_metadata
         check_same_model(described(like), described(found.tree), folder)
         target = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            like,
+            jax.eval_shape(key_data, like),
             shardings,
         )
         restored = self._orbax.restore(folder / "state", args=ocp.args.StandardRestore(target))
-        return restored, read_manifest(folder)["host"]
+        return with_keys(restored, like), read_manifest(folder)["host"]
 
     def _prune(self) -> None:
         """Delete what is neither among the newest nor the best of a metric."""
         if not first_process():
             return
-        steps = self.steps()
-        kept = {steps[-1], *[step for step in steps if step % self._every == 0][-self._keep :]}
+        steps = self._steps()
+        kept = set(steps[-self._keep :])
+        for every in self._evaluations:
+            kept.update([step for step in steps if step % every == 0][-self._keep :])
         metrics = {step: self._metrics(step) for step in steps} if self._best else {}
         for name, sign in self._best:
             if rated := [step for step in metrics if math.isfinite(metrics[step].get(name, math.nan))]:
                 kept.add(min(rated, key=lambda step: sign * metrics[step][name]))
-        for step in set(self.steps()) - kept:
+        for step in set(self._steps()) - kept:
             self._drop(step)
 
     def _metrics(self, step: int) -> dict[str, float]:
@@ -186,6 +233,32 @@ class Checkpoints:
     def _drop(self, step: int) -> None:
         """Delete a checkpoint: under another name, so that no half of it is ever taken for whole."""
         shutil.rmtree((self._folder / str(step)).rename(self._folder / f"{step}{UNFINISHED}"))
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether an array, or the shape of one, holds typed keys."""
+    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def key_data(state: PyTree) -> PyTree:
+    """A state with the uint32 numbers of its typed keys in their place."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, state)
+
+
+def with_keys(state: PyTree, like: PyTree) -> PyTree:
+    """A state that `key_data` made, with keys again where ``like`` (arrays or shapes) has them."""
+
+    def wrap(kind: Any, leaf: Any) -> Any:
+        if not is_key(kind):
+            return leaf
+        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(jax.numpy.zeros((), kind.dtype)))
+
+    return jax.tree.map(wrap, like, state)
+
+
+def copied(state: PyTree) -> PyTree:
+    """A state as numpy arrays of their own; those of `jax.device_get` may share memory that the next step reuses."""
+    return jax.tree.map(np.array, jax.device_get(key_data(state)))
 
 
 def write_manifest(folder: Path, host: dict[str, Any]) -> None:
@@ -300,8 +373,7 @@ def described(state: PyTree) -> dict[str, str]:
     """Each array of a state (arrays, shapes or orbax's metadata) by its path, such as float32[3, 3, 1, 32]."""
     arrays = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.eval_shape(jax.random.key_data, leaf)  # so they are saved
+        leaf = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf  # so they are saved
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         arrays[name] = f"{jax.numpy.dtype(leaf.dtype).name}{list(leaf.shape)}"
     return arrays

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
@@ -10,22 +11,26 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxai.cli import Training
 from jaxai.command import Interrupted
 from jaxai.train.checkpoint import Checkpoints
+from jaxai.train.feed import Batches, feed_of
 from jaxai.train.finite import Finite, Taken
 from jaxai.train.log import MetricsLog, Progress
 from jaxai.train.processes import local, local_mesh, watched
 from jaxai.train.run import Run, check_same, locked
 from jaxai.train.setback import Setback, go_back, read_setbacks, with_other_noise
-from jaxai.train.sharding import state_sharding
+from jaxai.train.sharding import on_accelerator, state_sharding
 from jaxai.train.signals import Signals
-from jaxai.train.steps import Batches, Step, Take, compile_steps, skipping
+from jaxai.train.steps import Step, Take, skipping, steps_a_call
 from jaxai.typing import PyTree
 
 logger = logging.getLogger(__name__)
+
+MEASURED = 5  # single steps before the length of a call is chosen; the first one warms up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +46,15 @@ class Every:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The state after the last step, and where the time went (seconds, over all starts of the run)."""
+    """The state after the last step, and where the time went (seconds, over all starts of the run).
+
+    ``train_seconds`` is all but compiling, ``evaluation_seconds`` the part of it in which `Every`'s functions ran.
+    """
 
     state: Any
     compile_seconds: float
     train_seconds: float
+    evaluation_seconds: float
 
 
 def fit(
@@ -58,31 +67,39 @@ def fit(
     mesh: Mesh,
     every: Sequence[Every] = (),
     show: Sequence[str] = ("loss",),
-    steps_per_call: int = 1,
+    steps_per_call: int | None = None,
 ) -> Result:
     """Train until ``config.steps``, from the newest good checkpoint of the run or from ``init()``.
 
     The step is jitted with the state donated and sharded over the devices. With ``steps_per_call`` the device takes so
-    many steps, or fewer before a checkpoint, without the host in between: worth it where steps are short, but not for
-    `jax.lax` convolutions on CPU, which are slow inside a loop.
+    many steps without the host in between: worth it where steps are short, but not for `jax.lax` convolutions on CPU,
+    which are slow inside a loop. All batches of a call must have one shape, else ValueError. On a CPU None is 1, and a
+    call before a stop of the host takes fewer steps; it has the same bits. On accelerators, where a loop of another
+    length is another program with other roundings, calls begin at multiples of ``steps_per_call``, and what is left
+    before a stop is taken step by step; None measures the first steps and chooses (`steps_a_call`), which the
+    checkpoints keep. There data sets below 1 GB stay on the device, and the host sends row numbers (`feed_of`).
 
-    Metrics that are not finite are treated as `Finite` says; nothing of such a step is saved. A `Setback` deletes the
-    checkpoints after its step and goes on from the newest that is left, or from the start, on the same batches with
+    There is a checkpoint after every ``config.checkpoint_seconds``, at multiples of ``config.checkpoint_every``, where
+    ``config.save_evaluations`` at those of ``every``, and after the last step; it is written while the training goes
+    on. Metrics that are not finite are treated as `Finite` says; nothing of such a step is saved. A `Setback` deletes
+    the checkpoints after its step and goes on from the newest that is left, or from the start, on the same batches with
     other noise; ``setbacks.json`` lists them, the fourth raises Stopped. SIGTERM and SIGINT save and raise Interrupted.
     Raises ValueError where another process trains in the run's folder, and Stopped where a checkpoint can't be written.
     """
-    with jax.set_mesh(mesh), locked(run), closing(checkpoints_of(run, config)) as checkpoints, Signals(mesh) as signals:
-        loop = Loop(step, init, batches, config, run, mesh, every, show, steps_per_call, checkpoints, signals)
-        result = loop.run_until_done()
+    with jax.set_mesh(mesh), locked(run), Signals(mesh) as signals:
+        with closing(checkpoints_of(run, config, every)) as checkpoints:
+            loop = Loop(step, init, batches, config, run, mesh, every, show, steps_per_call, checkpoints, signals)
+            result = loop.run_until_done()
         if signals.received:  # too late for a step to notice
             raise Interrupted(signals.received)
         return result
 
 
-def checkpoints_of(run: Run, config: Training) -> Checkpoints:
+def checkpoints_of(run: Run, config: Training, every: Sequence[Every]) -> Checkpoints:
     """The checkpoints of a run, kept as its config says."""
-    best = {"lowest": config.keep_lowest, "highest": config.keep_highest}
-    return Checkpoints(run.checkpoints, config.keep, every=config.checkpoint_every, **best)
+    kept = {"lowest": config.keep_lowest, "highest": config.keep_highest}
+    evaluations = [entry.steps for entry in every] if config.save_evaluations else []
+    return Checkpoints(run.checkpoints, config.keep, evaluations=evaluations, **kept)
 
 
 @dataclasses.dataclass
@@ -97,15 +114,19 @@ class Loop:
     mesh: Mesh
     every: Sequence[Every]
     show: Sequence[str]
-    steps_per_call: int
+    steps_per_call: int | None
     checkpoints: Checkpoints
     signals: Signals
 
     def __post_init__(self) -> None:
         self.shapes = jax.eval_shape(self.init)
         self.shardings = state_sharding(self.shapes, self.mesh, shard_parameters=self.config.shard_parameters)
-        self.times = {"compile_seconds": 0.0, "train_seconds": 0.0}
-        self.clock = Clock()
+        self.times = {"compile_seconds": 0.0, "train_seconds": 0.0, "evaluation_seconds": 0.0}
+        self.clock, self.since_save = Clock(), Clock()
+        self.accelerator = on_accelerator(self.mesh)
+        self.length = self.steps_per_call or (None if self.accelerator else 1)
+        self.durations: list[float] = []
+        self.feed = feed_of(self.batches, self.mesh, resident=self.accelerator)
         self.first = self.batches.get_state()
         self.setbacks = read_setbacks(self.run)
         self.take: Take | None = None
@@ -135,6 +156,7 @@ class Loop:
             check_same(self.run.identity, host["run"], self.run.checkpoints / str(start))
             self.batches.set_state(host["batches"])
             pending = host["pending"]
+            self.length = self.length or host.get("steps_per_call")
             if self.take is None:  # else more time has passed than this checkpoint knows
                 self.times.update({name: host[name] for name in self.times})
             logger.info("going on from step %d of %s", start, self.run.folder)
@@ -150,11 +172,32 @@ class Loop:
         """The step, compiled once."""
         if self.take is None:
             step = skipping(self.step) if self.config.on_nonfinite == "skip" else self.step
+            limit, how = self.length or 1, {"fixed": self.accelerator}
+            self.take = Take(step, self.shardings, self.feed, self.mesh, limit, **how)
             self.clock.lap()
-            self.take = compile_steps(step, state, self.shardings, self.batches, self.mesh, self.steps_per_call)
+            self.take.compile(state)
+            if self.accelerator and limit > 1:
+                self.take.compile(state, limit)
             logger.info("compiled the training step in %.1f s", seconds := self.clock.lap())
             self.times["compile_seconds"] += seconds
         return self.take
+
+    def measured(self, take: Take, state: PyTree, metrics: PyTree, began: float) -> None:
+        """Note how long a single step took; after some of them choose how many a call takes, and compile that."""
+        jax.block_until_ready(metrics)
+        self.durations.append(time.perf_counter() - began)
+        if len(self.durations) < MEASURED:
+            return
+        seconds = min(self.durations[1:])
+        length = steps_a_call(seconds, math.gcd(*self.stops()))
+        if jax.process_count() > 1:  # the first decides
+            length = int(multihost_utils.broadcast_one_to_all(np.int32(length)))
+        self.times["train_seconds"] += self.clock.lap()
+        if length > 1:
+            take.compile(state, length)
+        self.times["compile_seconds"] += (compiled := self.clock.lap())
+        logger.info("a step takes %.1f ms: %d steps a call, compiled in %.1f s", 1e3 * seconds, length, compiled)
+        self.length = length
 
     def advance(
         self, take: Take, state: PyTree, start: int, pending: dict[str, float] | None, log: MetricsLog, bar: Progress
@@ -171,19 +214,23 @@ class Loop:
             if start:
                 self.checkpoints.amend(start, {"metrics": values, "pending": None})
         done, late = start, None
-        stops = [self.config.checkpoint_every, *(entry.steps for entry in self.every)]
+        self.since_save.lap()
         while done < steps:
-            count = min(self.steps_per_call, steps - done, *(stop - done % stop for stop in stops))
-            rows = [next(self.batches) for _ in range(count)]
+            self.checkpoints.check()
+            count = self.steps_of_call(done)
+            rows = [next(self.feed.rows) for _ in range(count)]
+            began = time.perf_counter()
             with self.watched():
                 state, metrics = take(state, rows)
+                if self.length is None:
+                    self.measured(take, state, metrics, began)
                 ready, late = late, Taken(done, count, metrics, [ids_of(row) for row in rows])
                 if ready:  # one call late: the device works while the host fetches and prepares
                     for row in finite.rows(ready, state):
                         write(*row)
-                signal = self.signals.stop()
+                signal, asked = self.signals.stop(self.save_is_due())
             done += count
-            save = done % self.config.checkpoint_every == 0 or done == steps or signal
+            save = asked or signal or self.saves_at(done)
             if not save and not self.is_due(done):
                 continue
             values = {}
@@ -200,7 +247,7 @@ class Loop:
                 bar.line(done, values)
             except Interrupted as interrupted:
                 signal, pending = interrupted.number, values
-            if save or signal:
+            if save or signal:  # which may have come meanwhile
                 log.flush()
                 with self.watched():
                     self.save(done, state, values, pending)
@@ -212,6 +259,31 @@ class Loop:
         """What must not take longer than the watchdog allows, with several processes."""
         return watched(self.config.watchdog if jax.process_count() > 1 else 0.0)
 
+    def stops(self) -> list[int]:
+        """After every multiple of which numbers of steps the host has something to do."""
+        return [stop for stop in (self.config.checkpoint_every, *(entry.steps for entry in self.every)) if stop]
+
+    def steps_of_call(self, done: int) -> int:
+        """How many steps the next call takes: the calls of a run are the same wherever it was interrupted."""
+        left = min([self.config.steps - done, *(stop - done % stop for stop in self.stops())])
+        length = self.length or 1
+        if not self.accelerator:
+            return min(length, left)
+        return length if done % length == 0 and length <= left else 1
+
+    def saves_at(self, done: int) -> bool:
+        """Whether there is always a checkpoint after ``done`` steps."""
+        config = self.config
+        in_turn = config.checkpoint_every and done % config.checkpoint_every == 0
+        return done == config.steps or bool(in_turn) or (config.save_evaluations and self.is_due(done))
+
+    def save_is_due(self) -> bool:
+        """Whether ``checkpoint_seconds`` have passed since the last save; once, then they begin again."""
+        if not self.config.checkpoint_seconds or self.since_save.seconds() < self.config.checkpoint_seconds:
+            return False
+        self.since_save.lap()
+        return True
+
     def is_due(self, done: int) -> bool:
         """Whether a function's turn is after ``done`` steps."""
         return any(done % entry.steps == 0 for entry in self.every)
@@ -221,17 +293,20 @@ class Loop:
         values: dict[str, float] = {}
         if not self.is_due(done):
             return values
-        state = local(state, self.mesh)
+        state, clock = local(state, self.mesh), Clock()
         with self.signals.raised(), jax.set_mesh(local_mesh(self.mesh)):
             for entry in self.every:
                 if done % entry.steps == 0:
                     values |= {name: float(value) for name, value in entry.function(done, state).items()}
+        self.times["evaluation_seconds"] += clock.seconds()
         return values
 
     def save(self, done: int, state: PyTree, metrics: dict[str, float], pending: dict[str, float] | None) -> None:
         """Save the state and all that the host needs to go on."""
+        self.since_save.lap()
         self.times["train_seconds"] += self.clock.lap()
         host = {"batches": self.batches.get_state(), **self.times, "run": self.run.identity}
+        host |= {"steps_per_call": self.length}
         self.checkpoints.save(done, state, {**host, "metrics": metrics, "pending": pending})
 
 
@@ -246,6 +321,10 @@ class Clock:
     def __init__(self) -> None:
         self._last = time.perf_counter()
 
+    def seconds(self) -> float:
+        return time.perf_counter() - self._last
+
     def lap(self) -> float:
+        """Begin the next lap; the seconds of the last one."""
         last, self._last = self._last, time.perf_counter()
         return self._last - last

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 FREE = {"steps", "platform", "devices", "workdir", "data_dir", "text", "resume", "tensorboard"}
 FREE |= {"steps_per_call", "parts", "on_collapse", "collapse_after"}
 FREE |= {"mesh", "shard_parameters", "coordinator", "num_processes", "process_id", "watchdog"}
-FREE |= {"checkpoint_every", "keep", "keep_lowest", "keep_highest", "on_nonfinite"}
+FREE |= {"checkpoint_seconds", "checkpoint_every", "keep", "keep_lowest", "keep_highest", "on_nonfinite"}
 """Options that may differ between two starts of one run; every other one, and the data, is part of what the run is."""
 
 

@@ -126,6 +126,11 @@ def is_spec(value: Any) -> bool:
     return isinstance(value, PartitionSpec)
 
 
+def on_accelerator(mesh: Mesh) -> bool:
+    """Whether the devices of a mesh have a memory of their own and work beside the host: they are no CPUs."""
+    return mesh.devices.flat[0].platform != "cpu"
+
+
 def put_batch(batch: PyTree, sharding: NamedSharding) -> PyTree:
     """This process's rows of a global batch (numpy) as global arrays on the mesh."""
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)

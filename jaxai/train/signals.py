@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxai.command import Interrupted
+from jaxai.train.processes import first_process
 from jaxai.typing import Array
 
 HANDLED = (signal.SIGTERM, signal.SIGINT)
@@ -26,11 +27,11 @@ class Signals:
 
     def __init__(self, mesh: Mesh) -> None:
         self.received, self._raises = 0, False
-        self._said: Array | None = None
+        self._agreed: Array | None = None
         devices = np.asarray(mesh.devices).reshape(-1)
         self._flat = Mesh(devices, ("device",))
         whole = NamedSharding(self._flat, PartitionSpec())
-        self._greatest = jax.jit(lambda flags: flags.max(), out_shardings=whole)
+        self._greatest = jax.jit(lambda flags: flags.max(0), out_shardings=whole)
 
     def __enter__(self) -> "Signals":
         self._before = {}
@@ -54,19 +55,24 @@ class Signals:
         if self._raises:
             raise Interrupted(number)
 
-    def stop(self) -> int:
-        """The signal on which to stop, or 0. All processes call this as often and get the same answer.
+    def stop(self, save: bool = False) -> tuple[int, bool]:
+        """The signal on which to stop, or 0, and whether to save now, for which ``save`` asks.
 
-        With several processes it is the one that any of them had received at the call before: the devices tell each
-        other while they work, and no host waits for them.
+        All of several processes call this equally often and get the same answer: the signal that any of them had
+        received at the call before, and what the first asked for then. The devices exchange both while they work, and
+        no host waits for them.
         """
         if jax.process_count() == 1:
-            return self.received
-        before = self._said
-        local = np.full(len(self._flat.local_devices), self.received, np.int32)
+            return self.received, save
+        before = self._agreed
+        own = [self.received, save and first_process()]
+        local = np.tile(np.array(own, np.int32), (len(self._flat.local_devices), 1))
         flags = jax.make_array_from_process_local_data(NamedSharding(self._flat, PartitionSpec("device")), local)
-        self._said = self._greatest(flags)
-        return int(before) if before is not None else 0
+        self._agreed = self._greatest(flags)
+        if before is None:
+            return 0, False
+        number, saves = np.asarray(before).tolist()
+        return number, bool(saves)
 
     @contextlib.contextmanager
     def raised(self) -> Iterator[None]:

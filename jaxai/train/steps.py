@@ -1,7 +1,7 @@
 """From a pure step to compiled programs that take one or several steps, and leave out what is not finite on request."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,78 +9,119 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import ArrayLike
 
+from jaxai.train.feed import Feed
 from jaxai.train.sharding import batch_sharding, put_batch
 from jaxai.typing import Array, PyTree
 
 Step = Callable[[Any, Any], tuple[Any, dict[str, Array]]]
 """(state, batch) -> (state, metrics): pure, not jitted."""
 
-Take = Callable[[PyTree, list[PyTree]], tuple[PyTree, dict[str, Array]]]
-"""(state, batches) -> (state, each metric of all steps): compiled."""
-
+CALL_SECONDS, LONGEST_CALL = 0.03, 32  # of a call on an accelerator; the host needs some 1 ms for each
 SKIPPED, WORST = "skipped", "worst_leaf"
 """What `skipping` adds to the metrics."""
 
 
-@runtime_checkable
-class Batches(Iterator[Any], Protocol):
-    """An endless iterator over batches (numpy) whose position can be saved: grain's iterators are such."""
+class Take:
+    """A step as compiled programs: (state, the rows of some batches) -> (state, each metric [steps]).
 
-    def get_state(self) -> dict[str, Any]: ...
-    def set_state(self, state: dict[str, Any]) -> None: ...
-
-
-def compile_steps(step: Step, state: PyTree, shardings: PyTree, batches: Batches, mesh: Mesh, limit: int = 1) -> Take:
-    """(state, 1 to ``limit`` batches) -> (state, each metric [limit]): that many steps, the rest of the metrics 0.
-
-    One program for every number of batches, compiled for this state and the shapes of the iterator's next batch, whose
-    position stays where it is; batches of other shapes get theirs when they come. Batches of one call have one shape.
+    The state is donated. A call takes 1 to ``limit`` steps; on a CPU one program takes any number of them, and what a
+    shorter call leaves of the metrics is 0. With ``fixed`` every number of steps is a program of its own, whose loop
+    has a known length: on a GPU a loop without one copies its condition to the host at each iteration. Batches of other
+    shapes get their programs when they come; those of one call must have one shape, else ValueError.
     """
-    sharding = batch_sharding(mesh, axis=1)
 
-    def put(rows: list[PyTree]) -> PyTree:
-        rows = rows + rows[-1:] * (limit - len(rows))
-        return put_batch(jax.tree.map(lambda *x: np.stack(x) if limit > 1 else x[0][None], *rows), sharding)
+    def __init__(
+        self, step: Step, shardings: PyTree, feed: Feed, mesh: Mesh, limit: int = 1, *, fixed: bool = False
+    ) -> None:
+        def fed(state: PyTree, rows: PyTree, arrays: PyTree) -> tuple[PyTree, dict[str, Array]]:
+            return step(state, feed.batch(arrays, rows))
 
-    function = jax.jit(several(step, limit), donate_argnums=0, out_shardings=(shardings, None))
-    programs: dict[tuple, Any] = {}
+        function = scanned(fed) if fixed else several(fed, limit) if limit > 1 else single(fed)
+        self._function = jax.jit(function, donate_argnums=0, out_shardings=(shardings, None))
+        self._feed, self._padded, self._sharding = feed, 0 if fixed else limit, batch_sharding(mesh, axis=1)
+        self._programs: dict[tuple, Any] = {}
 
-    def program(state: PyTree, stack: PyTree) -> Any:
+    def compile(self, state: PyTree, count: int = 1) -> None:
+        """Compile the program for ``count`` batches of the next one's shapes; the position in the data stays."""
+        position = self._feed.rows.get_state()
+        self._program(state, self._put([next(self._feed.rows)] * count), np.int32(count))
+        self._feed.rows.set_state(position)
+
+    def __call__(self, state: PyTree, rows: list[PyTree]) -> tuple[PyTree, dict[str, Array]]:
+        stack, count = self._put(rows), np.int32(len(rows))
+        return self._program(state, stack, count)(state, stack, self._feed.arrays, count)
+
+    def _put(self, rows: list[PyTree]) -> PyTree:
+        """The rows of some batches, one behind the other, on the devices."""
+        if len({tuple(leaf.shape for leaf in jax.tree.leaves(row)) for row in rows}) > 1:
+            raise ValueError(f"steps_per_call={len(rows)}, but batches differ in shape: give 1")
+        rows = rows + rows[-1:] * (self._padded - len(rows))
+        return put_batch(jax.tree.map(lambda *x: np.stack(x), *rows), self._sharding)
+
+    def _program(self, state: PyTree, stack: PyTree, count: np.int32) -> Any:
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(stack))
-        if shapes not in programs:
-            programs[shapes] = function.lower(state, stack, np.int32(1)).compile()
-        return programs[shapes]
-
-    def take(state: PyTree, rows: list[PyTree]) -> tuple[PyTree, dict[str, Array]]:
-        stack = put(rows)
-        return program(state, stack)(state, stack, np.int32(len(rows)))
-
-    position = batches.get_state()
-    program(state, put([next(batches)]))
-    batches.set_state(position)
-    return take
+        if shapes not in self._programs:
+            self._programs[shapes] = self._function.lower(state, stack, self._feed.arrays, count).compile()
+        return self._programs[shapes]
 
 
-def several(step: Step, limit: int) -> Callable[[PyTree, PyTree, Array], tuple[PyTree, dict[str, Array]]]:
-    """(state, stacked batches [limit, ...], count []) -> (state, stacked metrics): the first ``count`` steps."""
+FedStep = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, dict[str, Array]]]
+"""(state, the rows of a batch, arrays on the device) -> (state, metrics)."""
+Program = Callable[[PyTree, PyTree, PyTree, Array], tuple[PyTree, dict[str, Array]]]
+"""(state, stacked rows [n, ...], arrays on the device, count []) -> (state, stacked metrics [n])."""
 
-    def take(state: PyTree, stack: PyTree, index: ArrayLike) -> tuple[PyTree, dict[str, Array]]:
-        return step(state, jax.tree.map(lambda x: x[index], stack))
 
-    def loop(state: PyTree, stack: PyTree, count: Array) -> tuple[PyTree, dict[str, Array]]:
+def single(step: FedStep) -> Program:
+    """One step."""
+
+    def once(state: PyTree, stack: PyTree, arrays: PyTree, count: Array) -> tuple[PyTree, dict[str, Array]]:
+        state, metrics = step(state, jax.tree.map(lambda x: x[0], stack), arrays)
+        return state, jax.tree.map(lambda x: x[None], metrics)
+
+    return once
+
+
+def scanned(step: FedStep) -> Program:
+    """As many steps as there are rows."""
+
+    def loop(state: PyTree, stack: PyTree, arrays: PyTree, count: Array) -> tuple[PyTree, dict[str, Array]]:
+        if len(jax.tree.leaves(stack)[0]) == 1:
+            return single(step)(state, stack, arrays, count)
+        return jax.lax.scan(lambda state, rows: step(state, rows, arrays), state, stack)
+
+    return loop
+
+
+def several(step: FedStep, limit: int) -> Program:
+    """The first ``count`` steps; the metrics of the others are 0."""
+
+    def loop(state: PyTree, stack: PyTree, arrays: PyTree, count: Array) -> tuple[PyTree, dict[str, Array]]:
+        def take(state: PyTree, index: ArrayLike) -> tuple[PyTree, dict[str, Array]]:
+            return step(state, jax.tree.map(lambda x: x[index], stack), arrays)
+
         def body(index: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-            state, metrics = take(carry[0], stack, index)
+            state, metrics = take(carry[0], index)
             return state, jax.tree.map(lambda rows, one: rows.at[index].set(one), carry[1], metrics)
 
-        shapes = jax.eval_shape(take, state, stack, 0)[1]
+        shapes = jax.eval_shape(take, state, 0)[1]
         empty = jax.tree.map(lambda x: jnp.zeros((limit, *x.shape), x.dtype), shapes)
         return jax.lax.fori_loop(0, count, body, (state, empty))
 
-    def once(state: PyTree, stack: PyTree, count: Array) -> tuple[PyTree, dict[str, Array]]:
-        state, metrics = take(state, stack, 0)
-        return state, jax.tree.map(lambda x: x[None], metrics)
+    return loop
 
-    return loop if limit > 1 else once
+
+def steps_a_call(seconds: float, apart: int) -> int:
+    """How many steps of so many seconds one call takes: about 30 ms of them, at most 32.
+
+    ``apart`` is the number of steps between two stops of the host, 0 without any. Its largest divisor is taken if that
+    is at least half as many, because what is left of a call before a stop is taken step by step.
+
+    >>> steps_a_call(0.0015, 0), steps_a_call(0.0015, 250), steps_a_call(0.0001, 250), steps_a_call(0.05, 250)
+    (20, 10, 25, 1)
+    """
+    most = max(1, min(LONGEST_CALL, round(CALL_SECONDS / seconds), apart or LONGEST_CALL))
+    divisors = [count for count in range((most + 1) // 2, most + 1) if apart and apart % count == 0]
+    return max(divisors, default=most)
 
 
 def skipping(step: Step) -> Step:

@@ -3,12 +3,12 @@
 import json
 import threading
 
-import grain
 import numpy as np
 import pytest
 
 from jaxai.data import Dataset
 from jaxai.data.pipeline import batches
+from jaxai.train.feed import GatheredBatches
 
 
 def numbered(n: int) -> Dataset:
@@ -23,7 +23,7 @@ def labels_of(iterator, steps: int) -> np.ndarray:
 
 def test_what_a_batch_is():
     iterator = batches(numbered(10), 4, seed=0)
-    assert isinstance(iterator, grain.DatasetIterator)
+    assert isinstance(iterator, GatheredBatches)
     batch = next(iterator)
     assert batch["image"].shape == (4, 1, 1, 1)
     assert batch["image"].dtype == np.uint8

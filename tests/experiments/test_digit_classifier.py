@@ -24,7 +24,7 @@ def test_debug_run_writes_the_parameters_and_goes_on(tmp_path):
 
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
     for arguments, word in [
-        (["--checkpoint-every", "0"], "--checkpoint-every"),
+        (["--checkpoint-every", "-1"], "--checkpoint-every"),
         (["--held-out", "4500"], "--held-out"),
     ]:
         result = run(SCRIPTS / "digit_classifier.py", tmp_path / "run", *arguments)

@@ -106,7 +106,7 @@ def test_killed_run_goes_on_bit_for_bit(finished, tmp_path):
     """SIGKILL after the first checkpoint, then the same command."""
     workdir = tmp_path / "run"
     with subprocess.Popen(
-        commands.command(SCRIPT, workdir),
+        commands.command(SCRIPT, workdir, "--checkpoint-every", "20"),
         env=commands.environment(workdir),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

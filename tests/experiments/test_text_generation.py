@@ -2,13 +2,16 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from jaxai.data.text import load_text
+from jaxai.train.loop import Result
 from tests.experiments.commands import SCRIPTS, load, refusal, run, run_command, start, start_command
 
 SCRIPT = SCRIPTS / "text_generation.py"
@@ -43,6 +46,43 @@ def test_debug_run(finished):
     assert (workdir / "samples" / "sample.txt").read_text()
     assert set(RUN) < {path.name for path in workdir.iterdir()}
     assert "this run is finished" in run(SCRIPT, workdir, "--steps", "20").stderr
+
+
+def test_activations_in_bfloat16(finished, tmp_path):
+    whole, result = finished
+    summary = json.loads((whole / "summary.json").read_text())
+    assert (summary["iterations_per_second"] > 0, summary["mfu"]) == (True, None)
+    assert f", {summary['iterations_per_second']} iterations/s" in result.stdout
+    workdir = tmp_path / "run"
+    result = run(SCRIPT, workdir, "--steps", "5", "--dtype", "bfloat16")
+    assert result.returncode == 0, result.stderr
+    losses = [
+        [json.loads(line).get("loss", 0.0) for line in (folder / "metrics.jsonl").read_text().splitlines()[:6]]
+        for folder in (workdir, whole)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-2)  # 8 bits
+    assert losses[0] != losses[1]
+    assert {array.dtype for array in load_file(workdir / "model.safetensors").values()} == {np.dtype(np.float32)}
+    assert sampled(workdir, "--prompt", "A", "--tokens", "10").stdout.startswith("A")
+    refused = run(SCRIPT, tmp_path / "other", "--network", "recurrent", "--eval-batches", "0", "--dtype", "bfloat16")
+    assert "--dtype bfloat16 needs --network transformer" in refused.stderr.splitlines()[-1]
+
+
+def test_the_share_of_the_peak():
+    """Of two H100s, of a network with learned positions, which do not count; evaluations take no time."""
+    experiment = load(SCRIPT)
+    config = experiment.PRESETS["nanogpt"]
+    assert config.dtype == "bfloat16"
+    network = experiment.build("transformer", 65, config.shape, config.recurrent, config.dtype)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+    devices = np.array([SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")] * 2)
+    mesh = SimpleNamespace(devices=devices, size=2)
+    result = Result(SimpleNamespace(step=500), 9.0, train_seconds=30.0, evaluation_seconds=10.0)
+    found = experiment.speed(config, network, shapes, mesh, result)
+    counted = sum(leaf.size for leaf in jax.tree.leaves(shapes)) - 256 * 384
+    assert found["iterations_per_second"] == 25
+    expected = (6 * counted + 12 * 6 * 384 * 256) * 64 * 256 * 25 / (2 * 989e12)
+    assert found["mfu"] == pytest.approx(expected)
 
 
 def test_a_batch_in_parts_is_the_same_batch(finished, tmp_path):

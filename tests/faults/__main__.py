@@ -38,7 +38,10 @@ class Row:
 
 ROWS = {
     "kills": Row(
-        "kill -9: bitwise equal, at most one save interval lost, nothing temporary left", promises.kills, 20, (100,)
+        "kill -9: bitwise equal, at most one save interval and one write lost, nothing temporary left",
+        promises.kills,
+        20,
+        (100,),
     ),
     "signals": Row("SIGTERM, SIGINT: final checkpoint and exit within 10 s", promises.signals, 4, (20,)),
     "second_signals": Row("a second signal exits at once", promises.second_signals, 2, (10,)),
@@ -50,7 +53,7 @@ ROWS = {
         (3,),
     ),
     "full_disk": Row(
-        "disk full: told before the next step, exit code not 0, goes on later", promises.full_disk, 1, (5,)
+        "disk full: told before the next save, exit code not 0, goes on later", promises.full_disk, 1, (5,)
     ),
     "read_only": Row("a folder that can't be written to: refused, unchanged", promises.read_only, 2, (4,)),
     "malformed": Row("malformed input: exit code 2, one line, nothing changes", all_refused, 1, (1,)),

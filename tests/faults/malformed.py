@@ -52,7 +52,9 @@ COMMON = {
     ("--preset", "debug", "--workdir", "FOLDER/full"): "FOLDER/full holds files but no run",
 }
 TRAINED = {
-    ("--checkpoint-every", "0"): "--checkpoint-every must be at least 1, got 0",
+    ("--checkpoint-every", "-1"): "--checkpoint-every must be at least 0, got -1",
+    ("--checkpoint-seconds", "-1"): "--checkpoint-seconds must be at least 0, got -1",
+    ("--checkpoint-seconds", "nan"): "--checkpoint-seconds must be at least 0, got nan",
     ("--keep", "0"): "--keep must be at least 1, got 0",
     ("--on-nonfinite", "pray"): "--on-nonfinite",
     ("--mesh", "data=0"): "--mesh must look like data=4 or data=4,model=2, got data=0",

@@ -37,7 +37,7 @@ INTERVAL = 5  # between checkpoints, in EXPERIMENTS
 
 def kills(folder: Path, count: int) -> str:
     """SIGKILL at random moments, until the run is done: then it is bitwise equal to one that nobody killed."""
-    rng, most, landed, lives = np.random.default_rng(count), 0, 0, 0
+    rng, most, landed, lives, writing = np.random.default_rng(count), 0, 0, 0, 0
     for name in EXPERIMENTS:
         whole = Trial(name, folder / f"{name}_whole", STEPS)
         began = time.monotonic()
@@ -57,13 +57,18 @@ def kills(folder: Path, count: int) -> str:
                     break
                 left, landed = left - 1, landed + 1
                 reached, saved = trial.last_step, max(trial.checkpoints, default=0)
-                assert reached - saved <= INTERVAL, f"{trial.folder}: step {reached} was done, {saved} was saved"
+                # one interval, and the steps taken while a checkpoint is written, which the next one waits for
+                assert reached - saved <= 2 * INTERVAL, f"{trial.folder}: step {reached} was done, {saved} was saved"
+                writing += bool(trial.leftovers())
                 most = max(most, reached - saved)
             assert trial.finish()[0] == 0, trial.said.read_text()
             assert trial.outcome() == expected, f"{trial.folder} differs from {whole.folder}"
             assert not trial.leftovers()
             shutil.rmtree(trial.folder)
-    return f"{landed} kills over {len(EXPERIMENTS)} experiments, {lives} runs bitwise equal, at most {most} steps lost"
+    return (
+        f"{landed} kills over {len(EXPERIMENTS)} experiments, {writing} of them while a file was written, {lives} runs "
+        f"bitwise equal, at most {most} steps lost of {INTERVAL} between checkpoints"
+    )
 
 
 def signals(folder: Path, count: int) -> str:
@@ -207,7 +212,7 @@ def in_checkpoints(checkpoints: Path) -> str:
 
 
 def full_disk(folder: Path, count: int) -> str:
-    """Files can't grow any more: the save fails before the next step, the exit code is 1, and later the run goes on."""
+    """Files can't grow any more: the save fails, the run stops, the exit code is 1, and later the run goes on."""
     whole = Trial("gan", folder / "whole", 20)
     assert whole.finish()[0] == 0, whole.said.read_text()
     largest = max(path.stat().st_size for path in (whole.folder / "checkpoints" / "20").rglob("*") if path.is_file())
@@ -220,11 +225,12 @@ def full_disk(folder: Path, count: int) -> str:
         assert code == 1, f"exit code {code}\n{said}"
         assert "step 15 can't be written" in last, said
         assert "step 10 is the newest" in last, said
-        assert (trial.last_step, trial.checkpoints) == (15, [5, 10])
+        assert 15 <= trial.last_step <= 20  # steps are taken until the writer has failed, at most to the next save
+        assert trial.checkpoints == [5, 10]
         assert not trial.leftovers()
         assert trial.finish()[0] == 0
         assert trial.outcome() == whole.outcome()
-    return f"{count} of {count}: told at its step, exit code 1, the older checkpoint restored, then bitwise equal"
+    return f"{count} of {count}: its step named, exit code 1, the older checkpoint restored, then bitwise equal"
 
 
 def read_only(folder: Path, count: int) -> str:
@@ -259,7 +265,10 @@ def check_refusal(said: str, folder: Path) -> None:
 
 
 def ranks(folder: Path, count: int) -> str:
-    """Several processes train as one; where one is killed or stopped, the others end, and the restart is equal."""
+    """Several processes train as one; where one is killed or stopped, the others end, and the restart is equal.
+
+    Those that are killed also have checkpoints by time, on which they agree.
+    """
     alone = Trial("transformer", folder / "alone", STEPS, ("--devices", str(count)))
     assert alone.finish()[0] == 0, alone.said.read_text()
     joined = Team(folder / "joined", count)
@@ -268,7 +277,7 @@ def ranks(folder: Path, count: int) -> str:
     difference = largest_difference(alone.folder, joined.trial.folder)
     assert difference < 1e-6, f"{count} devices of one process and of {count}: losses differ by {difference}"
     joined.check_equal()
-    killed, longest = Team(folder / "killed", count), 0.0
+    killed, longest = Team(folder / "killed", count, ("--checkpoint-seconds", "0.3")), 0.0
     for what in (signal.SIGKILL, signal.SIGSTOP):
         processes = killed.start()
         target = killed.trial.last_step + 8
@@ -299,13 +308,13 @@ def ranks(folder: Path, count: int) -> str:
 class Team:
     """A run of several processes."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self.count, self.trial = count, Trial("transformer", folder, STEPS)
+    def __init__(self, folder: Path, count: int, options: tuple[str, ...] = ()) -> None:
+        self.count, self.trial = count, Trial("transformer", folder, STEPS, options)
 
     def start(self):
         options, processes = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(self.count)), []
         for index in range(self.count):
-            member = Trial("transformer", self.trial.folder, STEPS)
+            member = Trial("transformer", self.trial.folder, STEPS, self.trial.options)
             processes.append(member.start(*options, "--process-id", str(index)))
             member.said.rename(member.said.with_suffix(f".said.{index}"))
         return processes
@@ -448,6 +457,10 @@ def soak(folder: Path, count: int) -> str:
     seen, compiled, step, init = [], [], *tiny_gan()
 
     def look(done: int, state: object) -> dict[str, float]:
+        saved = [str(step) for step in range(count // 20, done, count // 20)][-2:]
+        while set(os.listdir(folder / "checkpoints")) != set(saved):
+            time.sleep(0.01)  # the thread that writes has files open
+        time.sleep(0.01)
         gc.collect()
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         files, threads = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
@@ -459,14 +472,15 @@ def soak(folder: Path, count: int) -> str:
             compiled.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(note)
-    config = Training(steps=count, checkpoint_every=count // 20)
+    config = Training(steps=count, checkpoint_every=count // 20, checkpoint_seconds=0.0)
     every = [Every(count // 20, look)]
     fit(step, init, Blobs(), config, run=Run(folder), mesh=make_mesh(1), every=every, show=(), steps_per_call=1)
     early, last = seen[5], seen[-1]
     growth = last[0] / early[0] - 1
     assert growth < 0.05, f"memory grew by {growth:.1%}"
     assert last[1] <= early[1] + 1, f"open files: {early[1]}, then {last[1]}"
-    assert last[2] <= early[2] + 1, f"threads: {early[2]}, then {last[2]}"
+    # pools fill up to their size while others work on the machine; a thread for each checkpoint would be 14 more
+    assert last[2] <= early[2] + 4, f"threads: {early[2]}, then {last[2]}"
     assert last[3] <= early[3], f"shared memory: {early[3]}, then {last[3]}"
     assert last[4] == early[4], f"programs compiled: {early[4]}, then {last[4]}"
     return (

@@ -20,21 +20,12 @@ from tests.experiments.commands import REPOSITORY
 
 PATIENCE = 300.0  # seconds for whatever takes none on an idle machine
 
+SAVES = ("--checkpoint-every", "5", "--checkpoint-seconds", "0")
 EXPERIMENTS = {
-    "gan": ("gan_mnist", "--preset", "debug", "--checkpoint-every", "5"),
-    "convolutional": ("cnn_cifar10", "--preset", "debug", "--checkpoint-every", "5"),
-    "recurrent": (
-        "text_generation",
-        "--preset",
-        "debug",
-        "--network",
-        "recurrent",
-        "--eval-batches",
-        "0",
-        "--checkpoint-every",
-        "5",
-    ),
-    "transformer": ("text_generation", "--preset", "debug", "--checkpoint-every", "5"),
+    "gan": ("gan_mnist", "--preset", "debug", *SAVES),
+    "convolutional": ("cnn_cifar10", "--preset", "debug", *SAVES),
+    "recurrent": ("text_generation", "--preset", "debug", "--network", "recurrent", "--eval-batches", "0", *SAVES),
+    "transformer": ("text_generation", "--preset", "debug", *SAVES),
 }
 """Their commands, at sizes that take seconds; every five steps there is a checkpoint."""
 LEFT_OUT = {"text_generation", "linear_regression"}  # stand above, or train without checkpoints

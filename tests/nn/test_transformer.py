@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy.special import erf
 
@@ -369,6 +370,27 @@ def test_bfloat16_computes_in_it_and_keeps_float32_parameters(key):
     assert a.dtype == b.dtype == jnp.float32
     np.testing.assert_allclose(a, b, atol=0.15)  # 8 bits through two blocks
     assert np.abs(a - b).max() > 1e-4
+
+
+def test_bfloat16_activations_give_float32_gradients_near_those_of_float32(key):
+    ids = tokens(2, 6)
+    networks = {name: LanguageModel(11, TINY, jnp.dtype(name)) for name in ("bfloat16", "float32")}
+    variables = compiled(networks["float32"].init)(key, ids)
+    gradients = {}
+    for name, network in networks.items():
+
+        def loss(params, network=network):
+            (logits, _), state = network.apply({"params": params}, ids, capture_intermediates=True, mutable=True)
+            inside = jax.tree.leaves(state["intermediates"]["decoder"]["block_0"])
+            floats = {leaf.dtype for leaf in inside if jnp.issubdtype(leaf.dtype, jnp.floating)}
+            assert floats == {jnp.dtype(network.dtype)}
+            assert logits.dtype == jnp.float32
+            return optax.softmax_cross_entropy_with_integer_labels(logits, ids).mean()
+
+        gradients[name] = jax.jit(jax.grad(loss))(variables["params"])
+    for half, full in zip(*map(jax.tree.leaves, gradients.values()), strict=True):
+        assert half.dtype == full.dtype == jnp.float32
+        assert np.abs(half - full).max() < 0.05 * np.abs(full).max() + 1e-4  # 8 bits through two blocks and back
 
 
 @pytest.mark.parametrize(

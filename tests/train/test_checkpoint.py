@@ -5,6 +5,8 @@ import itertools
 import os
 import re
 import shutil
+import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import optax
 import pytest
 
 from jaxai.command import Stopped
+from jaxai.train import checkpoint
 from jaxai.train.checkpoint import Checkpoints, Damaged, verify
 from jaxai.train.sharding import make_mesh, state_sharding
 from jaxai.train.supervised import init_state
@@ -132,6 +135,7 @@ def test_damaged_checkpoints_are_set_aside_for_the_newest_good_one(tmp_path, cap
     with closing(Checkpoints(folder, keep=4)) as checkpoints:
         for step in (5, 7, 9):
             checkpoints.save(step, state_of(params_of()), {})
+        checkpoints.wait()
         for step in (7, 9):
             (folder / str(step) / "state" / "_METADATA").unlink()
         assert checkpoints.newest_good() == 5
@@ -165,11 +169,51 @@ def test_a_save_that_fails_is_told_and_leaves_nothing(folder, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("jaxai.train.checkpoint.write_manifest", full)
-    with closing(Checkpoints(folder)) as checkpoints:
-        with pytest.raises(Stopped, match=r"step 6 can't be written .*\(No space left on device\), that of step 5 is"):
+    for waits in ("wait", "steps", "newest_good", "close"):
+        with closing(Checkpoints(folder)) as checkpoints:
             checkpoints.save(6, state_of(params_of()), {})
-        assert checkpoints.newest_good() == 5
-    assert [path.name for path in folder.iterdir()] == ["5"]
+            message = r"step 6 can't be written .*\(No space left on device\), that of step 5 is"
+            with pytest.raises(Stopped, match=message):
+                getattr(checkpoints, waits)()
+            checkpoints.wait()  # an error is raised once
+        assert [path.name for path in folder.iterdir()] == ["5"]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(folder, monkeypatch):
+    """And changes nothing of it, though the next step reuses the memory of the state."""
+    trained, write = threading.Event(), checkpoint.write_manifest
+
+    def late(*arguments) -> None:
+        assert trained.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr("jaxai.train.checkpoint.write_manifest", late)
+    step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    state = step({"x": jnp.zeros(10_000)})
+    with closing(Checkpoints(folder)) as checkpoints:
+        checkpoints.save(6, state, {})
+        for _ in range(3):
+            state = step(state)
+        jax.block_until_ready(state)
+        checkpoints.check()  # nothing is wrong so far
+        assert not (folder / "6").exists()
+        trained.set()
+        assert checkpoints.newest_good() == 6
+        shapes = jax.eval_shape(lambda: state)
+        restored, _ = checkpoints.restore(6, shapes, state_sharding(shapes, make_mesh(1)))
+    assert np.unique(restored["x"]).tolist() == [1]
+
+
+def test_a_failed_write_is_noticed_without_waiting(folder, monkeypatch):
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("jaxai.train.checkpoint.write_manifest", fails)
+    with closing(Checkpoints(folder)) as checkpoints:
+        checkpoints.save(6, state_of(params_of()), {})
+        time.sleep(3)  # it takes some 0.1 s
+        with pytest.raises(Stopped, match="step 6 can't be written"):
+            checkpoints.check()
 
 
 def test_a_value_that_is_no_number_is_never_the_best(tmp_path):
@@ -183,18 +227,20 @@ def test_a_damaged_best_checkpoint_does_not_stop_the_next_save(tmp_path, caplog)
     with closing(Checkpoints(tmp_path, keep=1, lowest=["loss"])) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, {"x": jnp.ones(2)}, {"metrics": {"loss": float(step)}})
+        checkpoints.wait()
         (tmp_path / "1" / "manifest.json").write_text("{}")
         checkpoints.save(3, {"x": jnp.ones(2)}, {"metrics": {"loss": 3.0}})
         assert checkpoints.steps() == [2, 3]
     assert "step 1 is damaged and now called 1.corrupt" in caplog.text
 
 
-def test_checkpoints_out_of_turn_take_no_place(tmp_path):
-    """Such as those that a signal made."""
-    with closing(Checkpoints(tmp_path, keep=2, every=5)) as checkpoints:
-        for step in (5, 10, 15, 16, 18):
+def test_the_newest_evaluations_stay_beside_the_newest(tmp_path):
+    with closing(Checkpoints(tmp_path, keep=2, evaluations=[5, 8])) as checkpoints:
+        for step in (5, 8, 10, 15, 16, 17, 18):
             checkpoints.save(step, {"x": jnp.ones(2)}, {})
-        assert checkpoints.steps() == [10, 15, 18]
+        assert checkpoints.steps() == [8, 10, 15, 16, 17, 18]
+        checkpoints.save(24, {"x": jnp.ones(2)}, {})
+        assert checkpoints.steps() == [10, 15, 16, 18, 24]
 
 
 def test_what_is_not_json_is_no_full_disk(folder):

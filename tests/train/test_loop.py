@@ -1,13 +1,17 @@
 """The promises of the host loop: interrupted or not, on one device or four, the same run."""
 
+import errno
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +22,18 @@ from jax.sharding import PartitionSpec
 
 from jaxai.cli import Training
 from jaxai.command import Interrupted, Stopped
-from jaxai.train.checkpoint import UNFINISHED
+from jaxai.data import Dataset
+from jaxai.data.pipeline import batches
+from jaxai.gan_watch import Watched
+from jaxai.train import checkpoint
+from jaxai.train.checkpoint import UNFINISHED, Checkpoints, read_manifest
+from jaxai.train.finite import Finite
 from jaxai.train.loop import Every, fit
 from jaxai.train.run import Run
 from jaxai.train.setback import Setback, with_other_noise
 from jaxai.train.sharding import make_mesh
-from jaxai.train.supervised import init_state, train_step
+from jaxai.train.steps import Take, scanned, several, steps_a_call
+from jaxai.train.supervised import cross_entropy, init_state, train_step
 from tests.helpers import Blobs, hex_losses, same_bits, tiny_gan
 
 SETUPS = [
@@ -42,7 +52,7 @@ def train(folder: Path, steps: int, *, every=(), checkpoint_every=1000, gan=None
     own = {"every": every, "steps_per_call": setup.pop("steps_per_call", 1)}
     mesh = make_mesh(setup.pop("devices", 1), shape=setup.get("mesh", ""))
     batches = setup.pop("batches", None) or Blobs()
-    config = Training(steps=steps, checkpoint_every=checkpoint_every, **setup)
+    config = setup.pop("kind", Training)(steps=steps, checkpoint_every=checkpoint_every, **setup)
     return fit(step, init, batches, config, run=Run(folder), mesh=mesh, **own)
 
 
@@ -99,7 +109,205 @@ def test_several_steps_in_one_call_are_the_same_steps(tmp_path):
         values = [[value for value in line.values() if not isinstance(value, str)] for line in (a, b)]
         np.testing.assert_allclose(*values, rtol=1e-5)  # XLA may round apart in two programs
     assert int(one.state.step) == int(four.state.step) == 11
-    assert {path.name for path in (tmp_path / "four" / "checkpoints").iterdir()} == {"5", "10", "11"}
+    assert {path.name for path in (tmp_path / "four" / "checkpoints").iterdir()} == {"10", "11"}
+
+
+@pytest.fixture
+def accelerated(monkeypatch):
+    """The CPU's devices pass for accelerators."""
+    monkeypatch.setattr("jaxai.train.loop.on_accelerator", lambda mesh: True)
+
+
+def taken_steps(monkeypatch) -> list[int]:
+    """How many steps each call takes from now on."""
+    taken, call = [], Take.__call__
+
+    def note(self, state, rows):
+        taken.append(len(rows))
+        return call(self, state, rows)
+
+    monkeypatch.setattr(Take, "__call__", note)
+    return taken
+
+
+def test_calls_on_an_accelerator_begin_at_multiples_of_their_length(tmp_path, monkeypatch, accelerated):
+    taken = taken_steps(monkeypatch)
+    options = {"every": [Every(10, lambda done, state: {})], "steps_per_call": 4}
+    train(tmp_path, 23, **options)
+    assert taken == [4, 4, 1, 1, 1, 1, 4, 4, 1, 1, 1]
+    taken.clear()
+    train(tmp_path, 32, **options)
+    assert taken == [1, 4, 1, 1, 1, 1]  # 23, 24 to 27, 28 and 29 before the stop at 30, 30 and 31
+
+
+def test_on_a_cpu_a_call_takes_one_step_unless_more_are_wanted(tmp_path, monkeypatch):
+    taken = taken_steps(monkeypatch)
+    train(tmp_path / "one", 5, steps_per_call=None)
+    assert taken == [1] * 5
+    taken.clear()
+    train(tmp_path / "four", 7, steps_per_call=4, every=[Every(6, lambda done, state: {})])
+    assert taken == [4, 2, 1]
+
+
+@pytest.mark.parametrize("setup", [{}, {"devices": 4}, {"devices": 4, "shard_parameters": True}])
+def test_accelerated_steps_are_the_same_steps(tmp_path, setup, accelerated, monkeypatch):
+    found = train(tmp_path / "four", 11, steps_per_call=4, **setup)
+    monkeypatch.undo()
+    plain = train(tmp_path / "one", 11, **setup)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),  # XLA may round apart in two programs
+        found.state.generator,
+        plain.state.generator,
+    )
+
+
+class Dying(Blobs):
+    """Ends the run in which it makes a certain batch for the first time, as a kill would."""
+
+    def __init__(self, at: set[int]) -> None:
+        super().__init__()
+        self.at = at
+
+    def __next__(self):
+        if self.position in self.at:
+            self.at.remove(self.position)
+            raise KeyboardInterrupt
+        return super().__next__()
+
+
+@pytest.mark.parametrize("steps_per_call", [4, None])
+def test_an_accelerated_run_goes_on_with_the_same_calls(tmp_path, accelerated, monkeypatch, steps_per_call):
+    """Bit for bit, from wherever a checkpoint was made, also by time."""
+    ticks = itertools.count()
+    monkeypatch.setattr("jaxai.train.loop.time", SimpleNamespace(perf_counter=lambda: 0.0075 * next(ticks)))
+    options = {"steps_per_call": steps_per_call, "every": [Every(9, lambda done, state: {})]}
+    options |= {"checkpoint_seconds": 0.08, "checkpoint_every": 0}
+    whole, dying = train(tmp_path / "whole", 40, **options), Dying({11, 19, 27, 33})
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "parts", 40, batches=dying, **options)
+    parts = train(tmp_path / "parts", 40, **options)
+    assert same_bits(parts.state, whole.state)
+    assert hex_losses(tmp_path / "parts" / "metrics.jsonl") == hex_losses(tmp_path / "whole" / "metrics.jsonl")
+
+
+def test_an_accelerator_chooses_how_many_steps_a_call_takes(tmp_path, accelerated, monkeypatch, caplog):
+    """By the duration of the first steps, once for a run, unless there is a number."""
+    caplog.set_level("INFO", "jaxai")
+    ticks = itertools.count()
+    monkeypatch.setattr("jaxai.train.loop.time", SimpleNamespace(perf_counter=lambda: 0.005 * next(ticks)))
+    taken, options = taken_steps(monkeypatch), {"every": [Every(12, lambda done, state: {})], "checkpoint_every": 0}
+    options |= {"steps_per_call": None}
+    train(tmp_path, 18, **options)
+    assert taken == [1] * 6 + [6] * 2  # five are measured, a call of six begins at six
+    assert "a step takes 5.0 ms: 6 steps a call, compiled in" in caplog.text
+    taken.clear()
+    caplog.clear()
+    train(tmp_path, 30, **options)
+    assert taken == [6, 6]
+    assert "steps a call" not in caplog.text
+    taken.clear()
+    train(tmp_path, 36, **options | {"steps_per_call": 2})
+    assert taken == [2] * 3
+    assert "steps a call" not in caplog.text
+
+
+def test_only_loops_for_accelerators_have_a_known_length():
+    def step(state, rows, arrays):
+        return state + rows["x"].sum() + arrays, {"loss": rows["x"].mean()}
+
+    arguments = jnp.zeros(()), {"x": jnp.ones((4, 8))}, jnp.ones(()), jnp.int32(4)
+    fixed, counted = (str(jax.make_jaxpr(loop)(*arguments)) for loop in (scanned(step), several(step, 4)))
+    assert "scan[" in fixed
+    assert "while[" not in fixed
+    assert "while[" in counted
+    found, expected = scanned(step)(*arguments), several(step, 4)(*arguments)
+    assert found[0] == expected[0] == 36
+    assert found[1]["loss"].tolist() == expected[1]["loss"].tolist() == [1.0] * 4
+
+
+def test_the_length_of_a_call():
+    assert steps_a_call(1.0, 0) == steps_a_call(0.03, 500) == 1
+    assert steps_a_call(1e-6, 0) == 32
+    assert steps_a_call(1e-6, 500) == 25
+    assert steps_a_call(1e-6, 7) == 7
+    assert steps_a_call(0.003, 500) == 10
+    assert steps_a_call(0.003, 13) == 10  # no divisor is near: the rest is taken step by step
+
+
+def images_run():
+    """(step, init, batches) of a linear model on 50 images in memory."""
+    rng, tx = np.random.default_rng(0), optax.adam(1e-2)
+    images, labels = rng.integers(0, 256, (50, 4, 4, 1), np.uint8), rng.integers(0, 3, 50).astype(np.int32)
+    data = Dataset("numbers", "train", images, labels, 3, "made up", False, "0" * 16)
+
+    def loss_fn(params, batch, key):
+        pixels = batch["image"].reshape(len(batch["image"]), -1) / 255.0
+        flip = jnp.where(batch["epoch"] % 2 == 0, 1.0, -1.0)[:, None]
+        return cross_entropy(flip * pixels @ params["weights"], batch["label"])
+
+    def init():
+        return init_state({"weights": jnp.zeros((16, 3))}, tx, jax.random.key(0))
+
+    return partial(train_step, loss_fn=loss_fn, tx=tx), init, partial(batches, data, 8, seed=0)
+
+
+@pytest.mark.parametrize("setup", [{}, {"devices": 4}, {"steps_per_call": 4}])
+def test_data_on_the_device_give_the_same_run(tmp_path, setup, accelerated, monkeypatch):
+    """Its checkpoints are those of a run that makes its batches on the host."""
+    step, init, made = images_run()
+    options = {"gan": (step, init), **setup}
+    host = tmp_path / "host"
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxai.train.feed.RESIDENT_BYTES", 0)
+        whole = train(host, 24, batches=made(), **options)
+    resident = train(tmp_path / "resident", 24, batches=made(), **options)
+    train(tmp_path / "mixed", 8, batches=made(), **options)
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxai.train.feed.RESIDENT_BYTES", 0)
+        train(tmp_path / "mixed", 16, batches=made(), **options)
+    mixed = train(tmp_path / "mixed", 24, batches=made(), **options)
+    losses = [[line["loss"] for line in lines_of(tmp_path / name)] for name in ("host", "resident", "mixed")]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)  # XLA may round apart in two programs
+    np.testing.assert_allclose(losses[0], losses[2], rtol=1e-5)
+    for other in (resident, mixed):
+        np.testing.assert_allclose(whole.state.params["weights"], other.state.params["weights"], atol=1e-5)
+
+
+def test_a_report_names_the_examples_of_data_on_the_device(tmp_path, accelerated):
+    step, init, made = images_run()
+
+    def fails(state, batch):
+        state, metrics = step(state, batch)
+        return state, metrics | {"odd": jnp.where(state.step == 3, jnp.nan, 1.0)}
+
+    with pytest.raises(FloatingPointError):
+        train(tmp_path, 9, gan=(fails, init), batches=made(), steps_per_call=4)
+    expected = made()
+    for _ in range(2):
+        next(expected)
+    assert json.loads((tmp_path / "nonfinite.json").read_text())["ids"] == next(expected)["id"].tolist()
+
+
+def test_the_next_call_is_on_its_way_before_the_last_ones_metrics_are_read(tmp_path, monkeypatch):
+    """So its batch is made and sent while the device works; a checkpoint knows the batches that were used, no more."""
+    events, take, rows = [], Take.__call__, Finite.rows
+
+    def noted_take(self, state, batch):
+        events.append("call")
+        return take(self, state, batch)
+
+    def noted_rows(self, taken, state):
+        events.append(f"read {taken.done + 1}")
+        return rows(self, taken, state)
+
+    monkeypatch.setattr(Take, "__call__", noted_take)
+    monkeypatch.setattr(Finite, "rows", noted_rows)
+    train(tmp_path, 5, checkpoint_every=3)
+    reads = ["read 1", "call", "read 2", "read 3"]
+    assert events == ["call", "call", *reads, "call", "call", "read 4", "read 5"]
+    for step in (3, 5):
+        assert read_manifest(tmp_path / "checkpoints" / str(step))["host"]["batches"] == {"position": step}
 
 
 class Uneven(Blobs):
@@ -113,14 +321,122 @@ class Uneven(Blobs):
 def test_batches_of_other_shapes(tmp_path):
     step, init = tiny_gan()
     result = train(tmp_path, 5, batches=Uneven())
-    state, batches, taken = jax.jit(init)(), Uneven(), jax.jit(step)
+    state, made, taken = jax.jit(init)(), Uneven(), jax.jit(step)
     for _ in range(5):
-        state, _ = taken(state, next(batches))
+        state, _ = taken(state, next(made))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),  # XLA may round apart in two programs
         result.state.generator,
         state.generator,
     )
+
+
+class Ticking(Blobs):
+    """Makes a clock that the loop reads go on by a second with each batch."""
+
+    def __init__(self, monkeypatch) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        monkeypatch.setattr("jaxai.train.loop.time", SimpleNamespace(perf_counter=lambda: self.seconds))
+
+    def __next__(self):
+        self.seconds += 1
+        return super().__next__()
+
+
+def saved_steps(monkeypatch) -> list[int]:
+    """Of which steps checkpoints are written from now on."""
+    saved, write = [], Checkpoints._write
+
+    def note(self, step, *arguments):
+        saved.append(step)
+        write(self, step, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "_write", note)
+    return saved
+
+
+def test_there_is_a_checkpoint_every_so_many_seconds(tmp_path, monkeypatch):
+    """At the end of the call in which they have passed, and they begin again after every checkpoint."""
+    saved = saved_steps(monkeypatch)
+    options = {"checkpoint_seconds": 4.0, "checkpoint_every": 0}
+    whole = train(tmp_path / "run", 14, batches=Ticking(monkeypatch), **options)
+    assert saved == [4, 8, 12, 14]
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"12", "14"}
+    saved.clear()
+    train(tmp_path / "both", 14, batches=Ticking(monkeypatch), **options | {"checkpoint_every": 6})
+    assert saved == [4, 6, 10, 12, 14]
+    saved.clear()
+    options |= {"steps_per_call": 3, "every": [Every(7, lambda done, state: {})]}
+    several = train(tmp_path / "several", 14, batches=Ticking(monkeypatch), **options)
+    assert saved == [6, 10, 14]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),  # XLA may round apart in two programs
+        whole.state.generator,
+        several.state.generator,
+    )
+    saved.clear()
+    train(tmp_path / "none", 14, batches=Ticking(monkeypatch), checkpoint_seconds=0.0, checkpoint_every=0)
+    assert saved == [14]
+
+
+def test_the_best_evaluations_are_saved(tmp_path):
+    def measure(done, state):
+        return {"extra": abs(done - 4.0)}
+
+    options = {"checkpoint_every": 0, "keep": 1, "keep_lowest": ("extra",)}
+    train(tmp_path, 11, every=[Every(2, measure)], **options)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"4", "10", "11"}
+
+
+def test_a_collapse_leads_back_to_the_evaluation_before(tmp_path, monkeypatch):
+    """However many checkpoints there were since."""
+    saved = saved_steps(monkeypatch)
+    options = {"checkpoint_every": 1, "kind": Watched, "on_collapse": "rollback"}
+    train(tmp_path, 10, every=[Every(4, Trouble(at=8, well=4, times=1))], **options)
+    (told,) = json.loads((tmp_path / "setbacks.json").read_text())["setbacks"]
+    assert told["to"] == 4
+    assert saved == [*range(1, 8), *range(5, 11)]
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
+    whole, write = train(tmp_path / "whole", 12), checkpoint.write_manifest
+
+    def full(folder, host):
+        if folder.name.startswith("6"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(folder, host)
+
+    monkeypatch.setattr("jaxai.train.checkpoint.write_manifest", full)
+    with pytest.raises(Stopped, match=r"step 6 can't be written .*\(No space left on device\), that of step 3 is"):
+        train(tmp_path / "parts", 12, checkpoint_every=3)
+    assert [path.name for path in (tmp_path / "parts" / "checkpoints").iterdir()] == ["3"]
+    monkeypatch.undo()
+    parts = train(tmp_path / "parts", 12, checkpoint_every=3)
+    assert same_bits(parts.state, whole.state)
+
+
+def test_steps_are_taken_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    fetched, write = threading.Event(), checkpoint.write_manifest
+
+    class Noting(Blobs):
+        def __next__(self):
+            if self.position == 7:
+                fetched.set()
+            return super().__next__()
+
+    def late(folder, host):
+        assert fetched.wait(60), "no step was taken"
+        write(folder, host)
+
+    monkeypatch.setattr("jaxai.train.checkpoint.write_manifest", late)
+    parts = train(tmp_path / "run", 8, batches=Noting(), checkpoint_every=4)
+    assert same_bits(parts.state, train(tmp_path / "whole", 8).state)
+
+
+def test_batches_of_one_call_have_one_shape(tmp_path):
+    with pytest.raises(ValueError, match="steps_per_call=2, but batches differ in shape: give 1"):
+        train(tmp_path, 4, batches=Uneven(), steps_per_call=2)
 
 
 def test_run_that_breaks_off_between_checkpoints_goes_on_without_a_trace(tmp_path):
@@ -450,6 +766,19 @@ def test_a_signal_at_the_end_is_not_lost(tmp_path):
     assert train(tmp_path, 5).state.step == 5
 
 
+def test_a_signal_during_the_last_write_waits_for_it(tmp_path, monkeypatch):
+    write = checkpoint.write_manifest
+
+    def late(folder, host):
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(folder, host)
+
+    monkeypatch.setattr("jaxai.train.checkpoint.write_manifest", late)
+    with pytest.raises(Interrupted):
+        train(tmp_path, 5)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
+
+
 def test_a_look_that_was_broken_off_counts_for_the_best(tmp_path):
     calls = []
 
@@ -490,8 +819,11 @@ with Signals(make_mesh(1)):
 
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
     def another(done, state):
+        """And does not take for a leftover what the first one is writing."""
+        (writing := tmp_path / "run" / "checkpoints" / f"9{UNFINISHED}").mkdir(exist_ok=True)
         with pytest.raises(ValueError, match="is in use, another process trains in it: wait"):
             train(tmp_path / "run", 4)
+        assert writing.exists()
         return {}
 
     train(tmp_path / "run", 2, every=[Every(1, another)])
