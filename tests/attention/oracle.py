@@ -213,9 +213,9 @@ SETTINGS = {
 }
 
 
-def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(f: Callable[..., Any], **options: Any) -> Any:
     """`jax.jit` in a third of the time: the tests compile far more than they compute."""
-    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0}, **options)
 
 
 def scaled(desired: Any) -> float:

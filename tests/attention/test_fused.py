@@ -55,21 +55,21 @@ def sharding(mesh):
 
 def with_mesh(f, mesh, qkv):
     with jax.set_mesh(mesh):
-        return jax.jit(lambda qkv: f(qkv))(qkv)
+        return compiled(lambda qkv: f(qkv))(qkv)
 
 
 def in_shardings(f, mesh, qkv):
-    return jax.jit(lambda qkv: f(qkv), in_shardings=(sharding(mesh),))(qkv)
+    return compiled(lambda qkv: f(qkv), in_shardings=(sharding(mesh),))(qkv)
 
 
 def in_shard_map(f, mesh, qkv):
     spec = sharding(mesh).spec
-    return jax.jit(jax.shard_map(f, mesh=mesh, in_specs=(spec,), out_specs=spec))(qkv)
+    return compiled(jax.shard_map(f, mesh=mesh, in_specs=(spec,), out_specs=spec))(qkv)
 
 
 WAYS = {
     "eager": lambda f, mesh, qkv: f(qkv),
-    "jit": lambda f, mesh, qkv: jax.jit(lambda qkv: f(qkv))(qkv),
+    "jit": lambda f, mesh, qkv: compiled(lambda qkv: f(qkv))(qkv),
     "set_mesh": with_mesh,
     "set_mesh and placed": lambda f, mesh, qkv: with_mesh(f, mesh, jax.device_put(qkv, sharding(mesh))),
     "in_shardings": in_shardings,
@@ -108,7 +108,7 @@ def test_half_precision_runs_by_the_kernels_in_every_way(program, dtype, devices
     draws = [np.random.default_rng(n).uniform(-1, 1, shape) for n, shape in enumerate(QKV)]
     qkv = [jnp.asarray(x, dtype) for x in draws]
     wide = [x.astype(np.float32) for x in qkv]
-    desired = jax.jit(functools.partial(f, implementation="reference"))(wide)
+    desired = compiled(functools.partial(f, implementation="reference"))(wide)
     for name, way in WAYS.items():
         gpu.seen.clear()
         jax.clear_caches()
@@ -143,7 +143,7 @@ def test_every_device_calls_the_kernels_for_its_part(heads, spec, lead, gpu):
 
     place = NamedSharding(mesh, P(*(None for _ in lead), *spec))
     qkv = [jax.ShapeDtypeStruct((*lead, *shape), jnp.bfloat16, sharding=place) for shape in shapes]
-    program = jax.jit(jax.vmap(run) if lead else run).lower(qkv).compile().as_text()
+    program = compiled(jax.vmap(run) if lead else run).lower(qkv).compile().as_text()
     assert not re.search("all-gather|all-to-all|collective-permute|all-reduce", program)
     parts = [2 if name else 1 for name in (*spec, *(None,) * (4 - len(spec)))]
     batch, *local = (size // part for size, part in zip(shapes[0], parts, strict=True))
@@ -270,7 +270,7 @@ def test_the_loops_of_a_gpu_compute_the_same_and_know_their_length(name, gpu):
     desired = compiled(functools.partial(both, case.expected))(arrays, direction)
     for setting in ("small blocks", "default"):
         call = functools.partial(case.call, **SETTINGS[setting])
-        program = jax.jit(functools.partial(both, call)).lower(arrays, direction).compile()
+        program = compiled(functools.partial(both, call)).lower(arrays, direction).compile()
         assert_close(program(arrays, direction), desired)
         loops = [line for line in program.as_text().splitlines() if re.search(r" while\(", line)]
         assert [line for line in loops if "known_trip_count" not in line] == []
