@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -170,7 +171,7 @@ class Checkpoints:
                 temporary.rename(self._folder / str(step))
                 synchronise(self._folder)
         except Exception as error:  # orbax and tensorstore have no type of their own for a full disk
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove_for_good(temporary)
             # else orbax's other writers tell the same once more, after our line
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
@@ -233,6 +234,14 @@ class Checkpoints:
     def _drop(self, step: int) -> None:
         """Delete a checkpoint: under another name, so that no half of it is ever taken for whole."""
         shutil.rmtree((self._folder / str(step)).rename(self._folder / f"{step}{UNFINISHED}"))
+
+
+def remove_for_good(folder: Path) -> None:
+    """Remove what a failed save left; tensorstore's other writers make some of it again in the next moment."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_key(leaf: Any) -> bool:

@@ -211,7 +211,7 @@ def test_a_failed_write_is_noticed_without_waiting(folder, monkeypatch):
     monkeypatch.setattr("jaxai.train.checkpoint.write_manifest", fails)
     with closing(Checkpoints(folder)) as checkpoints:
         checkpoints.save(6, state_of(params_of()), {})
-        time.sleep(3)  # it takes some 0.1 s
+        time.sleep(5)  # it takes some 1.1 s
         with pytest.raises(Stopped, match="step 6 can't be written"):
             checkpoints.check()
 
