@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxai import command
+
 MET, MISSED, FAILED, NOT_RUN, MEASURED = "met", "missed", "failed", "not run", "measured"
 STATUSES = (FAILED, MISSED, MET, NOT_RUN, MEASURED)
 """In the order of the table; measured is what has nothing to be compared with."""
@@ -168,8 +170,8 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The beginning of an error's message."""
-    return " ".join(str(error).split())[:300]
+    """The beginning of an error's message, on one line."""
+    return command.one_line(error)[:300]
 
 
 def digits(value: Any) -> float:

@@ -4,15 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int, Int64, UInt8
 
 from jaxai.data.pipeline import Gathered, check_rows, endless, own_rows
 from jaxai.data.specs import integers
+from jaxai.typing import Array
 
 
-def stacked(images: UInt8[np.ndarray, "n 28 28 1"], rows: Int64[np.ndarray, "B 3"]) -> UInt8[np.ndarray, "B 28 28 3"]:
-    """The images of each row of numbers as the channels of one."""
-    return np.concatenate([images[rows[:, channel]] for channel in range(3)], -1)
+def stacked[A: (np.ndarray, Array)](images: A, rows: Int[Array | np.ndarray, "B 3"]) -> A:
+    """The images [n, 28, 28, 1] of each row of numbers as the channels of one, [B, 28, 28, 3]; numpy or JAX arrays."""
+    digits: Any = images[rows]  # [B, 3, 28, 28, 1]
+    return digits[..., 0].transpose(0, 2, 3, 1)
 
 
 def fixed_rows(count: int, n: int, seed: int) -> Int64[np.ndarray, "{count} 3"]:
@@ -49,6 +51,6 @@ def stack_batches(
         return {"digits": digits[mine].astype(np.int32)}
 
     def gather(arrays: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
-        return {"image": arrays["image"][rows["digits"]][..., 0].transpose(0, 2, 3, 1)}  # as `stacked`
+        return {"image": stacked(arrays["image"], rows["digits"])}
 
     return Gathered({"image": images}, endless(rows), gather)
