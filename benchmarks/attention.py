@@ -54,7 +54,7 @@ from timing import (
     write,
 )
 
-from jaxai import cli, command
+from jaxai import cli
 from jaxai.attention import KVCache, SlidingWindow, dot_product_attention
 
 PEER = Path(__file__).parent / "peers" / "torch_attention.py"
@@ -430,4 +430,4 @@ SECTIONS: dict[str, Callable[[Config, Ask | None], dict[str, Any]]] = {
 }
 
 if __name__ == "__main__":
-    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))
+    cli.guard(lambda: main(cli.read(Config, sys.argv[1:], description=__doc__)))

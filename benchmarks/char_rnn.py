@@ -34,8 +34,8 @@ from timing import (
     write,
 )
 
-from jaxai import command
-from jaxai.data.text import characters, load_text, streams
+from jaxai import cli
+from jaxai.data.text.corpus import characters, load_text, streams
 from jaxai.nn.rnn import RecurrentLanguageModel, RecurrentShape, init_state
 from jaxai.train import supervised
 from jaxai.train.state import TrainState
@@ -114,4 +114,4 @@ def difference(ask: Ask) -> float:
 
 
 if __name__ == "__main__":
-    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))
+    cli.guard(lambda: main(cli.read(Config, sys.argv[1:], description=__doc__)))

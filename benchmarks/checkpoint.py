@@ -19,9 +19,10 @@ import jax
 import numpy as np
 from timing import figure, spread, write
 
-from jaxai import cli, command
-from jaxai.train.checkpoint import Checkpoints, verify
-from jaxai.train.sharding import make_mesh, state_sharding
+from jaxai import cli
+from jaxai.distributed.mesh import make_mesh
+from jaxai.distributed.sharding import state_sharding
+from jaxai.run.checkpoint import Checkpoints, verify
 from jaxai.typing import PyTree
 
 
@@ -89,4 +90,4 @@ def seconds(action: Any) -> float:
 
 
 if __name__ == "__main__":
-    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))
+    cli.guard(lambda: main(cli.read(Config, sys.argv[1:], description=__doc__)))

@@ -25,10 +25,12 @@ from typing import Any
 import jax
 from timing import check_interpreter, figure, ratio, spread, write
 
-from jaxai import cli, command
-from jaxai.data import Dataset, load, official
+from jaxai import cli
+from jaxai.data import Dataset, load
+from jaxai.data.images import official as official
 from jaxai.data.pipeline import batches
-from jaxai.train.sharding import batch_sharding, make_mesh, put_batch
+from jaxai.distributed.mesh import make_mesh
+from jaxai.distributed.sharding import batch_sharding, put_batch
 
 REPOSITORY = Path(__file__).parent.parent
 OURS = REPOSITORY / "experiments" / "cnn_cifar10.py"
@@ -213,4 +215,4 @@ def table(rows: Sequence[Mapping[str, Any]], presets: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))
+    cli.guard(lambda: main(cli.read(Config, sys.argv[1:], description=__doc__)))

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from timing import Ask, Turn, available, build, check_interpreter, peer_libraries, race, ratio, spread, turns, write
 
-from jaxai import cli, command
+from jaxai import cli
 from jaxai.ops.conv import conv, conv_transpose
 from jaxai.ops.pool import avg_pool, max_pool
 
@@ -192,4 +192,4 @@ def speed(name: str, case: Case, asks: dict[str, Ask], rounds: int) -> dict[str,
 
 
 if __name__ == "__main__":
-    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))
+    cli.guard(lambda: main(cli.read(Config, sys.argv[1:], description=__doc__)))

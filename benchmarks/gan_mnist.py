@@ -34,14 +34,15 @@ import tyro
 from matplotlib.figure import Figure
 from timing import machine, spread
 
-from jaxai import cli, command
-from jaxai.adversarial.losses import LOSSES
+from jaxai import cli
 from jaxai.data import load
 from jaxai.data.pipeline import batches
+from jaxai.gan.losses import LOSSES
+from jaxai.gan.networks import ArticleDiscriminator, ArticleGenerator
+from jaxai.gan.state import init_gan_state, initial
+from jaxai.gan.step import apply, from_noise, gan_step
 from jaxai.metrics.digits import preprocess
 from jaxai.metrics.generation import evaluate_digits, evaluation_size
-from jaxai.nn.gan import ArticleDiscriminator, ArticleGenerator
-from jaxai.train.adversarial import apply, from_noise, gan_step, init_gan_state, initial
 from jaxai.train.optim import Adam, optimizer
 
 REPOSITORY = Path(__file__).parent.parent
@@ -231,5 +232,5 @@ def plot(path: Path, series: Mapping[str, Sequence[float]], label: str, *, logar
 
 
 if __name__ == "__main__":
-    command.show_messages()
-    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))
+    cli.show_messages()
+    cli.guard(lambda: main(cli.read(Config, sys.argv[1:], description=__doc__)))

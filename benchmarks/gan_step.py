@@ -40,11 +40,11 @@ from timing import (
     write,
 )
 
-from jaxai import command
+from jaxai import cli
 from jaxai.data import Dataset, load
 from jaxai.data.pipeline import batches
-from jaxai.train.adversarial import apply
-from jaxai.train.steps import Step
+from jaxai.gan.step import apply
+from jaxai.train.compiled_step import Step
 
 PEER = Path(__file__).parent / "peers" / "torch_gan_step.py"
 EXPERIMENT = runpy.run_path(str(Path(__file__).parent.parent / "experiments" / "gan_mnist.py"))
@@ -231,4 +231,4 @@ def apart(theirs: Losses, ours: Losses) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))
+    cli.guard(lambda: main(cli.read(Config, sys.argv[1:], description=__doc__)))

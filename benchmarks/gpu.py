@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from jaxai import command
+    from jaxai import cli
 except ImportError as missing:
     print(f"error: {missing}: run pip install tyro, and pip install -e . or set PYTHONPATH", file=sys.stderr)
     sys.exit(2)
@@ -218,4 +218,4 @@ if __name__ == "__main__":
         section(sys.argv[2])
     else:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the table is written
-        command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))
+        cli.guard(lambda: main(cli.read(Config, sys.argv[1:], description=__doc__)))

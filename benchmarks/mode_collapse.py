@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 from timing import figure, write
 
-from jaxai import command
+from jaxai import cli
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 R1_R2 = ("--penalty", "r1_r2", "--penalty-weight", "0.1", "--final-penalty-weight", "0.001")
@@ -187,4 +187,4 @@ def figures(config: Config, rows: dict[str, Row]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))
+    cli.guard(lambda: main(cli.read(Config, sys.argv[1:], description=__doc__)))

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from timing import write
 from train_step import STEP, first_state, random_data
 
-from jaxai import cli, command
+from jaxai import cli
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,4 +134,4 @@ def table(rows: list[dict[str, Any]], top: int) -> str:
 
 
 if __name__ == "__main__":
-    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))
+    cli.guard(lambda: main(cli.read(Config, sys.argv[1:], description=__doc__)))

@@ -35,13 +35,16 @@ import numpy as np
 import tyro
 from timing import figure, spread, training_turns, write
 
-from jaxai import cli, command
+from jaxai import cli
 from jaxai.data.pipeline import endless
+from jaxai.distributed import cluster
+from jaxai.distributed.mesh import make_mesh, processes
+from jaxai.distributed.sharding import batch_sharding, state_sharding
+from jaxai.gan.step import apply
 from jaxai.nn.cnn import ArticleCNN
-from jaxai.nn.transformer import LanguageModel, Shape
-from jaxai.train.adversarial import apply
+from jaxai.nn.transformer import Shape
+from jaxai.nn.transformer_models import LanguageModel
 from jaxai.train.optim import Adam, optimizer
-from jaxai.train.sharding import batch_sharding, make_mesh, processes, state_sharding
 from jaxai.train.supervised import cross_entropy, init_state, train_step
 from jaxai.train.utilization import PEAKS
 from jaxai.typing import PyTree
@@ -71,7 +74,7 @@ class Config:
 def main(config: Config) -> None:
     """Compile, train, predict, print, write JSON."""
     if config.section == "train":
-        with cli.joined(config.coordinator, config.num_processes, config.process_id):
+        with cluster.joined(config.coordinator, config.num_processes, config.process_id):
             cli.start_platform("cpu", config.devices)
             print(json.dumps(seconds_a_step(config)))
         return
@@ -263,4 +266,4 @@ def table(rows: list[dict[str, Any]], times: list[dict[str, Any]], guesses: list
 
 
 if __name__ == "__main__":
-    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))
+    cli.guard(lambda: main(cli.read(Config, sys.argv[1:], description=__doc__)))

@@ -19,7 +19,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-from jaxai import command
+from jaxai import cli
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "gan_mnist.py"
 
@@ -75,4 +75,4 @@ def has_step(path: Path) -> bool:
 
 
 if __name__ == "__main__":
-    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))
+    cli.guard(lambda: main(cli.read(Config, sys.argv[1:], description=__doc__)))

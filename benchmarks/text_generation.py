@@ -46,11 +46,12 @@ from timing import (
     write,
 )
 
-from jaxai import cli, command
-from jaxai.data.text import characters, load_text, windows
-from jaxai.nn.generation import generate
-from jaxai.nn.transformer import LanguageModel, init_cache
-from jaxai.ops.sampling import Sampling
+from jaxai import cli
+from jaxai.data.text.corpus import characters, load_text, windows
+from jaxai.nn.decoding.generation import generate
+from jaxai.nn.decoding.sampling import Sampling
+from jaxai.nn.transformer import init_cache
+from jaxai.nn.transformer_models import LanguageModel
 from jaxai.train.optim import optimizer
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import init_state, train_step
@@ -238,4 +239,4 @@ def long_windows(attention: str, text: Path | None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))
+    cli.guard(lambda: main(cli.read(Config, sys.argv[1:], description=__doc__)))

@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxai import cli, command
+from jaxai import cli, errors
+from jaxai.distributed.mesh import make_mesh, on_accelerator
+from jaxai.distributed.sharding import state_sharding
+from jaxai.train.compiled_step import Step, Take
 from jaxai.train.feed import Batches, feed_of
-from jaxai.train.sharding import make_mesh, on_accelerator, state_sharding
-from jaxai.train.steps import Step, Take
 from jaxai.typing import PyTree
 
 Turn = Callable[[int], list[float]]
@@ -44,7 +45,7 @@ def build(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     try:
         program = jax.jit(function).lower(*arguments).compile()
     except (ValueError, RuntimeError) as error:
-        raise NotAvailable(f"{type(error).__name__}: {command.one_line(error)[:200]}") from error
+        raise NotAvailable(f"{type(error).__name__}: {errors.one_line(error)[:200]}") from error
     return program, time.perf_counter() - before
 
 
@@ -239,7 +240,7 @@ def limited_steps(
             losses.append(loss(metrics))
             seconds.append(time.perf_counter() - before)
     except (RuntimeError, MemoryError) as error:
-        return found | {"failed": command.one_line(error)[:200]}
+        return found | {"failed": errors.one_line(error)[:200]}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return found | {"losses": losses, "peak_gib": round(peak, 2), "seconds_a_step": spread(seconds)}
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from timing import Ask, Turn, check_interpreter, figure, peer_libraries, race, ratio, spread, training_turns, write
 
-from jaxai import cli, command
+from jaxai import cli
 from jaxai.data import Dataset
 from jaxai.data.pipeline import batches
 from jaxai.nn.cnn import ArticleCNN
@@ -151,4 +151,4 @@ def ours(batch_size: int, steps: int) -> Turn:
 
 
 if __name__ == "__main__":
-    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))
+    cli.guard(lambda: main(cli.read(Config, sys.argv[1:], description=__doc__)))

@@ -18,12 +18,13 @@ import jax
 import jax.numpy as jnp
 from timing import figure, limited_steps, with_either_attention, write
 
-from jaxai import cli, command
-from jaxai.adversarial.losses import LOSSES
-from jaxai.adversarial.penalties import r1_r2
-from jaxai.nn.gan_transformer import TransformerDiscriminator, TransformerGenerator
+from jaxai import cli
+from jaxai.gan.losses import LOSSES
+from jaxai.gan.penalties import r1_r2
+from jaxai.gan.state import init_gan_state, initial
+from jaxai.gan.step import apply, from_noise, gan_step
+from jaxai.gan.transformer_networks import TransformerDiscriminator, TransformerGenerator
 from jaxai.nn.transformer import Shape
-from jaxai.train.adversarial import apply, from_noise, gan_step, init_gan_state, initial
 from jaxai.train.optim import Adam, optimizer
 
 IMAGE, PATCH, LATENT, BATCH, STEPS, GIB = (256, 256, 3), 4, 64, 2, 3, 24
@@ -73,4 +74,4 @@ def steps(attention: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))
+    cli.guard(lambda: main(cli.read(Config, sys.argv[1:], description=__doc__)))

@@ -26,19 +26,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxai import cli, explain
-from jaxai.data import Dataset, augment, load
+from jaxai import attribution, cli, plots
+from jaxai.config import Training
+from jaxai.data import Dataset, load
+from jaxai.data.images import augmentation as augment
 from jaxai.data.pipeline import batches
+from jaxai.distributed.mesh import make_mesh, processes
 from jaxai.metrics import classification
 from jaxai.nn.cnn import AirbenchCNN, ArticleCNN, population_statistics, standardise, whitening_kernel
+from jaxai.run.folder import Run, began_embedded, open_run
+from jaxai.run.weights import parameter_count
 from jaxai.train.feed import Batches
 from jaxai.train.loop import Result, fit
 from jaxai.train.optim import Adam, Airbench, airbench_optimizer, optimizer, schedule
-from jaxai.train.run import Run, began_embedded, open_run
-from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import cross_entropy, init_state, train_step
-from jaxai.train.weights import parameter_count
 from jaxai.typing import Array
 
 NAME = "cnn_cifar10"
@@ -47,7 +49,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Training):
+class Config(Training):
     """Options of this experiment."""
 
     dataset: Literal["cifar10", "fashion_mnist", "mnist"] = "cifar10"
@@ -258,26 +260,26 @@ def draw(
 ) -> None:
     """ROC curves, confusion matrix, worst mistakes, filters, and what the network looked at in some test images."""
     labels = scored.labels
-    classification.plot_roc(run.folder / "roc.png", labels, probabilities, names)
+    plots.plot_roc(run.folder / "roc.png", labels, probabilities, names)
     confusion = classification.confusion_matrix(labels, probabilities.argmax(1), len(names))
-    classification.plot_confusion(run.folder / "confusion.png", confusion, names)
-    classification.plot_mistakes(run.folder / "mistakes.png", scored.images, labels, probabilities, names)
+    plots.plot_confusion(run.folder / "confusion.png", confusion, names)
+    plots.plot_mistakes(run.folder / "mistakes.png", scored.images, labels, probabilities, names)
     first = "conv_0" if isinstance(network, ArticleCNN) else "whiten"
-    classification.plot_filters(run.folder / "filters.png", variables["params"][first]["kernel"])
+    plots.plot_filters(run.folder / "filters.png", variables["params"][first]["kernel"])
     images, targets = preprocess(scored.images[:6]), labels[:6]
     of_images = partial(logits, network, variables)
     maps = {
-        "gradient x input": explain.gradient_times_input(of_images, images, targets),
-        "integrated gradients": explain.integrated_gradients(of_images, images, targets, steps=32),
-        "Grad-CAM": explain.grad_cam(
+        "gradient x input": attribution.gradient_times_input(of_images, images, targets),
+        "integrated gradients": attribution.integrated_gradients(of_images, images, targets, steps=32),
+        "Grad-CAM": attribution.grad_cam(
             lambda x: cast(Array, network.apply(variables, x, method="features")),
             lambda x: cast(Array, network.apply(variables, x, method="head")),
             images,
             targets,
         ),
-        "occlusion": explain.occlusion(of_images, images, targets, 6, stride=3, fill=0.5),
+        "occlusion": attribution.occlusion(of_images, images, targets, 6, stride=3, fill=0.5),
     }
-    explain.plot_explanations(run.folder / "explanations.png", scored.images[:6], jax.device_get(maps))
+    plots.plot_explanations(run.folder / "explanations.png", scored.images[:6], jax.device_get(maps))
 
 
 def announce(accuracy: float) -> None:

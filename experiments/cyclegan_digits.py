@@ -27,23 +27,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxai import cli, pictures
-from jaxai.adversarial.losses import LOSSES
-from jaxai.adversarial.penalties import r1_r2
+from jaxai import cli, plots
+from jaxai.config import Training
 from jaxai.data import Dataset, load
-from jaxai.data.looks import DRAWN, TO_GREY, Look, unpaired_batches
+from jaxai.data.images.domains import DRAWN, TO_GREY, Look, unpaired_batches
+from jaxai.distributed.mesh import make_mesh, processes
+from jaxai.gan.image_to_image import Translator
+from jaxai.gan.losses import LOSSES
+from jaxai.gan.networks import Discriminator
+from jaxai.gan.penalties import r1_r2
+from jaxai.gan.sampler import drawing, in_blocks
+from jaxai.gan.state import GanState, init_gan_state, initial
+from jaxai.gan.step import apply, gan_step
 from jaxai.metrics.digits import features_and_labels, preprocess
 from jaxai.metrics.generation import frechet_distance
-from jaxai.nn.gan import Discriminator
-from jaxai.nn.translation import Translator
-from jaxai.train.adversarial import apply, drawing, gan_step, in_blocks, init_gan_state, initial
+from jaxai.run.folder import Run, began_embedded, open_run
+from jaxai.run.weights import parameter_count, save_weights
+from jaxai.train.compiled_step import Step
 from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, optimizer
-from jaxai.train.run import Run, began_embedded, open_run
-from jaxai.train.sharding import make_mesh, processes
-from jaxai.train.state import GanState
-from jaxai.train.steps import Step
-from jaxai.train.weights import parameter_count, save_weights
 from jaxai.typing import Array, PyTree
 
 NAME = "cyclegan_digits"
@@ -60,7 +62,7 @@ Translators = dict[str, Translator]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Training):
+class Config(Training):
     """Options of this experiment."""
 
     look: Look = "coloured"
@@ -146,8 +148,8 @@ def main(config: Config) -> None:
     )
     params = jax.device_get(drawing(result.state))
     save_weights(run.folder / "model.safetensors", params, run.identity)
-    pictures.save_png(run.folder / "translated.png", rows(translate, params, test))
-    pictures.plot_curves(run.folder / "curves.png", run.metrics, CURVES)
+    plots.save_png(run.folder / "translated.png", rows(translate, params, test))
+    plots.plot_curves(run.folder / "curves.png", run.metrics, CURVES)
     summary = {
         "steps": int(result.state.step),
         "data": mnist.source,
@@ -259,7 +261,7 @@ class Translate:
         """Images of ``look`` (a or b) in the other one, and back: uint8 [n, 28, 28, C]."""
         both = in_blocks(self._ways[look], params, images)
         back = images.shape[-1]
-        return pictures.to_pixels(both[..., :-back]), pictures.to_pixels(both[..., -back:])
+        return plots.to_pixels(both[..., :-back]), plots.to_pixels(both[..., -back:])
 
 
 def rows(translate: Translate, params: PyTree, looks: Looks) -> np.ndarray:
@@ -269,7 +271,7 @@ def rows(translate: Translate, params: PyTree, looks: Looks) -> np.ndarray:
         shown += [images, *translate(params, images, name)]
     channels = max(images.shape[-1] for images in shown)
     colour = [np.broadcast_to(images, (*images.shape[:-1], channels)) for images in shown]
-    return pictures.grid(np.concatenate(colour), columns=SHOWN)
+    return plots.grid(np.concatenate(colour), columns=SHOWN)
 
 
 def snapshot(
@@ -277,7 +279,7 @@ def snapshot(
 ) -> dict[str, float]:
     """Write the picture of the step; how many of some training digits are still found after a translation."""
     params = drawing(state)
-    pictures.save_png(run.samples / f"step_{done:06d}.png", rows(translate, params, train))
+    plots.save_png(run.samples / f"step_{done:06d}.png", rows(translate, params, train))
     to_b, to_a = translate(params, train.a[:QUICK], "a")[0], translate(params, train.b[:QUICK], "b")[0]
     return {
         "quick_a_to_b": share_found(TO_GREY[config.look](to_b), train.a_digits[:QUICK]),

@@ -19,13 +19,14 @@ import optax
 import safetensors.numpy
 
 from jaxai import cli
+from jaxai.config import Training
 from jaxai.data import Dataset, load
 from jaxai.data.pipeline import batches
+from jaxai.distributed.mesh import make_mesh, processes
 from jaxai.metrics import digits
+from jaxai.run.folder import began_embedded, open_run
 from jaxai.train.loop import fit
 from jaxai.train.optim import Adam, optimizer
-from jaxai.train.run import began_embedded, open_run
-from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import init_state, train_step
 
@@ -33,7 +34,7 @@ NAME = "digit_classifier"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Training):
+class Config(Training):
     """Options of this experiment."""
 
     batch_size: int = 64

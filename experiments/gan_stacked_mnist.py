@@ -23,24 +23,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxai import cli, pictures
-from jaxai.adversarial.losses import LOSSES
-from jaxai.adversarial.penalties import PENALTIES
+from jaxai import cli, plots
 from jaxai.data import load
-from jaxai.data.stacks import fixed_rows, stack_batches, stacked
-from jaxai.gan_report import Trained, commands, save_model, write_grid
-from jaxai.gan_watch import Watch, Watched
+from jaxai.data.images.stacked import fixed_rows, stack_batches, stacked
+from jaxai.distributed.mesh import make_mesh, processes
+from jaxai.gan import networks as gan
+from jaxai.gan.collapse import Watch, Watched
+from jaxai.gan.commands import Trained, commands
+from jaxai.gan.losses import LOSSES
+from jaxai.gan.penalties import PENALTIES
+from jaxai.gan.report import save_model, write_grid
+from jaxai.gan.sampler import Draw
+from jaxai.gan.state import GanState, init_gan_state, initial
+from jaxai.gan.step import apply, from_noise, gan_step
 from jaxai.metrics.digits import features_and_labels, preprocess
 from jaxai.metrics.stacked import SAMPLES, kl_floor, stack_labels, stacked_scores
-from jaxai.nn import gan
-from jaxai.train.adversarial import Draw, apply, from_noise, gan_step, init_gan_state, initial
+from jaxai.run.folder import Run, began_embedded, open_run, revived
+from jaxai.run.weights import parameter_count
+from jaxai.train.compiled_step import Step
 from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, cosine, optimizer
-from jaxai.train.run import Run, began_embedded, open_run, revived
-from jaxai.train.sharding import make_mesh, processes
-from jaxai.train.state import GanState
-from jaxai.train.steps import Step
-from jaxai.train.weights import parameter_count
 from jaxai.typing import Array
 
 NAME = "gan_stacked_mnist"
@@ -142,10 +144,10 @@ def main(config: Config) -> None:
     )
     scores, samples = [], np.empty(0)
     for number in range(config.latent_seeds):
-        samples = pictures.to_pixels(draw(result.state, SAMPLES, purpose=10 + number))
+        samples = plots.to_pixels(draw(result.state, SAMPLES, purpose=10 + number))
         scores.append(stacked_scores(*stack_labels(samples)))
-    pictures.save_png(run.folder / "samples.png", pictures.grid(samples[:100], columns=10))
-    pictures.plot_curves(run.folder / "curves.png", run.metrics, CURVES)
+    plots.save_png(run.folder / "samples.png", plots.grid(samples[:100], columns=10))
+    plots.plot_curves(run.folder / "curves.png", run.metrics, CURVES)
     floor, spread = real_kl(config, train.images)
     summary = {
         "steps": int(result.state.step),
@@ -202,7 +204,7 @@ def training(
 
 def snapshot(done: int, state: GanState, *, run: Run, draw: Draw, watch: Watch) -> dict[str, float]:
     """Write a grid of samples; how many modes so few samples have, of the some 860 that as many real ones have."""
-    samples = pictures.to_pixels(draw(state, QUICK))
+    samples = plots.to_pixels(draw(state, QUICK))
     write_grid(done, samples[:100], run)
     modes, sure = stack_labels(samples)
     found = watch.act(done, watch.measure(samples, modes))

@@ -23,21 +23,23 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from jaxai import cli, pictures
-from jaxai.adversarial import losses, penalties
-from jaxai.adversarial.remedies import instance_noise, pack, spectrally_normalised
-from jaxai.data.mixtures import MIXTURES, Mixture, point_batches
-from jaxai.gan_watch import Watch, Watched
+from jaxai import cli, plots
+from jaxai.data.synthetic.mixtures import MIXTURES, Mixture, point_batches
+from jaxai.distributed.mesh import make_mesh, processes
+from jaxai.gan import losses as losses
+from jaxai.gan import penalties as penalties
+from jaxai.gan.collapse import Watch, Watched
+from jaxai.gan.networks import PointDiscriminator
+from jaxai.gan.regularizers import instance_noise, pack, spectrally_normalised
+from jaxai.gan.sampler import drawing
+from jaxai.gan.state import GanState, init_gan_state, initial
+from jaxai.gan.step import apply, from_noise, gan_step
 from jaxai.metrics.mixtures import mixture_scores, nearest
-from jaxai.nn.gan import PointDiscriminator
 from jaxai.nn.mlp import MLP
-from jaxai.train.adversarial import apply, drawing, from_noise, gan_step, init_gan_state, initial
+from jaxai.run.folder import Run, open_run
+from jaxai.train.compiled_step import Step
 from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, cosine, optimizer
-from jaxai.train.run import Run, open_run
-from jaxai.train.sharding import make_mesh, processes
-from jaxai.train.state import GanState
-from jaxai.train.steps import Step
 from jaxai.typing import Array, PyTree
 
 NAME = "gan_toy2d"
@@ -154,9 +156,9 @@ def main(config: Config) -> None:
     points = draw(result.state)
     found = scores(points, mixture)
     real = scores(real_points, mixture)
-    pictures.save_png(run.folder / "points.png", picture(points, config))
+    plots.save_png(run.folder / "points.png", picture(points, config))
     frames = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(run.samples.glob("step_*.png"))]
-    pictures.save_gif(run.folder / "training.gif", frames, milliseconds=250, scale=1)
+    plots.save_gif(run.folder / "training.gif", frames, milliseconds=250, scale=1)
     summary = {
         "steps": int(result.state.step[0]),
         "data": f"{config.mixture}: {len(mixture.centres)} Gaussians of deviation {mixture.deviation}",
@@ -242,7 +244,7 @@ class Draw:
 def snapshot(done: int, state: GanState, *, run: Run, draw: Draw, watch: Watch, config: Config) -> dict[str, float]:
     """Write the picture of the points; the means of the scores over the GANs, and the variety of the poorest."""
     points, mixture = draw(state), MIXTURES[config.mixture]
-    pictures.save_png(run.samples / f"step_{done:06d}.png", picture(points, config), scale=1)
+    plots.save_png(run.samples / f"step_{done:06d}.png", picture(points, config), scale=1)
     means = {name: float(np.mean(values)) for name, values in scores(points, mixture).items()}
     found = [watch.measure(rows, nearest(rows, mixture.centres)[0]) for rows in points]
     return means | watch.act(done, {name: min(row[name] for row in found) for name in found[0]})
@@ -265,7 +267,7 @@ def picture(points: np.ndarray, config: Config) -> np.ndarray:
             inside = (column >= 0) & (column < SIDE) & (row >= 0) & (row < SIDE)
             for x, y in zip(column[inside], row[inside], strict=True):
                 cell[max(0, y - width) : y + width + 1, max(0, x - width) : x + width + 1] = colour
-    return pictures.grid(cells, columns=len(cells))
+    return plots.grid(cells, columns=len(cells))
 
 
 def report(run: Run, summary: dict[str, Any]) -> None:

@@ -27,27 +27,31 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxai import cli, pictures
-from jaxai.adversarial.losses import LOSSES
-from jaxai.adversarial.penalties import r1_r2
+from jaxai import cli, plots
+from jaxai.config import Finished, Training
 from jaxai.data import Dataset, load
-from jaxai.data.photos import Photo, crop_batches, load_photos, with_halves
+from jaxai.data.images.photos import Photo, crop_batches, load_photos, with_halves
 from jaxai.data.pipeline import batches
+from jaxai.distributed.mesh import make_mesh, processes
+from jaxai.gan.image_to_image import Restorer
+from jaxai.gan.losses import LOSSES
+from jaxai.gan.networks import Discriminator
+from jaxai.gan.penalties import r1_r2
+from jaxai.gan.sampler import drawing
+from jaxai.gan.state import GanState, init_gan_state, initial
+from jaxai.gan.step import apply, gan_step
 from jaxai.metrics.digits import features_and_labels, preprocess
 from jaxai.metrics.image import image_scores
-from jaxai.nn.gan import Discriminator
-from jaxai.nn.restoration import Restorer
-from jaxai.ops.degrade import downscaled, holes, low_contrast, noisy, upscaled
-from jaxai.train.adversarial import apply, drawing, gan_step, init_gan_state, initial
+from jaxai.ops.degradation import holes, low_contrast, noisy
+from jaxai.ops.resampling import downscaled, upscaled
+from jaxai.run.folder import Run, began_embedded, finished_folder, open_run, read_config, revived
+from jaxai.run.weights import parameter_count, read_weights, save_weights
+from jaxai.train.compiled_step import Step
 from jaxai.train.feed import Batches
 from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, optimizer
-from jaxai.train.run import Run, began_embedded, finished_folder, open_run, read_config, revived
-from jaxai.train.sharding import make_mesh, processes
-from jaxai.train.state import GanState, TrainState
-from jaxai.train.steps import Step
+from jaxai.train.state import TrainState
 from jaxai.train.supervised import init_state, train_step
-from jaxai.train.weights import parameter_count, read_weights, save_weights
 from jaxai.typing import Array, Key, PyTree
 
 NAME = "image_restoration"
@@ -61,7 +65,7 @@ Damage = Callable[[Array, Key[Array, ""]], tuple[Array, Array | None]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Training):
+class Config(Training):
     """Options of this experiment."""
 
     task: Literal["inpainting", "denoising", "super_resolution", "contrast"] = "inpainting"
@@ -171,8 +175,8 @@ def main(config: Config) -> None:
     params = jax.device_get(parameters(result.state))
     save_weights(run.folder / "model.safetensors", params, run.identity)
     damaged, restored = zip(*(restore(params, images) for images in tested), strict=True)
-    pictures.save_png(run.folder / "restored.png", rows(damaged, restored, tested))
-    pictures.plot_curves(run.folder / "curves.png", run.metrics, CURVES)
+    plots.save_png(run.folder / "restored.png", rows(damaged, restored, tested))
+    plots.plot_curves(run.folder / "curves.png", run.metrics, CURVES)
     summary = {
         "steps": int(result.state.step),
         "data": source,
@@ -276,11 +280,11 @@ class Restore:
     def __call__(self, params: PyTree, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Damaged and restored uint8 images of uint8 originals [n, height, width, C]."""
         damaged, restored = map(np.asarray, self._both(params, images))
-        return pictures.to_pixels(damaged), pictures.to_pixels(restored)
+        return plots.to_pixels(damaged), plots.to_pixels(restored)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RestoreFile(cli.Finished):
+class RestoreFile(Finished):
     """Let a finished run restore an image of yours: raise its resolution, or whatever the run has learned."""
 
     image: Path
@@ -310,12 +314,12 @@ def restore_file(options: RestoreFile) -> None:
         raise ValueError(f"--image: {width}x{height} pixels when restored, give one of at most {MOST:,}")
     damaged = upscaled(preprocess(jnp.asarray(pixels)), scale) if scale > 1 else preprocess(jnp.asarray(pixels))
     damaged = damaged if mask is None else damaged * (1 - mask)
-    image = pictures.to_pixels(whole(restorer, params, damaged, mask))[0]
+    image = plots.to_pixels(whole(restorer, params, damaged, mask))[0]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{out.parent} can't be a folder ({error.strerror}): give another --out") from error
-    pictures.save_png(out, image, scale=1)
+    plots.save_png(out, image, scale=1)
     print(f"restored, by a run for {config.task.replace('_', ' ')}: {out}")
 
 
@@ -353,7 +357,7 @@ def whole(restorer: Restorer, params: PyTree, damaged: Array, mask: np.ndarray |
 
 def rows(damaged: Any, restored: Any, originals: Any) -> np.ndarray:
     """Damaged images, below them the restored ones, below these the originals; of photographs details."""
-    return pictures.grid(np.concatenate([details(x) for x in (damaged, restored, originals)]), columns=SHOWN)
+    return plots.grid(np.concatenate([details(x) for x in (damaged, restored, originals)]), columns=SHOWN)
 
 
 def details(images: Any) -> np.ndarray:
@@ -373,7 +377,7 @@ def snapshot(
 ) -> dict[str, float]:
     """Write the picture of the step; no metrics: what is held out is scored at the end."""
     damaged, restored = zip(*(restore(parameters(state), images) for images in tested), strict=True)
-    pictures.save_png(run.samples / f"step_{done:06d}.png", rows(damaged, restored, tested))
+    plots.save_png(run.samples / f"step_{done:06d}.png", rows(damaged, restored, tested))
     return {}
 
 

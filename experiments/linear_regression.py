@@ -32,8 +32,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxai import cli
-from jaxai.train.log import MetricsLog
-from jaxai.train.run import open_run
+from jaxai.config import Common
+from jaxai.run.folder import open_run
+from jaxai.run.log import MetricsLog
 from jaxai.typing import Array
 
 NAME = "linear_regression"
@@ -46,7 +47,7 @@ Gradient = Callable[[Line, Array, Array], Line]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Common):
+class Config(Common):
     """Options of this experiment."""
 
     points: int = 100

@@ -39,14 +39,15 @@ import optax
 from matplotlib.figure import Figure
 
 from jaxai import cli
+from jaxai.config import Training
 from jaxai.data import Dataset, load
 from jaxai.data.pipeline import batches
+from jaxai.distributed.mesh import make_mesh, processes
 from jaxai.nn.mlp import MLP
+from jaxai.run.folder import began_embedded, open_run
+from jaxai.train.compiled_step import Step
 from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, optimizer
-from jaxai.train.run import began_embedded, open_run
-from jaxai.train.sharding import make_mesh, processes
-from jaxai.train.steps import Step
 from jaxai.train.supervised import init_state, norms, train_step
 from jaxai.typing import Array
 
@@ -59,7 +60,7 @@ Params = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Training):
+class Config(Training):
     """Options of this experiment."""
 
     dataset: Literal["digits8x8", "mnist"] = "digits8x8"

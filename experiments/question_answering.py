@@ -27,22 +27,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxai import cli, pictures
-from jaxai.data.babi import TASKS as BABI_TASKS
-from jaxai.data.babi import Question, Questions, load_babi
-from jaxai.data.questions import Words, decode, encode, question_batches
-from jaxai.data.stories import MOST_NAMES, MOST_PLACES, load_stories
-from jaxai.data.stories import TASKS as STORY_TASKS
+from jaxai import cli, plots
+from jaxai.config import Finished, Training
+from jaxai.data.qa.babi import TASKS as BABI_TASKS
+from jaxai.data.qa.babi import Question, Questions, load_babi
+from jaxai.data.qa.questions import Words, decode, encode, question_batches
+from jaxai.data.qa.stories import MOST_NAMES, MOST_PLACES, load_stories
+from jaxai.data.qa.stories import TASKS as STORY_TASKS
+from jaxai.distributed.mesh import make_mesh, processes
 from jaxai.nn.reader import Reader
 from jaxai.nn.transformer import Shape
-from jaxai.train.files import write_json
+from jaxai.run.files import write_json
+from jaxai.run.folder import finished_folder, open_run, read_config
+from jaxai.run.weights import parameter_count, read_weights, save_weights
 from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, optimizer
-from jaxai.train.run import finished_folder, open_run, read_config
-from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import cross_entropy, init_state, train_step
-from jaxai.train.weights import parameter_count, read_weights, save_weights
 from jaxai.typing import Array, PyTree
 
 NAME = "question_answering"
@@ -55,7 +56,7 @@ ROWS = 500  # questions that are answered at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Training):
+class Config(Training):
     """Options of this experiment."""
 
     tasks: tuple[int, ...] = ()
@@ -278,7 +279,7 @@ def draw_attention(path: Path, reader: Loaded, question: Question) -> str | None
         f"{'* ' if np.flip(arrays['support'][0, :count])[row] else ''}{fact}" for row, fact in enumerate(facts[::-1])
     ]
     asked = f"{' '.join(question.question)}? {said} ({question.answer})"
-    pictures.save_reading(path, weights, [asked, *marked])
+    plots.save_reading(path, weights, [asked, *marked])
     return said
 
 
@@ -292,7 +293,7 @@ def report(summary: dict[str, Any]) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Explain(cli.Finished):
+class Explain(Finished):
     """Draw what a finished run looks at in a story of a task: attention.png in its folder."""
 
     task: int = 2

@@ -33,22 +33,24 @@ import numpy as np
 import optax
 import tyro
 
-from jaxai import cli, pictures
-from jaxai.data.text import BYTES, Vocabulary, characters, load_text, ordered, split, streams, windows
-from jaxai.nn.generation import generate
+from jaxai import cli, plots
+from jaxai.config import Finished, Training
+from jaxai.data.text.corpus import BYTES, Vocabulary, characters, load_text, ordered, split, streams, windows
+from jaxai.distributed.mesh import make_mesh, processes
+from jaxai.nn.decoding.generation import generate
+from jaxai.nn.decoding.sampling import Sampling
 from jaxai.nn.rnn import RecurrentLanguageModel, RecurrentShape, reset_state
 from jaxai.nn.rnn import init_state as init_recurrent
-from jaxai.nn.transformer import LanguageModel, Shape, init_cache
-from jaxai.ops.sampling import Sampling
-from jaxai.train.files import write_json
+from jaxai.nn.transformer import Shape, init_cache
+from jaxai.nn.transformer_models import LanguageModel
+from jaxai.run.files import write_json
+from jaxai.run.folder import finished_folder, open_run, read_config
+from jaxai.run.weights import parameter_count, read_weights, save_weights
 from jaxai.train.loop import Every, Result, fit
 from jaxai.train.optim import Adam, optimizer
-from jaxai.train.run import finished_folder, open_run, read_config
-from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import init_state, train_step
 from jaxai.train.utilization import language_model_operations, utilization
-from jaxai.train.weights import parameter_count, read_weights, save_weights
 from jaxai.typing import Array, PyTree
 
 NAME = "text_generation"
@@ -58,7 +60,7 @@ NANOGPT = Adam(beta2=0.99, warmup=100, final_rate=0.1, weight_decay=0.1, decay="
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Training):
+class Config(Training):
     """Options of this experiment."""
 
     text: Path | None = None
@@ -302,7 +304,7 @@ def report(summary: dict[str, Any]) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prompted(cli.Finished):
+class Prompted(Finished):
     """A finished run and the beginning of a text."""
 
     preset: str = next(iter(PRESETS))
@@ -362,9 +364,9 @@ def explain(options: Explain) -> None:
     found, path = blocks["attention"], folder / "attention.png"
     if len(ids) <= WRITTEN_OUT:
         names = [repr(vocabulary.decode(ids[i : i + 1]))[1:-1] for i in range(len(ids))]
-        pictures.save_attention_maps(path, np.swapaxes(found.weights[:, 0], 1, 2), names, names)
+        plots.save_attention_maps(path, np.swapaxes(found.weights[:, 0], 1, 2), names, names)
     else:
-        pictures.save_attention_statistics(path, found.entropy[:, 0], found.mass[:, 0])
+        plots.save_attention_statistics(path, found.entropy[:, 0], found.mass[:, 0])
     print(f"the first {len(ids)} of {len(whole)} tokens: {path}")
 
 

@@ -31,34 +31,26 @@ import numpy as np
 from flax import linen as nn
 
 from jaxai import cli
-from jaxai.adversarial.losses import LOSSES
-from jaxai.adversarial.penalties import r1_r2
 from jaxai.data import Dataset, load
 from jaxai.data.pipeline import batches
-from jaxai.gan_report import (
-    Trained,
-    commands,
-    digit_scores,
-    digit_snapshot,
-    finish_pictures,
-    reference,
-    report,
-    save_model,
-    snapshot,
-)
-from jaxai.gan_watch import Watched
+from jaxai.distributed.mesh import make_mesh, processes
+from jaxai.gan.collapse import Watched
+from jaxai.gan.commands import Trained, commands
+from jaxai.gan.losses import LOSSES
+from jaxai.gan.networks import Discriminator, Generator
+from jaxai.gan.penalties import r1_r2
+from jaxai.gan.report import digit_scores, digit_snapshot, finish_pictures, reference, report, save_model, snapshot
+from jaxai.gan.sampler import Draw
+from jaxai.gan.state import GanState, init_gan_state, initial
+from jaxai.gan.step import apply, from_noise, gan_step
+from jaxai.gan.transformer_networks import TransformerDiscriminator, TransformerGenerator
 from jaxai.metrics.digits import preprocess
-from jaxai.nn.gan import Discriminator, Generator
-from jaxai.nn.gan_transformer import TransformerDiscriminator, TransformerGenerator
 from jaxai.nn.transformer import Shape
-from jaxai.train.adversarial import Draw, apply, from_noise, gan_step, init_gan_state, initial
+from jaxai.run.folder import began_embedded, open_run, revived
+from jaxai.run.weights import parameter_count
+from jaxai.train.compiled_step import Step
 from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, cosine, optimizer
-from jaxai.train.run import began_embedded, open_run, revived
-from jaxai.train.sharding import make_mesh, processes
-from jaxai.train.state import GanState
-from jaxai.train.steps import Step
-from jaxai.train.weights import parameter_count
 from jaxai.typing import Array, PyTree
 
 NAME = "transformer_gan"

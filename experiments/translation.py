@@ -26,20 +26,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxai import cli, pictures
-from jaxai.data.bpe import BOS, EOS, PAD, UNK, Bpe, framed, train_bpe
-from jaxai.data.pairs import Pairs, bucketed, load_pairs, padded
+from jaxai import cli, plots
+from jaxai.config import Finished, Training
+from jaxai.data.text.bpe import BOS, EOS, PAD, UNK, Bpe, framed, train_bpe
+from jaxai.data.text.pairs import Pairs, bucketed, load_pairs, padded
+from jaxai.distributed.mesh import make_mesh, processes
 from jaxai.metrics.text import translation_scores
-from jaxai.nn.beam import translate as beam_translate
-from jaxai.nn.transformer import EncoderDecoder, Shape
-from jaxai.train.files import write_json
+from jaxai.nn.decoding.beam import translate as beam_translate
+from jaxai.nn.transformer import Shape
+from jaxai.nn.transformer_models import EncoderDecoder
+from jaxai.run.files import write_json
+from jaxai.run.folder import finished_folder, open_run, read_config
+from jaxai.run.weights import parameter_count, read_weights, save_weights
 from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, optimizer
-from jaxai.train.run import finished_folder, open_run, read_config
-from jaxai.train.sharding import make_mesh, processes
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import init_state, train_step
-from jaxai.train.weights import parameter_count, read_weights, save_weights
 from jaxai.typing import Array, PyTree
 
 NAME = "translation"
@@ -52,7 +54,7 @@ MUON = Adam(learning_rate=4e-3, beta2=0.98, warmup=300, final_rate=0.0, clip=1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(cli.Training):
+class Config(Training):
     """Options of this experiment."""
 
     source: str = "en"
@@ -289,7 +291,7 @@ def draw_attention(translator: Translator, source: str, path: Path) -> str:
     blocks = out["statistics"]
     blocks = jax.tree.map(lambda *x: np.stack(x), *blocks) if isinstance(blocks, tuple) else blocks
     names = [[bpe.tokens[i] for i in side] for side in (tokens, written[1:])]
-    pictures.save_attention_maps(path, np.swapaxes(blocks["cross_attention"].weights[:, 0], 1, 2), names[1], names[0])
+    plots.save_attention_maps(path, np.swapaxes(blocks["cross_attention"].weights[:, 0], 1, 2), names[1], names[0])
     return target
 
 
@@ -303,7 +305,7 @@ def report(summary: dict[str, Any]) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Translate(cli.Finished):
+class Translate(Finished):
     """Let a finished run translate."""
 
     sentence: str

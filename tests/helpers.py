@@ -12,10 +12,10 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from jaxai.adversarial.losses import LOSSES, Loss
-from jaxai.adversarial.penalties import r1_r2
-from jaxai.train.adversarial import apply, from_noise, gan_step, init_gan_state, initial
-from jaxai.train.state import GanState
+from jaxai.gan.losses import LOSSES, Loss
+from jaxai.gan.penalties import r1_r2
+from jaxai.gan.state import GanState, init_gan_state, initial
+from jaxai.gan.step import apply, from_noise, gan_step
 
 SHAPE = (4, 4, 1)
 

@@ -9,7 +9,7 @@ from timing import Turn, losses_apart, race, training_turns
 
 from gpu_sections.session import Session
 from gpu_sections.training import peer_turns
-from jaxai.data.text import streams
+from jaxai.data.text.corpus import streams
 
 
 def run(session: Session) -> None:

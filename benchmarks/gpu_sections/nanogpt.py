@@ -18,8 +18,9 @@ from timing import Turn, losses_apart, race, training_turns
 from gpu_sections.programs import not_run
 from gpu_sections.session import REPOSITORY, Session
 from gpu_sections.training import peer_turns
-from jaxai.data.text import windows
-from jaxai.nn.transformer import LanguageModel, Shape
+from jaxai.data.text.corpus import windows
+from jaxai.nn.transformer import Shape
+from jaxai.nn.transformer_models import LanguageModel
 from jaxai.train.optim import optimizer
 from jaxai.train.state import TrainState
 from jaxai.train.supervised import init_state, train_step

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxai import command
+from jaxai import errors
 
 MET, MISSED, FAILED, NOT_RUN, MEASURED = "met", "missed", "failed", "not run", "measured"
 STATUSES = (FAILED, MISSED, MET, NOT_RUN, MEASURED)
@@ -171,7 +171,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 def one_line(error: BaseException) -> str:
     """The beginning of an error's message, on one line."""
-    return command.one_line(error)[:300]
+    return errors.one_line(error)[:300]
 
 
 def digits(value: Any) -> float:

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import tyro
 
-from jaxai import command
-from jaxai.data import prepare, sources, tfds
+from jaxai import cli
+from jaxai.data import load
+from jaxai.data.images import prepare, tfds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Show:
 def run(asked: Prepare | Show) -> str:
     """Do it, and return the line to print."""
     if isinstance(asked, Show):
-        dataset = sources.load(asked.name, asked.split, data_dir=asked.data_dir)
+        dataset = load(asked.name, asked.split, data_dir=asked.data_dir)
         return f"{dataset.source}\nimages {list(dataset.images.shape)}, fingerprint {dataset.fingerprint}"
     data_dir = (asked.data_dir or tfds.default_dir()).expanduser()
     existing = tfds.prepared_folder(asked.name, data_dir)
@@ -51,7 +52,7 @@ def main() -> None:
     """The command line: exit code 0, or 2 with one line on stderr."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a half-made folder is removed
     options = {"prog": "python -m jaxai.data", "description": __doc__}
-    command.guard(lambda: print(run(command.read(Prepare | Show, sys.argv[1:], **options))))
+    cli.guard(lambda: print(run(cli.read(Prepare | Show, sys.argv[1:], **options))))
 
 
 if __name__ == "__main__":

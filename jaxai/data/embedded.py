@@ -7,14 +7,15 @@ from importlib import resources
 
 import numpy as np
 
-from jaxai.data.specs import SPECS, Arrays, check_arrays, permutation
+from jaxai.data.images.specs import SPECS, Arrays, check_arrays
+from jaxai.data.random import permutation
 
-MNIST_FILE = "mnist_5k.npz"  # files/README.md: origin and licence; files/make_mnist_5k.py makes it
+MNIST_FILE = "mnist_5k.npz"  # files/README.md: origin and licence; tools/make_mnist_5k.py makes it
 MNIST_SHA256 = "3e63986ee8d54a175bb7260d8a95b5b524e901f7dd0bf662328afbeeac176a54"
 MNIST_TRAIN = 4_500
-TEXT_FILE = "shakespeare.txt.gz"  # files/make_shakespeare.py makes it
+TEXT_FILE = "shakespeare.txt.gz"  # tools/make_shakespeare.py makes it
 TEXT_SHA256 = "7d7bf4395d61eedbe42d728f3365289a3087b3cf49b140e91376617559c1d1f9"
-PAIRS_FILE = "libreoffice.tsv.gz"  # files/make_libreoffice.py makes it
+PAIRS_FILE = "libreoffice.tsv.gz"  # tools/make_libreoffice.py makes it
 PAIRS_SHA256 = "b4a346a6e7bd443fc16239f8e1e1e1676cc4ac7ff31d31949c683711a14171b9"
 PAIRS_SPLITS = ("train", "val", "test")
 LANGUAGES = ("en", "de", "fr")

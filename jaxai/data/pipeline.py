@@ -8,8 +8,8 @@ import grain
 import numpy as np
 from jaxtyping import Int64
 
-from jaxai.data.sources import Dataset
-from jaxai.data.specs import permutation
+from jaxai.data.images.sources import Dataset
+from jaxai.data.random import permutation
 
 ENDLESS = 2**62  # batches: grain's indices are 64-bit, and next_index stays below
 

@@ -1,6 +1,6 @@
 """GPT-2's weights in the naming of Hugging Face's files, as parameters of `jaxai.nn.transformer.LanguageModel`.
 
-vocabulary, shape, params = from_gpt2(jaxai.train.weights.load_weights(Path("model.safetensors")))
+vocabulary, shape, params = from_gpt2(jaxai.run.weights.load_weights(Path("model.safetensors")))
 logits, _ = LanguageModel(vocabulary, shape).apply({"params": params}, tokens)     # ids of GPT-2's own encoding
 """
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxai.train.sharding import batch_sharding, put_batch
+from jaxai.distributed.sharding import batch_sharding, put_batch
 from jaxai.typing import PyTree
 
 logger = logging.getLogger(__name__)

@@ -14,18 +14,19 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxai.cli import Training
-from jaxai.command import Interrupted
-from jaxai.train.checkpoint import Checkpoints
+from jaxai.config import Training
+from jaxai.distributed.mesh import on_accelerator
+from jaxai.distributed.processes import local, local_mesh, watched
+from jaxai.distributed.sharding import state_sharding
+from jaxai.errors import Interrupted, Setback
+from jaxai.run.checkpoint import Checkpoints
+from jaxai.run.folder import Run, check_same, locked
+from jaxai.run.log import MetricsLog, Progress
+from jaxai.train.compiled_step import Step, Take, skipping, steps_a_call
 from jaxai.train.feed import Batches, feed_of
-from jaxai.train.finite import Finite, Taken
-from jaxai.train.log import MetricsLog, Progress
-from jaxai.train.processes import local, local_mesh, watched
-from jaxai.train.run import Run, check_same, locked
-from jaxai.train.setback import Setback, go_back, read_setbacks, with_other_noise
-from jaxai.train.sharding import on_accelerator, state_sharding
+from jaxai.train.nonfinite import Finite, Taken
+from jaxai.train.rollback import go_back, read_setbacks, with_other_noise
 from jaxai.train.signals import Signals
-from jaxai.train.steps import Step, Take, skipping, steps_a_call
 from jaxai.typing import PyTree
 
 logger = logging.getLogger(__name__)

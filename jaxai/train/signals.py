@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxai.command import Interrupted
-from jaxai.train.processes import first_process
+from jaxai.distributed.processes import first_process
+from jaxai.errors import Interrupted
 from jaxai.typing import Array
 
 HANDLED = (signal.SIGTERM, signal.SIGINT)

@@ -1,4 +1,4 @@
-"""What a training run is at one moment: data only, so that it can be sharded, donated, saved and compared."""
+"""State of supervised training: data only, so that it can be sharded, donated, saved and compared."""
 
 from typing import Any
 
@@ -20,22 +20,3 @@ class TrainState:
     opt_state: Any
     key: Any
     carry: Any = None
-
-
-@struct.dataclass
-class GanState:
-    """State of adversarial training: two networks, their optimisers, the generator's moving average.
-
-    ``step`` int32 []; ``generator``, ``discriminator`` and ``average`` (of the generator, or None) float32 pytrees;
-    ``key`` a typed key that never changes: a step's randomness is ``fold_in(key, step)``; ``strength`` of an adaptive
-    augmentation, float32 [], or None.
-    """
-
-    step: Any
-    generator: Any
-    discriminator: Any
-    average: Any
-    generator_opt: Any
-    discriminator_opt: Any
-    key: Any
-    strength: Any = None

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxai.train.optim import average_decay, update_average
-from jaxai.train.sharding import whole
+from jaxai.distributed.sharding import whole
+from jaxai.train.ema import average_decay, update_average
 from jaxai.train.state import TrainState
 from jaxai.typing import Array, PyTree
 

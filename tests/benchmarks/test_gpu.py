@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxai import command
+from jaxai import cli
 
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 FOUND = {"device": "cpu", "versions": {"jax": "0"}}
@@ -53,7 +53,7 @@ def run(out, *options):
 )
 def test_a_users_error_is_one_line(gpu, capsys, arguments, words):
     with pytest.raises(SystemExit) as stop:
-        command.guard(lambda: gpu.main(command.read(gpu.Config, arguments)))
+        cli.guard(lambda: gpu.main(cli.read(gpu.Config, arguments)))
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert all(word in line for word in words)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from idx_files import idx_bytes, write_idx
 
 import jaxai.data
+from tests.data.idx_files import idx_bytes, write_idx
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

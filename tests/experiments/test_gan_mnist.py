@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxai import gan_report
 from jaxai.data import load
 from jaxai.data.pipeline import batches
-from jaxai.train.sharding import batch_sharding, make_mesh, put_batch, state_sharding
+from jaxai.distributed.mesh import make_mesh
+from jaxai.distributed.sharding import batch_sharding, put_batch, state_sharding
+from jaxai.gan import commands as gan_commands
 from tests.experiments import commands
 from tests.helpers import hex_losses
 
@@ -78,7 +79,7 @@ def test_a_finished_run_draws_and_inverts(finished, tmp_path, capsys):
     card = (workdir / "README.md").read_text()
     assert "mnist_fd" in card
     assert "library_name: jaxai" in card
-    made = gan_report.commands(experiment.NAME, experiment.trained)
+    made = gan_commands.commands(experiment.NAME, experiment.trained)
     draw = partial(commands.start_command, *made["sample"], "--workdir", str(workdir), "--count", "12")
     draw("--out", str(tmp_path / "some"))
     draw("--out", str(tmp_path / "tame"), "--truncation", "0.1")

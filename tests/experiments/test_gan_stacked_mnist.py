@@ -5,7 +5,7 @@ from functools import partial
 
 from PIL import Image
 
-from jaxai import gan_report
+from jaxai.gan import commands as gan_commands
 from tests.experiments.commands import SCRIPTS, load, refusal, run, start, start_command, watched
 
 SCRIPT = SCRIPTS / "gan_stacked_mnist.py"
@@ -26,7 +26,7 @@ def test_debug_run_goes_on(tmp_path):
     with Image.open(workdir / "samples.png") as picture:
         assert picture.mode == "RGB"
     experiment = load(SCRIPT)
-    made = gan_report.commands(experiment.NAME, experiment.trained)
+    made = gan_commands.commands(experiment.NAME, experiment.trained)
     for name, arguments in {"sample": ["--count", "3"], "invert": ["--count", "2", "--steps", "3"]}.items():
         start_command(*made[name], "--workdir", str(workdir), *arguments)
     with Image.open(workdir / "images_0" / "00002.png") as picture:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxai.command import Stopped
+from jaxai.errors import Stopped
 from tests.experiments.commands import SCRIPTS, load, refusal, run, start, watched
 
 SCRIPT = SCRIPTS / "gan_toy2d.py"

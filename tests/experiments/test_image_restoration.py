@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxai.train.weights import read_weights
+from jaxai.run.weights import read_weights
 from tests.experiments import commands
 
 SCRIPT = commands.SCRIPTS / "image_restoration.py"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxai.data.babi import write_babi
-from jaxai.data.stories import load_stories
+from jaxai.data.qa.babi import write_babi
+from jaxai.data.qa.stories import load_stories
 from tests.experiments.commands import SCRIPTS, load, refusal, run, run_command, start, start_command
 
 SCRIPT = SCRIPTS / "question_answering.py"

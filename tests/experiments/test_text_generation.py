@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from jaxai.data.text import load_text
+from jaxai.data.text.corpus import load_text
 from jaxai.train.loop import Result
 from tests.experiments.commands import SCRIPTS, load, refusal, run, run_command, start, start_command
 

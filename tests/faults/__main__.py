@@ -20,7 +20,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from jaxai import command
+from jaxai import cli
 from tests.faults import promises
 from tests.faults.runs import REPOSITORY
 from tests.faults.test_malformed import all_refused
@@ -125,4 +125,4 @@ def table(found: dict[str, list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    command.guard(lambda: main(command.read(Config, sys.argv[1:], description=__doc__)))
+    cli.guard(lambda: main(cli.read(Config, sys.argv[1:], description=__doc__)))

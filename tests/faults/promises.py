@@ -18,13 +18,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxai.cli import Training
-from jaxai.data.official import read_idx
-from jaxai.train.checkpoint import Checkpoints, read_manifest, write_manifest
+from jaxai.config import Training
+from jaxai.data.images.official import read_idx
+from jaxai.distributed.mesh import make_mesh
+from jaxai.run.checkpoint import Checkpoints, read_manifest, write_manifest
+from jaxai.run.folder import Run, read_config
+from jaxai.run.weights import load_weights, save_weights
 from jaxai.train.loop import Every, fit
-from jaxai.train.run import Run, read_config
-from jaxai.train.sharding import make_mesh
-from jaxai.train.weights import load_weights, save_weights
 from tests.faults.malformed import idx
 from tests.faults.runs import EXPERIMENTS, OTHERS, Trial, free_port, wait_until, whole_lines
 from tests.helpers import Blobs, tiny_gan

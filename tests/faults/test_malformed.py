@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxai import cli, command
+from jaxai import cli
 from tests.experiments import commands
 from tests.faults.malformed import EXPERIMENTS, Case, cases
 
@@ -31,7 +31,7 @@ def refused(case: Case, folder: Path) -> str | None:
     script, said = commands.load(commands.SCRIPTS / f"{case.experiment}.py"), io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:
-            command.guard(functools.partial(start, script, arguments))
+            cli.guard(functools.partial(start, script, arguments))
             code = 0
         except SystemExit as stop:
             code = stop.code
@@ -49,7 +49,7 @@ def start(script, arguments: list[str]) -> None:
     """What `cli.run` does, but for the platform, which this process has already."""
     if arguments[0] == "sample":
         action, form = script.commands(script.NAME, script.trained)["sample"]
-        action(command.read(form, arguments[1:]))
+        action(cli.read(form, arguments[1:]))
     else:
         script.main(cli.parse(script.PRESETS, script.__doc__, arguments))
 

@@ -10,18 +10,17 @@ from tests.faults.runs import environment, free_port
 
 PROGRAM = """
 import sys, time
-from jaxai import cli, command
 from jaxai.train import processes
 processes.BARRIER_SECONDS = 2
 index = int(sys.argv[2])
 def meet():
-    with cli.joined(sys.argv[1], 2, index):
+    with cluster.joined(sys.argv[1], 2, index):
         cli.start_platform("cpu", 1)
         processes.barrier("first")
         if index == 1:
             time.sleep(8)
         processes.barrier("second")
-command.guard(meet)
+cli.guard(meet)
 """
 
 
@@ -41,7 +40,6 @@ import sys
 from functools import partial
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np, optax
-from jaxai import cli, command
 from jaxai.data import Dataset
 from jaxai.data.pipeline import batches
 from jaxai.train import loop
@@ -62,18 +60,18 @@ def init():
     return init_state({"weights": jnp.zeros((16, 3))}, tx, jax.random.key(0))
 
 def train():
-    with cli.joined(address if count > 1 else "", count, index):
+    with cluster.joined(address if count > 1 else "", count, index):
         cli.start_platform("cpu", 2 // count)
         mesh = make_mesh(batch_size=8)
         found = batches(data, 8, seed=0, **processes(mesh))
         own = folder / "processes" / str(index) if index else folder
         own.mkdir(parents=True, exist_ok=True)
-        config = cli.Training(steps=20, checkpoint_seconds=0.01)
+        config = Training(steps=20, checkpoint_seconds=0.01)
         step = partial(train_step, loss_fn=loss_fn, tx=tx)
         loop.fit(step, init, found, config, run=Run(own, {}, index), mesh=mesh)
 
-command.show_messages()
-command.guard(train)
+cli.show_messages()
+cli.guard(train)
 """
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxai.data import load
-from jaxai.data.stacks import stacked
+from jaxai.data.images.stacked import stacked
 from jaxai.metrics.digits import confidence, features_and_labels
 from jaxai.metrics.stacked import kl_floor, stack_labels, stacked_scores
 

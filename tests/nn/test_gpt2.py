@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxai.nn.gpt2 import from_gpt2
-from jaxai.nn.transformer import LanguageModel
+from jaxai.nn.transformer_models import LanguageModel
 
 WIDTH, LENGTH, VOCABULARY, LAYERS, HEADS = 16, 12, 19, 2, 4
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxai.nn.generation import generate
+from jaxai.nn.decoding.generation import generate
+from jaxai.nn.decoding.sampling import Sampling, sample
 from jaxai.nn.rnn import Recurrent, RecurrentLanguageModel, RecurrentShape, init_state, reset_state
-from jaxai.ops.sampling import Sampling, sample
 from tests.ops.oracle import compiled
 
 CELLS = {"rnn": 1, "lstm": 4, "gru": 3}

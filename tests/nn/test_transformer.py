@@ -9,15 +9,8 @@ import optax
 import pytest
 from scipy.special import erf
 
-from jaxai.nn.transformer import (
-    Encoder,
-    EncoderDecoder,
-    LanguageModel,
-    Shape,
-    init_cache,
-    lengths_of,
-    reorder_cache,
-)
+from jaxai.nn.transformer import Shape, init_cache, lengths_of, reorder_cache
+from jaxai.nn.transformer_models import Encoder, EncoderDecoder, LanguageModel
 from tests.ops.oracle import compiled
 
 TINY = Shape(width=16, layers=2, heads=4, init_std=0.2)

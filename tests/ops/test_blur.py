@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxai.ops import reference
 from jaxai.ops.pool import blur_downsample, blur_upsample
+from tests.ops import reference
 from tests.ops.oracle import assert_close, assert_maps, assert_same_derivatives, assert_scans, compiled, draw
 
 ORACLES = {blur_downsample: reference.blur_downsample, blur_upsample: reference.blur_upsample}

@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import export, lax
 
-from jaxai.ops import reference
 from jaxai.ops.conv import conv, conv_transpose
+from tests.ops import reference
 from tests.ops.oracle import TOLERANCE, assert_close, assert_maps, assert_same_derivatives, assert_scans, compiled, draw
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import export, lax
 
-from jaxai.ops import reference
 from jaxai.ops.pool import avg_pool, max_pool
+from tests.ops import reference
 from tests.ops.oracle import assert_close, assert_maps, assert_same_derivatives, assert_scans, compiled, draw, penalty
 
 OPS = {"max": (max_pool, nn.max_pool, reference.max_pool), "avg": (avg_pool, nn.avg_pool, reference.avg_pool)}

@@ -13,8 +13,8 @@ from jax import export, lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxai.ops import reference
 from jaxai.ops.recurrent import gru, gru_step, lstm, lstm_step, project, rnn, rnn_step
+from tests.ops import reference
 from tests.ops.oracle import TOLERANCE, assert_close, assert_maps, assert_same_derivatives, assert_scans, compiled, draw
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}

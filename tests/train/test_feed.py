@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 
 from jaxai.data import Dataset
-from jaxai.data.looks import unpaired_batches
+from jaxai.data.images.domains import unpaired_batches
+from jaxai.data.images.stacked import stack_batches
 from jaxai.data.pipeline import batches
-from jaxai.data.stacks import stack_batches
-from jaxai.data.text import streams, windows
+from jaxai.data.text.corpus import streams, windows
+from jaxai.distributed.mesh import make_mesh
+from jaxai.distributed.sharding import batch_sharding, put_batch
 from jaxai.train import feed
 from jaxai.train.feed import feed_of
-from jaxai.train.sharding import batch_sharding, make_mesh, put_batch
 from tests.helpers import Blobs
 
 RNG = np.random.default_rng(0)

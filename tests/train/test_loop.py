@@ -20,19 +20,19 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxai.cli import Training
-from jaxai.command import Interrupted, Stopped
+from jaxai.config import Training
 from jaxai.data import Dataset
 from jaxai.data.pipeline import batches
-from jaxai.gan_watch import Watched
-from jaxai.train import checkpoint
-from jaxai.train.checkpoint import UNFINISHED, Checkpoints, read_manifest
-from jaxai.train.finite import Finite
+from jaxai.distributed.mesh import make_mesh
+from jaxai.errors import Interrupted, Setback, Stopped
+from jaxai.gan.collapse import Watched
+from jaxai.run import checkpoint as checkpoint
+from jaxai.run.checkpoint import UNFINISHED, Checkpoints, read_manifest
+from jaxai.run.folder import Run
+from jaxai.train.compiled_step import Take, scanned, several, steps_a_call
 from jaxai.train.loop import Every, fit
-from jaxai.train.run import Run
-from jaxai.train.setback import Setback, with_other_noise
-from jaxai.train.sharding import make_mesh
-from jaxai.train.steps import Take, scanned, several, steps_a_call
+from jaxai.train.nonfinite import Finite
+from jaxai.train.rollback import with_other_noise
 from jaxai.train.supervised import cross_entropy, init_state, train_step
 from tests.helpers import Blobs, hex_losses, same_bits, tiny_gan
 
@@ -407,7 +407,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch
             raise OSError(errno.ENOSPC, "No space left on device")
         write(folder, host)
 
-    monkeypatch.setattr("jaxai.train.checkpoint.write_manifest", full)
+    monkeypatch.setattr("jaxai.run.checkpoint.write_manifest", full)
     with pytest.raises(Stopped, match=r"step 6 can't be written .*\(No space left on device\), that of step 3 is"):
         train(tmp_path / "parts", 12, checkpoint_every=3)
     assert [path.name for path in (tmp_path / "parts" / "checkpoints").iterdir()] == ["3"]
@@ -429,7 +429,7 @@ def test_steps_are_taken_while_a_checkpoint_is_written(tmp_path, monkeypatch):
         assert fetched.wait(60), "no step was taken"
         write(folder, host)
 
-    monkeypatch.setattr("jaxai.train.checkpoint.write_manifest", late)
+    monkeypatch.setattr("jaxai.run.checkpoint.write_manifest", late)
     parts = train(tmp_path / "run", 8, batches=Noting(), checkpoint_every=4)
     assert same_bits(parts.state, train(tmp_path / "whole", 8).state)
 
@@ -773,7 +773,7 @@ def test_a_signal_during_the_last_write_waits_for_it(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         write(folder, host)
 
-    monkeypatch.setattr("jaxai.train.checkpoint.write_manifest", late)
+    monkeypatch.setattr("jaxai.run.checkpoint.write_manifest", late)
     with pytest.raises(Interrupted):
         train(tmp_path, 5)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]

@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxai.train.optim import Adam, average_decay, cosine, optimizer, schedule
+from jaxai.train.ema import average_decay
+from jaxai.train.optim import Adam, cosine, optimizer, schedule
 from jaxai.train.supervised import gradient, init_state, train_step
 
 

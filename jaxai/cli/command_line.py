@@ -1,0 +1,141 @@
+"""From a config dataclass to a command: presets, options, sub-commands, messages for users."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, cast
+
+import jax
+import tyro
+
+from jaxai.cli.platform import start_platform, use_compilation_cache
+from jaxai.config import Common, Finished, Platform, Training
+from jaxai.distributed.cluster import joined
+from jaxai.errors import ending
+
+
+def parse[ConfigT: Common](
+    presets: Mapping[str, ConfigT], description: str | None, arguments: Sequence[str]
+) -> ConfigT:
+    """The config that the arguments ask for: ``--preset``, else the first one, and the other options on top of it.
+
+    Raises ValueError for an unknown preset (naming the nearest one), an unknown option, or a bad value.
+    """
+    name = preset_name(arguments, next(iter(presets)))
+    check_preset(name, presets)
+    default = dataclasses.replace(presets[name], preset=name)
+    return read(type(default), arguments, default=default, description=description)
+
+
+def preset_name(arguments: Sequence[str], first: str) -> str:
+    """The value of the last ``--preset``, or the first preset there is."""
+    name = first
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        if argument == "--preset":
+            name = following
+        elif argument.startswith("--preset="):
+            name = argument.removeprefix("--preset=")
+    return name
+
+
+def check_preset(name: str, presets: Mapping[str, Any]) -> None:
+    """Raise ValueError for an unknown preset, naming the nearest one."""
+    if name not in presets:
+        near = difflib.get_close_matches(name, presets, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"--preset {name} is unknown: {hint}there are {', '.join(presets)}")
+
+
+def run[ConfigT: Common](
+    main: Callable[[ConfigT], None],
+    presets: Mapping[str, ConfigT],
+    description: str | None,
+    commands: Mapping[str, tuple[Callable[[Any], None], type[Platform]]] = MappingProxyType({}),
+) -> None:
+    """Parse the command line, start the platform, run ``main``; a user's error is one line and exit code 2.
+
+    ``commands`` are what else there is to do, by the name that is the first argument then: a function, and the
+    dataclass of its options.
+    """
+
+    def experiment() -> None:
+        name, *arguments = sys.argv[1:] or [""]
+        if name in commands:
+            action, form = commands[name]
+            config = read(form, arguments, description=form.__doc__)
+            if issubclass(form, Finished):
+                check_preset(config.preset, presets)
+        else:
+            config = parse(presets, description, sys.argv[1:])
+            action = cast(Callable[[Any], None], main)
+        use_compilation_cache()
+        if not isinstance(config, Training):
+            start_platform(config.platform, config.devices)
+            action(config)
+            return
+        with joined(config.coordinator, config.num_processes, config.process_id):
+            start_platform(config.platform, config.devices_here)
+            if jax.process_index():
+                logging.getLogger("jaxai").setLevel(logging.WARNING)  # the first tells what all do
+            action(config)
+
+    show_messages()
+    trains = not (sys.argv[1:] and sys.argv[1] in commands)
+    advice = ": --resume auto goes on from the last checkpoint" if trains else ""
+    guard(experiment, interrupted=f"interrupted{advice}")
+
+
+def read(form: Any, arguments: Sequence[str], **options: Any) -> Any:
+    """An instance of a dataclass (or of one of a union of them) from the command line, by tyro with these options.
+
+    Raises ValueError, in one line, for unknown options and bad values; ``--help`` prints and exits.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(form, args=list(arguments), **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    raise ValueError(usage_error(said.getvalue()))
+
+
+def usage_error(box: str) -> str:
+    """The message in the box that tyro draws: what stands above its first rule."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    message = itertools.takewhile(lambda line: line.strip("─╰╯"), lines)
+    return f"{' '.join(message) or ' '.join(box.split())} (see --help)"
+
+
+def guard(command: Callable[[], None], *, interrupted: str = "interrupted") -> None:
+    """Run a command. What it raises is a line on standard error and an exit code, but for bugs: those stay as they are.
+
+    A reader of the output that has gone, such as ``head``, ends the command without a word.
+    """
+    try:
+        command()
+        sys.stdout.flush()
+    except BaseException as error:
+        if (end := ending(error, interrupted)) is None:
+            raise
+        code, said = end
+        if said:
+            print(said, file=sys.stderr)
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at the end fails as well
+        sys.exit(code)
+
+
+def show_messages() -> None:
+    """Print what the project logs, plainly, on standard error."""
+    project = logging.getLogger("jaxai")
+    project.setLevel(logging.INFO)
+    project.addHandler(logging.StreamHandler())
+    project.propagate = False

@@ -1,0 +1,77 @@
+"""Photographs that scikit-image ships, all in the public domain or CC0, and random crops of them.
+
+Colour: astronaut (NASA), coffee (Rachel Michetti), rocket (SpaceX), chelsea (Stefan van der Walt). Grey: brick, grass,
+gravel (cc0textures.com), camera (Lav Varshney).
+"""
+
+import grain
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from jaxai.data.pipeline import check_rows, endless, own_rows
+from jaxai.data.random import integers
+
+PHOTOS = {"train": ("astronaut", "coffee", "rocket", "brick", "grass", "gravel"), "test": ("chelsea", "camera")}
+"""Names by split: no photograph is in both."""
+
+Photo = UInt8[np.ndarray, "height width 3"]
+
+
+def load_photos(split: str) -> dict[str, Photo]:
+    """The photographs of a split by name, uint8 [height, width, 3]; grey ones have three equal channels."""
+    from skimage import data as skimage  # slow to import, and only this function needs it
+
+    found = {name: np.asarray(getattr(skimage, name)()) for name in PHOTOS[split]}
+    return {name: x if x.ndim == 3 else np.repeat(x[..., None], 3, -1) for name, x in found.items()}
+
+
+def with_halves(photos: dict[str, Photo], least: int) -> dict[str, Photo]:
+    """The photographs, and each at half of its size too (bicubic) if its sides are then ``least`` pixels or more: what
+    is far away as well as what is near.
+    """
+    halves = {}
+    for name, photo in photos.items():
+        height, width = (size // 2 for size in photo.shape[:2])
+        if min(height, width) < least:
+            continue
+        image = Image.fromarray(photo[: 2 * height, : 2 * width])
+        halves[f"{name} at half size"] = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    return photos | halves
+
+
+def crop_batches(
+    photos: dict[str, Photo],
+    size: int,
+    batch_size: int,
+    *,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """An endless iterator of ``image`` uint8 [B, size, size, 3]: crops at random places, each in one of the
+    eight symmetries of a square.
+
+    Every place of every photograph is as likely. State, restoring and the rows of several processes are those of
+    ``jaxai.data.pipeline.batches``. Raises ``ValueError`` as that does, and for a photograph smaller than a crop.
+    """
+    check_rows(batch_size, process_index, process_count, seed)
+    for name, photo in photos.items():
+        if size < 1 or min(photo.shape[:2]) < size:
+            raise ValueError(f"size is {size}, but {name} is {photo.shape[0]}x{photo.shape[1]}; choose a smaller one")
+    images = list(photos.values())
+    places = np.array([(x.shape[0] - size + 1, x.shape[1] - size + 1) for x in images])
+    ends, mine = np.cumsum(places.prod(1)), own_rows(batch_size, process_index, process_count)
+
+    def batch(index: int) -> dict[str, np.ndarray]:
+        numbers = integers(int(ends[-1]), (batch_size,), seed, 2, index)[mine]
+        symmetries = integers(8, (batch_size,), seed, 3, index)[mine]
+        crops = []
+        for number, symmetry in zip(numbers, symmetries, strict=True):
+            which = int(np.searchsorted(ends, number, side="right"))
+            row, column = divmod(int(number - ends[which] + places[which].prod()), int(places[which][1]))
+            crop = np.rot90(images[which][row : row + size, column : column + size], symmetry // 2)
+            crops.append(crop[:, ::-1] if symmetry % 2 else crop)
+        return {"image": np.stack(crops)}
+
+    return endless(batch)

@@ -1,0 +1,56 @@
+"""Stacked MNIST: three digits as the colours of one image, a thousand modes (Metz et al. 2017, arXiv 1611.02163)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Int64, UInt8
+
+from jaxai.data.pipeline import Gathered, check_rows, endless, own_rows
+from jaxai.data.random import integers
+from jaxai.typing import Array
+
+
+def stacked[A: (np.ndarray, Array)](images: A, rows: Int[Array | np.ndarray, "B 3"]) -> A:
+    """The images [n, 28, 28, 1] of each row of numbers as the channels of one, [B, 28, 28, 3]; numpy or JAX arrays."""
+    digits: Any = images[rows]  # [B, 3, 28, 28, 1]
+    return digits[..., 0].transpose(0, 2, 3, 1)
+
+
+def fixed_rows(count: int, n: int, seed: int) -> Int64[np.ndarray, "{count} 3"]:
+    """Which images of n make each of ``count`` stacks."""
+    return integers(n, (count, 3), seed, 0)
+
+
+def stack_batches(
+    images: UInt8[np.ndarray, "n 28 28 1"],
+    batch_size: int,
+    *,
+    seed: int,
+    fixed: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Gathered:
+    """An endless iterator of ``image`` uint8 [B, 28, 28, 3]: stacks of three images drawn at random.
+
+    With ``fixed`` only so many different stacks exist, as in a data set that was made once (128,000 in the
+    literature); else each is new. State, restoring and the rows of several processes are those of
+    ``jaxai.data.pipeline.batches``. Raises ``ValueError`` as that does, and for a negative ``fixed``.
+    """
+    check_rows(batch_size, process_index, process_count, seed)
+    if fixed < 0:
+        raise ValueError(f"fixed is {fixed}; choose how many stacks there are, or 0 for new ones")
+    table = fixed_rows(fixed, len(images), seed) if fixed else None
+    mine = own_rows(batch_size, process_index, process_count)
+
+    def rows(index: int) -> dict[str, np.ndarray]:
+        if table is None:
+            digits = integers(len(images), (batch_size, 3), seed, 1, index)
+        else:
+            digits = table[integers(len(table), (batch_size,), seed, 1, index)]
+        return {"digits": digits[mine].astype(np.int32)}
+
+    def gather(arrays: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
+        return {"image": stacked(arrays["image"], rows["digits"])}
+
+    return Gathered({"image": images}, endless(rows), gather)

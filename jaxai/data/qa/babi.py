@@ -1,0 +1,300 @@
+"""Stories with questions in the format of the bAbI tasks (Weston et al. 2015, arXiv:1502.05698): reading and writing.
+
+train = load_babi("data", "train")                    # a folder of qa1_..._train.txt, or the archive
+write_babi(train, "copy", "train")
+for question in train.tasks[1]: ...
+"""
+
+import dataclasses
+import functools
+import gzip
+import hashlib
+import io
+import itertools
+import logging
+import lzma
+import os
+import re
+import sys
+import tarfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from jaxai.data.dataset import check_split
+from jaxai.data.text.corpus import read_utf8
+
+logger = logging.getLogger("jaxai.data")
+
+Sentence = tuple[str, ...]
+Files = dict[str, Path | bytes]
+
+TASKS = range(1, 21)
+FILE = re.compile(r"qa([0-9]{1,2})(?:_([A-Za-z0-9-]+))?_(train|test)\.txt")
+ARCHIVES = ("en*.tar*", "tasks_1-20*.tar*", "babi*.tar*")  # --data-dir may hold other data's archives too
+ARCHIVE_LIMIT = 400_000_000  # bytes unpacked: the whole release, all its languages and sizes, has about 150 million
+FILE_LIMIT = 16_000_000  # bytes: the longest official file, task 3 with 10,000 questions, has 5.3 million
+STORY_LIMIT = 1_000  # lines: the longest official story has below 400; a question holds all facts before it
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question and the facts told before it, as lower-cased words without punctuation.
+
+    ``answer`` is one label, also where it is a list ("football,milk"); ``support`` are the indices of the facts that
+    the answer follows from, in the order of the file.
+    """
+
+    task: int
+    facts: tuple[Sentence, ...]
+    question: Sentence
+    answer: str
+    support: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions:
+    """Questions by the number of their task, and the tasks' ``titles``; ``source`` says where they came from.
+
+    ``open_words`` are names, which mean nothing by themselves: a reader can see them as anonymous slots.
+    """
+
+    name: str
+    tasks: dict[int, tuple[Question, ...]] = dataclasses.field(repr=False)
+    titles: dict[int, str]
+    source: str
+    embedded: bool
+    open_words: frozenset[str] = dataclasses.field(default=frozenset(), repr=False)
+
+    @property
+    def all(self) -> tuple[Question, ...]:
+        """The questions of all tasks, one task behind the other."""
+        return tuple(itertools.chain.from_iterable(self.tasks.values()))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The start of the SHA-256 over the tasks as ``to_lines`` writes them, in hexadecimal."""
+        digest = hashlib.sha256()
+        for task, questions in self.tasks.items():
+            digest.update("\n".join([f"task {task}", *to_lines(questions), ""]).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()[:16]
+
+    def identity(self) -> dict[str, str | bool]:
+        """What a run that goes on must find again: name, fingerprint, whether embedded."""
+        return {"name": self.name, "fingerprint": self.fingerprint, "embedded": self.embedded}
+
+
+def load_babi(folder: str | os.PathLike, split: str, tasks: Iterable[int] = TASKS) -> Questions:
+    """The questions of ``qaN_TITLE_SPLIT.txt`` for every N of ``tasks``, from a folder or the release's archive.
+
+    The files may lie in ``folder`` or up to two folders below it, or, where it has none, in an archive there
+    (``en*.tar.xz``, ``tasks_1-20*.tar.gz``), which is read in memory; ``folder/babi`` is looked into first, and
+    ``folder`` may be an archive. Of several versions ``en`` is taken; give the folder of another, such as ``en-10k``.
+    The choice is logged in one line (logger ``jaxai.data``). ``open_words`` are those with a capital letter inside a
+    sentence: the official files' persons, and the animals that task 16 tells of by name.
+
+    Raises ``FileNotFoundError`` for a missing folder or task file; ``ValueError``, with file and line, for lines that
+    are not ``N sentence.`` or ``N question?<tab>answer<tab>numbers of facts``, numbers that name no fact before them,
+    files without a question, not UTF-8 or too large, damaged archives and an unknown split.
+    """
+    check_split(split)
+    where, files = _find(Path(folder).expanduser())
+    chosen = _by_task(where, files, split)
+    wanted = tuple(tasks)
+    missing = [task for task in wanted if task not in chosen]
+    if missing:
+        names = ", ".join(f"qa{task}_*_{split}.txt" for task in missing)
+        raise FileNotFoundError(f"{where}: no file {names}; add what is missing from the same release")
+    questions, titles, names = {}, {}, set()
+    for task in wanted:
+        file, titles[task] = chosen[task]
+        label = f"{where}/{file}"
+        text = _text(files[file], label)
+        questions[task] = parse(text, task, label)
+        names |= _names(text)
+    name = f"{PurePosixPath(where).name} {split}"
+    count = sum(map(len, questions.values()))
+    source = f"bAbI {name}: {count:,} questions of {len(wanted)} tasks from {where}"
+    logger.info(source)
+    return Questions(f"bAbI {name}", questions, titles, source, False, frozenset(names))
+
+
+def parse(text: str, task: int, where: str) -> tuple[Question, ...]:
+    """The questions of a task's file; ``ValueError`` begins with ``where`` and the line."""
+    questions: list[Question] = []
+    facts: list[Sentence] = []
+    lines: dict[int, int] = {}  # the number of a fact's line -> its index
+    previous = 0
+    for at, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            number, fields = _fields(line, previous)
+            if number == 1:
+                facts, lines = [], {}
+            if len(fields) == 1:
+                lines[number] = len(facts)
+                facts.append(_words(fields[0]))
+            else:
+                questions.append(_question(task, tuple(facts), lines, *fields))
+        except ValueError as error:
+            raise ValueError(f"{where}, line {at}: {error}") from None
+        previous = number
+    if not questions:
+        raise ValueError(f"{where}: no question in it; give a file of the bAbI tasks")
+    return tuple(questions)
+
+
+def _fields(line: str, previous: int) -> tuple[int, list[str]]:
+    """The number of a line, and the one field of a fact or the three of a question."""
+    match = re.match(r"\s*([0-9]{1,4})\s+(?=\S)", line)
+    if not match:
+        raise ValueError("does not begin with the line's number; write `N sentence.`")
+    number = int(match[1])
+    if number not in (1, previous + 1):
+        raise ValueError(f"number {number} after {previous}; they count on by one, and 1 begins a story")
+    if number > STORY_LIMIT:
+        raise ValueError(f"a story of more than {STORY_LIMIT:,} lines; begin the next with number 1")
+    fields = line[match.end() :].split("\t")
+    if len(fields) not in (1, 3):
+        raise ValueError(f"{len(fields) - 1} tabs; a fact has none, a question two: before its answer and its support")
+    return number, fields
+
+
+def _question(
+    task: int, facts: tuple[Sentence, ...], lines: dict[int, int], question: str, answer: str, support: str
+) -> Question:
+    label = " ".join(answer.lower().split())
+    if not label:
+        raise ValueError("the question has no answer between its tabs")
+    for number in support.split():
+        if not re.fullmatch("[0-9]{1,4}", number) or int(number) not in lines:
+            raise ValueError(f"support {number[:20]!r} is not the number of an earlier fact of the story")
+    return Question(task, facts, _words(question), label, tuple(lines[int(number)] for number in support.split()))
+
+
+def _words(sentence: str) -> Sentence:
+    words = tuple(sys.intern(bare) for word in sentence.lower().split() if (bare := word.strip(".,?!")))
+    if not words:
+        raise ValueError("no word behind the line's number")
+    return words
+
+
+def _names(text: str) -> set[str]:
+    """Words with a capital letter behind a sentence's first word, lower-cased."""
+    inside = [word.strip(".,?!") for line in text.split("\n") for word in line.split("\t")[0].split()[2:]]
+    return {word.lower() for word in inside if word[:1].isupper()}
+
+
+def to_lines(questions: Iterable[Question]) -> list[str]:
+    """The lines of a task's file, which ``parse`` reads back equal.
+
+    A question whose facts begin with all facts of the one before goes on with its story.
+    """
+    result: list[str] = []
+    facts: tuple[Sentence, ...] = ()
+    lines: list[int] = []  # of the facts of this story
+    count = 0
+    for question in questions:
+        new = len(question.facts) - len(facts)
+        if question.facts[: len(facts)] != facts or count + new >= STORY_LIMIT:
+            facts, lines, count = (), [], 0
+        for fact in question.facts[len(facts) :]:
+            count += 1
+            lines.append(count)
+            result.append(f"{count} {' '.join(fact)}.")
+        facts = question.facts
+        count += 1
+        support = " ".join(str(lines[index]) for index in question.support)
+        result.append(f"{count} {' '.join(question.question)}?\t{question.answer}\t{support}")
+    return result
+
+
+def write_babi(questions: Questions, folder: str | os.PathLike, split: str) -> list[Path]:
+    """Write ``qaN_TITLE_SPLIT.txt`` for every task into a folder, which is made; returns the files."""
+    check_split(split)
+    root = Path(folder).expanduser()
+    root.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for task, part in questions.tasks.items():
+        paths.append(root / f"qa{task}_{questions.titles[task]}_{split}.txt")
+        paths[-1].write_text("\n".join([*to_lines(part), ""]), encoding="utf-8")
+    return paths
+
+
+def _find(folder: Path) -> tuple[str, Files]:
+    """Where the task files are, and they by name."""
+    if not folder.exists():
+        raise FileNotFoundError(f"folder {folder} does not exist; give the one that holds the bAbI tasks")
+    if folder.is_file():
+        groups = _in_archive(folder)
+    else:
+        groups = next(filter(None, map(_groups, (folder / "babi", folder))), {})
+    if not groups:
+        raise FileNotFoundError(f"{folder}: no bAbI files (qa1_..._train.txt) nor an archive of them ({ARCHIVES[0]})")
+    choice = [name for name in groups if PurePosixPath(name).name == "en"] or list(groups)
+    if len(choice) > 1:
+        raise ValueError(f"{folder}: bAbI files in {', '.join(sorted(choice)[:8])}; give one of these folders")
+    return choice[0], groups[choice[0]]
+
+
+def _groups(root: Path) -> dict[str, Files]:
+    """The task files by their folder; from an archive where there are no folders of them."""
+    groups: dict[str, Files] = defaultdict(dict)
+    for level in ("", "*/", "*/*/"):
+        for path in root.glob(f"{level}qa*.txt"):
+            if FILE.fullmatch(path.name):
+                groups[path.parent.as_posix()][path.name] = path
+    archives = sorted(path for pattern in ARCHIVES for path in root.glob(pattern) if path.is_file())
+    return groups or (_in_archive(archives[0]) if archives else {})
+
+
+def _in_archive(path: Path) -> dict[str, Files]:
+    """The task files of an archive by their folder in it. Nothing is written to disk."""
+    groups: dict[str, Files] = defaultdict(dict)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(_unpacked(path)), mode="r:") as archive:
+            for member in archive:
+                inside = PurePosixPath(member.name)
+                if not (member.isfile() and member.name.isprintable() and FILE.fullmatch(inside.name)):
+                    continue
+                if member.size > FILE_LIMIT:  # of a sparse file this is the size with its holes
+                    raise ValueError(f"{path}: {member.name} has {member.size:,} bytes, no bAbI task has so many")
+                content = archive.extractfile(member)
+                groups[f"{path.as_posix()}/{inside.parent}"][inside.name] = content.read() if content else b""
+    except (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(f"{path}: damaged archive or none ({error}); fetch it again") from error
+    return groups
+
+
+def _unpacked(path: Path) -> bytes:
+    """The bytes of a tar file, at most ``ARCHIVE_LIMIT``: tarfile trusts the sizes that headers claim."""
+    opener = {".gz": gzip.open, ".tgz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    with opener(path, "rb") as file:
+        content = file.read(ARCHIVE_LIMIT + 1)
+    if len(content) > ARCHIVE_LIMIT:
+        raise ValueError(f"{path}: unpacks to more than {ARCHIVE_LIMIT:,} bytes; unpack it and give the folder")
+    return content
+
+
+def _by_task(where: str, files: Files, split: str) -> dict[int, tuple[str, str]]:
+    """Task -> the name of its file of a split, and its title."""
+    chosen: dict[int, tuple[str, str]] = {}
+    for file in sorted(files):
+        match = FILE.fullmatch(file)
+        if match and match[3] == split:
+            task = int(match[1])
+            if task in chosen:
+                raise ValueError(f"{where}: {chosen[task][0]} and {file} are both task {task}; leave one")
+            chosen[task] = file, match[2] or f"task-{task}"
+    return chosen
+
+
+def _text(content: Path | bytes, where: str) -> str:
+    if isinstance(content, Path):
+        return read_utf8(content)
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 ({error.reason} at offset {error.start:,}); fetch it again") from error

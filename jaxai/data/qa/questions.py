@@ -1,0 +1,243 @@
+"""Questions as arrays for a network, with words that it cannot know replaced by anonymous slots.
+
+vocabulary = Words.build(train.all, slots=12, open_words=OPEN_WORDS)
+batches = question_batches(train.all, vocabulary, 64, max_facts=20, seed=0)
+test = encode(test.all, vocabulary, max_facts=20)
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Bool, Int32, UInt64
+
+from jaxai.data.buckets import grouped, length_groups
+from jaxai.data.pipeline import check_rows, endless, own_rows
+from jaxai.data.qa.babi import Question
+from jaxai.data.random import stream
+
+Batch = dict[
+    str,
+    Int32[np.ndarray, "B S width"] | Int32[np.ndarray, "B width"] | Int32[np.ndarray, " B"] | Bool[np.ndarray, "B S"],
+]
+
+PAD = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """What ids and labels stand for.
+
+    Ids: 0 padding, 1 ... ``slots`` the slots, then ``words``. Labels: 0 ... ``slots`` - 1 the slots, then ``answers``.
+    """
+
+    slots: int
+    words: tuple[str, ...]
+    answers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.slots < 0:
+            raise ValueError(f"slots is {self.slots}; choose at least 0")
+        for name, values in (("words", self.words), ("answers", self.answers)):
+            if list(values) != sorted(set(values)):
+                raise ValueError(f"{name} must be sorted and distinct; take Words.build(questions, slots)")
+
+    @classmethod
+    def build(
+        cls, questions: Iterable[Question], slots: int, open_words: frozenset[str] | set[str] = frozenset()
+    ) -> "Words":
+        """The words and answers of training questions, without ``open_words``: those are always read as slots."""
+        words: set[str] = set()
+        answers: set[str] = set()
+        for question in questions:
+            words.update(question.question, *question.facts)
+            answers.add(question.answer)
+        return cls(slots, tuple(sorted(words - open_words)), tuple(sorted(answers - open_words)))
+
+    @property
+    def size(self) -> int:
+        """How many different ids there are."""
+        return 1 + self.slots + len(self.words)
+
+    @property
+    def labels(self) -> int:
+        """How many different labels there are."""
+        return self.slots + len(self.answers)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, so that a finished run can be asked."""
+        return {"slots": self.slots, "words": list(self.words), "answers": list(self.answers)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Words":
+        """The vocabulary that ``to_json`` wrote; ``ValueError`` for anything else."""
+        lists = [value.get(name) for name in ("words", "answers")] if isinstance(value, dict) else [None]
+        strings = all(isinstance(part, list) and all(isinstance(word, str) for word in part) for part in lists)
+        if not strings or type(value.get("slots")) is not int:
+            raise ValueError("value is no vocabulary of questions (slots, words, answers); take what to_json wrote")
+        return cls(value["slots"], tuple(value["words"]), tuple(value["answers"]))
+
+
+def encode(
+    questions: Sequence[Question],
+    vocabulary: Words,
+    *,
+    max_facts: int | None = None,
+    max_words: int | None = None,
+    seed: int = 0,
+) -> Batch:
+    """All questions as arrays: ``facts`` int32 [B, S, width], ``question`` int32 [B, width], padded with 0.
+
+    ``fact_count``, ``answer`` and ``task`` int32 [B]; ``support`` bool [B, S], the facts that the answer follows from.
+    The last ``max_facts`` facts are kept; S and width are ``max_facts`` and ``max_words``, or the most that occur.
+    A word that is not in the vocabulary becomes a slot, the same one wherever the example has that word, drawn by
+    ``seed`` without replacement, and so does an answer that is such a word (Hermann et al. 2015, arXiv:1506.03340).
+    An answer that is neither a label nor such a word is -1, which no prediction equals.
+
+    Raises ``ValueError`` for no questions, an example with more unknown words than slots or with a sentence of more
+    than ``max_words`` words, and sizes below 1.
+    """
+    check_rows(1, 0, 1, seed)
+    arrays = _arrays(questions, vocabulary, max_facts, max_words)
+    return _draw_slots(arrays, vocabulary, stream((len(questions), vocabulary.slots), seed))
+
+
+def question_batches(
+    questions: Sequence[Question],
+    vocabulary: Words,
+    batch_size: int,
+    *,
+    seed: int,
+    max_facts: int | None = None,
+    max_words: int | None = None,
+    shapes: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """An endless iterator of batches of what ``encode`` gives, with other slots whenever a question comes again.
+
+    A batch's stories are of about one number of facts, S of at most ``shapes`` numbers. Their order is that of
+    ``jaxai.data.buckets.grouped``; state, restoring and the rows of several processes are those of
+    ``jaxai.data.pipeline.batches``.
+
+    Raises ``ValueError`` as ``encode`` does, for an answer that is no label, a batch size below 1 or not divisible by
+    ``process_count``, a process index that is not in 0 ... process_count - 1, and a negative seed.
+    """
+    check_rows(batch_size, process_index, process_count, seed)
+    arrays = _arrays(questions, vocabulary, max_facts, max_words)
+    if arrays["answer"].min() < 0:
+        strange = questions[int(arrays["answer"].argmin())].answer
+        raise ValueError(f"answer {strange!r} is neither in vocabulary nor a word of its story; take Words.build")
+    counts = arrays["fact_count"]
+    members = [
+        np.flatnonzero((low <= counts) & (counts <= high))
+        for low, high in length_groups(counts, counts[:, None], shapes)
+    ]
+    mine = own_rows(batch_size, process_index, process_count)
+    rows_of = grouped([(len(rows), batch_size) for rows in members], seed=seed)
+
+    def batch(index: int) -> Batch:
+        group, places = rows_of(index)
+        rows, longest = members[group][places][mine], max(1, counts[members[group]].max())
+        raw = stream((batch_size, vocabulary.slots), seed, index, 1)[mine]  # 1 parts this stream from the orders'
+        parts = {name: array[rows] for name, array in arrays.items()}
+        shorter = {name: parts[name][:, :longest] for name in ("facts", "support")}
+        return _draw_slots(parts | shorter, vocabulary, raw)
+
+    return endless(batch)
+
+
+def decode(
+    labels: Int32[np.ndarray, " B"], questions: Sequence[Question], arrays: Batch, vocabulary: Words
+) -> list[str | None]:
+    """The answers that predicted labels stand for: strings, or ``None`` for a slot that no word has and for -1.
+
+    ``arrays`` is what ``encode`` made of the same questions: it knows which word each slot stands for.
+    """
+    result = []
+    for row, (label, question) in enumerate(zip(labels.tolist(), questions, strict=True)):
+        if label >= vocabulary.slots:
+            result.append(vocabulary.answers[label - vocabulary.slots])
+            continue
+        count = int(arrays["fact_count"][row])
+        sentences = [*question.facts[len(question.facts) - count :], question.question]
+        ids = [*arrays["facts"][row, :count], arrays["question"][row]]
+        words = {i: w for ws, line in zip(sentences, ids, strict=True) for w, i in zip(ws, line.tolist(), strict=False)}
+        result.append(words.get(label + 1))
+    return result
+
+
+def _arrays(questions: Sequence[Question], vocabulary: Words, max_facts: int | None, max_words: int | None) -> Batch:
+    """The arrays of ``encode`` with slots 1, 2, ... in the order in which an example's unknown words appear."""
+    if not questions:
+        raise ValueError("questions is empty; give at least 1")
+    for name, size in (("max_facts", max_facts), ("max_words", max_words)):
+        if size is not None and size < 1:
+            raise ValueError(f"{name} is {size}; choose at least 1")
+    rows = max_facts or max(1, max(len(question.facts) for question in questions))
+    table = {word: i for i, word in enumerate(vocabulary.words, 1 + vocabulary.slots)}
+    labels = {answer: i for i, answer in enumerate(vocabulary.answers, vocabulary.slots)}
+    ids: list[list[int]] = []
+    lengths = np.zeros((len(questions), rows + 1), np.int32)
+    answer = np.zeros(len(questions), np.int32)
+    support = np.zeros((len(questions), rows), bool)
+    for row, question in enumerate(questions):
+        facts = question.facts[-rows:]
+        slots: dict[str, int] = {}
+        sentences = [
+            [table.get(word) or slots.setdefault(word, len(slots) + 1) for word in sentence]
+            for sentence in (*facts, question.question)
+        ]
+        _check_slots(slots, row, vocabulary.slots)
+        ids += sentences
+        *lengths[row, : len(facts)], lengths[row, -1] = map(len, sentences)
+        answer[row] = labels.get(question.answer, slots.get(question.answer, 0) - 1)
+        dropped = len(question.facts) - len(facts)
+        support[row, [index - dropped for index in question.support if index >= dropped]] = True
+    padded = _padded(ids, lengths, max_words)
+    return {
+        "facts": np.ascontiguousarray(padded[:, :-1]),
+        "question": np.ascontiguousarray(padded[:, -1]),
+        "fact_count": np.array([min(len(question.facts), rows) for question in questions], np.int32),
+        "answer": answer,
+        "support": support,
+        "task": np.array([question.task for question in questions], np.int32),
+    }
+
+
+def _check_slots(unknown: dict[str, int], row: int, slots: int) -> None:
+    if len(unknown) > slots:
+        words = ", ".join(list(unknown)[:5])
+        raise ValueError(
+            f"slots is {slots}, but question {row} has {len(unknown)} words that are not in the vocabulary ({words}"
+            f"{', ...' if len(unknown) > 5 else ''}); choose more"
+        )
+
+
+def _padded(ids: list[list[int]], lengths: np.ndarray, max_words: int | None) -> Int32[np.ndarray, "B sentences width"]:
+    """Sentences, one behind the other, at the places that have a length."""
+    width = max_words or int(lengths.max())
+    if lengths.max() > width:
+        row = int(lengths.max(axis=1).argmax())
+        raise ValueError(f"max_words is {width}, but question {row} has a sentence of {lengths.max()} words; raise it")
+    result = np.full((*lengths.shape, width), PAD, np.int32)
+    result[np.arange(width) < lengths[..., None]] = np.fromiter(itertools.chain.from_iterable(ids), np.int32)
+    return result
+
+
+def _draw_slots(arrays: Batch, vocabulary: Words, raw: UInt64[np.ndarray, "B slots"]) -> Batch:
+    """The same examples with their slots permuted, each in the order of its random numbers."""
+    n, slots = raw.shape
+    ids = np.tile(np.arange(vocabulary.size, dtype=np.int32), (n, 1))
+    ids[:, 1 : slots + 1] = raw.argsort(axis=1, kind="stable") + 1
+    starts = np.arange(n) * vocabulary.size
+    facts, question, answer = arrays["facts"], arrays["question"], arrays["answer"]
+    slot = ids[np.arange(n), np.clip(answer + 1, 0, slots)] - 1
+    return arrays | {
+        "facts": ids.ravel()[facts + starts[:, None, None]],
+        "question": ids.ravel()[question + starts[:, None]],
+        "answer": np.where((answer >= 0) & (answer < slots), slot, answer).astype(np.int32),
+    }

@@ -1,0 +1,54 @@
+"""Mixtures of Gaussians in the plane, on which a GAN's collapse can be seen: a ring of eight, a grid of 25."""
+
+import dataclasses
+
+import grain
+import numpy as np
+from jaxtyping import Float
+
+from jaxai.data.pipeline import check_rows, endless, own_rows
+from jaxai.data.random import integers, uniform
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Equally likely Gaussians around ``centres`` float64 [modes, 2], all of one standard ``deviation``."""
+
+    centres: Float[np.ndarray, "modes 2"]
+    deviation: float
+
+    def draw(self, count: int, *entropy: int) -> Float[np.ndarray, "{count} 2"]:
+        """``count`` points, float32, that depend on ``entropy`` (integers >= 0) alone; normal by Box and Muller."""
+        chosen = self.centres[integers(len(self.centres), (count,), *entropy, 0)]
+        radius, angle = uniform((2, count), *entropy, 1)
+        radius, angle = np.sqrt(-2 * np.log1p(-radius)), 2 * np.pi * angle
+        offsets = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)
+        return (chosen + self.deviation * offsets).astype(np.float32)
+
+
+ANGLES = 2 * np.pi * np.arange(8) / 8
+MIXTURES = {
+    "ring": Mixture(np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1), 0.01),
+    "grid": Mixture(np.stack(np.meshgrid(*[np.arange(-4.0, 5.0, 2.0)] * 2, indexing="ij"), -1).reshape(-1, 2), 0.05),
+}
+"""PacGAN's: eight on the unit circle, 25 at even numbers from -4 to 4 (Lin et al. 2018, arXiv 1712.04086)."""
+
+
+def point_batches(
+    mixture: Mixture, count: int, batch_size: int, *, seed: int, process_index: int = 0, process_count: int = 1
+) -> grain.DatasetIterator:
+    """An endless iterator of ``points`` float32 [count, batch_size, 2]: fresh points for each of ``count`` networks.
+
+    Each of several processes gets its own networks' points. State and restoring are those of
+    ``jaxai.data.pipeline.batches``. Raises ``ValueError`` for a count that the processes do not divide, a batch size
+    below 1 and a negative seed.
+    """
+    check_rows(batch_size * process_count, process_index, process_count, seed)
+    if count < 1 or count % process_count:
+        raise ValueError(f"count is {count}; choose at least 1, and a multiple of the {process_count} processes")
+    mine = range(count)[own_rows(count, process_index, process_count)]
+
+    def batch(index: int) -> dict[str, np.ndarray]:
+        return {"points": np.stack([mixture.draw(batch_size, seed, index, row) for row in mine])}
+
+    return endless(batch)

@@ -1,0 +1,187 @@
+"""Sentence pairs for translation: embedded ones or parallel files, and batches of few fixed shapes.
+
+pairs = load_pairs(None, "train", "en", "de")         # or a folder: load_pairs("multi30k", "train", "de", "en")
+bpe = train_bpe(pairs.sources + pairs.targets, 8_000, lowercase=False)
+batches = bucketed(bpe.encode(pairs.sources), framed(bpe.encode(pairs.targets)), 4_096, seed=0)
+"""
+
+import dataclasses
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import grain
+import numpy as np
+from jaxtyping import Int32, Int64, Integer
+
+from jaxai.data import embedded
+from jaxai.data.buckets import grouped, length_groups
+from jaxai.data.pipeline import check_rows, endless
+from jaxai.data.text.corpus import read_utf8
+
+logger = logging.getLogger("jaxai.data")
+
+Sentences = Sequence[Integer[np.ndarray, "_"]]
+Batch = dict[str, Int32[np.ndarray, "B _"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Sentences and their translations, equally many and none empty; ``origin`` says in one line where they came from.
+
+    ``embedded`` says whether the package carries them, ``fingerprint`` is the start of the SHA-256 over both sides'
+    lines, in hexadecimal.
+    """
+
+    name: str
+    sources: tuple[str, ...] = dataclasses.field(repr=False)
+    targets: tuple[str, ...] = dataclasses.field(repr=False)
+    origin: str
+    embedded: bool
+    fingerprint: str
+
+    def identity(self) -> dict[str, str | bool]:
+        """What a run that goes on must find again: name, fingerprint, whether embedded."""
+        return {"name": self.name, "fingerprint": self.fingerprint, "embedded": self.embedded}
+
+
+def load_pairs(folder: str | os.PathLike | None, split: str, source: str, target: str) -> Pairs:
+    """The pairs of ``folder/SPLIT.SOURCE`` and ``folder/SPLIT.TARGET``, line by line: train.de, train.en, also as .gz.
+
+    ``None``: LibreOffice's interface texts, which the package carries; splits train, val and test, languages en, de and
+    fr. Of files, whitespace at a line's ends is dropped, and so is a pair of which a side is empty: the log line
+    (logger ``jaxai.data``) counts them. Only LF, CR LF and CR end a line, not what else Unicode calls a line's end.
+
+    Raises ``FileNotFoundError`` for a missing folder or file, ``ValueError`` for unequal numbers of lines, files that
+    are not UTF-8 and files without a pair, and for a split or language that the embedded set has not.
+    """
+    if folder is None:
+        kept, where = embedded.libreoffice(split, source, target), " of LibreOffice's interface texts, embedded"
+    else:
+        kept, where = _read(Path(folder).expanduser(), split, source, target)
+    sources, targets = zip(*kept, strict=True)
+    data = "libreoffice" if folder is None else Path(folder).expanduser().resolve().name
+    name = f"{data} {split} {source}-{target}"
+    origin = f"{name}: {len(kept):,} pairs{where}"
+    logger.info(origin)
+    fingerprint = hashlib.sha256("\n".join(sources).encode() + b"\n\n" + "\n".join(targets).encode()).hexdigest()[:16]
+    return Pairs(name, sources, targets, origin, folder is None, fingerprint)
+
+
+def _read(root: Path, split: str, source: str, target: str) -> tuple[list[tuple[str, str]], str]:
+    """The pairs of two files, and the end of the origin line."""
+    paths = [_find(root, f"{split}.{language}") for language in (source, target)]
+    lines = [_lines(path) for path in paths]
+    if len(lines[0]) != len(lines[1]):
+        counts = " and ".join(f"{path} has {len(part):,} lines" for path, part in zip(paths, lines, strict=True))
+        raise ValueError(f"{counts}; line by line they must translate each other: fetch both from the same release")
+    kept = [pair for pair in zip(*lines, strict=True) if all(pair)]
+    if not kept:
+        raise ValueError(f"{paths[0]} and {paths[1]} have no line that is not empty in both; give other files")
+    dropped = len(lines[0]) - len(kept)
+    without = f", without {dropped:,} with an empty side" if dropped else ""
+    return kept, f"{without} from {paths[0]} and {paths[1].name}"
+
+
+def _lines(path: Path) -> list[str]:
+    text = read_utf8(path).removesuffix("\n")
+    return [line.strip() for line in text.split("\n")] if text else []
+
+
+def _find(folder: Path, name: str) -> Path:
+    """The file of that name or of that name and .gz."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder {folder} does not exist or is a file; give the one that holds {name}")
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{folder / name}: no such file, nor {name}.gz; files are named SPLIT.LANGUAGE (train.en)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """Pairs of about the same length, ``rows`` of them all, padded to one shape."""
+
+    rows: Int64[np.ndarray, " n"]
+    batch_size: int
+    source_length: int
+    target_length: int
+
+
+def buckets(
+    sources: Sentences, targets: Sentences, tokens_per_batch: int, *, multiple: int = 1, shapes: int = 8
+) -> list[Bucket]:
+    """The pairs in at most ``shapes`` groups by the length of their longer side, cut for the least padding.
+
+    A group's ``batch_size`` is the greatest multiple of ``multiple`` of whose rows neither side has more than
+    ``tokens_per_batch`` places, padding included, but no more than the group has pairs (up to the next multiple). An
+    epoch takes ``sum(len(b.rows) / b.batch_size)`` batches. Raises ``ValueError`` as ``bucketed`` does.
+    """
+    if multiple < 1 or shapes < 1:
+        raise ValueError(f"multiple is {multiple}, shapes is {shapes}; choose the number of devices, and at least 1")
+    if len(sources) != len(targets) or not len(sources):
+        raise ValueError(f"{len(sources):,} sources and {len(targets):,} targets; they must be as many, and at least 1")
+    lengths = np.array([[len(s), len(t)] for s, t in zip(sources, targets, strict=True)])
+    if not lengths.all():
+        raise ValueError(f"pair {int(np.flatnonzero(~lengths.all(axis=1))[0])} has an empty side; leave it out")
+    longer = lengths.max(axis=1)
+    if longer.max() * multiple > tokens_per_batch:
+        raise ValueError(
+            f"tokens_per_batch is {tokens_per_batch:,}, but the longest sentence has {longer.max():,} tokens"
+            f" and a batch a multiple of {multiple} rows; choose at least {longer.max() * multiple:,}"
+        )
+    found = []
+    for low, high in length_groups(longer, lengths, shapes):
+        rows = np.flatnonzero((low <= longer) & (longer <= high))
+        fit, there = tokens_per_batch // high // multiple * multiple, -(-len(rows) // multiple) * multiple
+        found.append(Bucket(rows, min(fit, there), *lengths[rows].max(axis=0).tolist()))
+    return found
+
+
+def bucketed(
+    sources: Sentences,
+    targets: Sentences,
+    tokens_per_batch: int,
+    *,
+    seed: int,
+    multiple: int = 1,
+    shapes: int = 8,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """An endless iterator of ``source`` int32 [B, S] and ``target`` int32 [B, T], padded with 0.
+
+    Their shapes are those of ``buckets``; a jitted step compiles once for each. On Multi30k 8 leave 13 % of the places
+    to padding, 4 leave 22 %. Their order is that of ``grouped``. With several devices give their number as
+    ``multiple``. State, restoring and the rows of several processes are those of ``jaxai.data.pipeline.batches``.
+
+    Raises ``ValueError`` for unequal numbers of sentences, none, an empty one, too few ``tokens_per_batch`` for the
+    longest, a multiple below 1, a process index that is not in 0 ... process_count - 1, and a negative seed.
+    """
+    check_rows(max(process_count, 1), process_index, process_count, seed)
+    groups = buckets(sources, targets, tokens_per_batch, multiple=math.lcm(multiple, process_count), shapes=shapes)
+    arrays = [
+        {
+            "source": padded([sources[row] for row in group.rows], group.source_length),
+            "target": padded([targets[row] for row in group.rows], group.target_length),
+        }
+        for group in groups
+    ]
+    sizes = [(len(group.rows), group.batch_size) for group in groups]
+    rows = grouped(sizes, seed=seed, process_index=process_index, process_count=process_count)
+
+    def batch(index: int) -> Batch:
+        group, chosen = rows(index)
+        return {name: array[chosen] for name, array in arrays[group].items()}
+
+    return endless(batch)
+
+
+def padded(sentences: Sentences, length: int) -> Int32[np.ndarray, "n _"]:
+    result = np.zeros((len(sentences), length), np.int32)
+    for row, sentence in zip(result, sentences, strict=True):
+        row[: len(sentence)] = sentence
+    return result

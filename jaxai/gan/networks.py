@@ -1,0 +1,184 @@
+"""Generators and discriminators as thin Linen modules. Images are NHWC in [-1, 1], logits one per image."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, DTypeLike, Float, Int
+
+from jaxai.attention import dot_product_attention
+from jaxai.gan.regularizers import minibatch_deviation
+from jaxai.nn.layers import Conv, ConvTranspose, Dense
+from jaxai.nn.mlp import MLP
+from jaxai.typing import Images
+
+Latents = Float[Array, "B latent"]
+Logits = Float[Array, " B"]
+Labels = Int[Array, " B"] | None
+
+
+class ArticleGenerator(nn.Module):
+    """Noise, dense layers with ReLU, a dense 7x7 map, two transposed convolutions, a convolution with tanh."""
+
+    hidden: Sequence[int] = (128, 256, 512)
+    channels: Sequence[int] = (128, 64)
+
+    @nn.compact
+    def __call__(self, latents: Latents) -> Images:
+        x = latents
+        for features in self.hidden:
+            x = nn.relu(nn.Dense(features)(x))
+        x = nn.Dense(7 * 7 * self.channels[0])(x).reshape(-1, 7, 7, self.channels[0])
+        for features in self.channels:
+            x = ConvTranspose(features, (4, 4), strides=(2, 2))(x)
+        return jnp.tanh(Conv(1, (3, 3))(x))
+
+
+class ArticleDiscriminator(nn.Module):
+    """Two convolutions with LeakyReLU 0.01, flatten, a dense layer of sigmoids, one logit."""
+
+    channels: Sequence[int] = (32, 64)
+    hidden: int = 128
+
+    @nn.compact
+    def __call__(self, images: Images) -> Logits:
+        x = images
+        for features in self.channels:
+            x = nn.leaky_relu(Conv(features, (3, 3))(x), 0.01)
+        x = nn.sigmoid(nn.Dense(self.hidden)(x.reshape(len(x), -1)))
+        return nn.Dense(1)(x)[:, 0]
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(act(conv(act(x)))), both 3x3; the last convolution starts at zero (fix-up, arXiv 1901.09321)."""
+
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B height width F"]) -> Float[Array, "B height width F"]:
+        features = x.shape[-1]
+        y = Conv(features, (3, 3), kernel_init=HE, dtype=self.dtype)(activation(x))
+        y = Conv(features, (3, 3), kernel_init=nn.initializers.zeros, dtype=self.dtype)(activation(y))
+        return x + y
+
+
+class AttentionBlock(nn.Module):
+    """x + W attention(x): every place of a map looks at all others, one head of half the channels.
+
+    W starts at zero, so that the network begins as a convolutional one. Source: SAGAN, arXiv 1805.08318, equation 3.
+    """
+
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B height width F"]) -> Float[Array, "B height width F"]:
+        tokens = x.reshape(len(x), -1, 1, x.shape[-1])
+        heads = Dense(3 * (x.shape[-1] // 2), use_bias=False, dtype=self.dtype)(tokens)
+        y = dot_product_attention(*jnp.split(heads, 3, -1))
+        return x + Dense(x.shape[-1], kernel_init=nn.initializers.zeros, dtype=self.dtype)(y).reshape(x.shape)
+
+
+def embedded(labels: Labels, classes: int, features: int) -> Float[Array, "B {features}"] | None:
+    """A learned vector of each label, or None where there are neither labels nor classes; for compact modules.
+
+    ValueError for labels without classes, or classes without labels.
+    """
+    if (labels is None) != (classes == 0):
+        raise ValueError(f"labels need classes and classes labels, got classes={classes}: give both, or neither")
+    return None if labels is None else nn.Embed(classes, features, name="label")(labels)
+
+
+def with_latents(latents: Latents, label: Float[Array, "B features"] | None) -> Float[Array, "B inputs"]:
+    """What a generator starts from: latents, and behind them the label's vector."""
+    return latents if label is None else jnp.concatenate([latents, label], -1)
+
+
+def projected(logits: Logits, features: Float[Array, "B F"], label: Float[Array, "B F"] | None) -> Logits:
+    """Logits + <label, features>: how well an image fits its class (Miyato and Koyama 2018, arXiv 1802.05637)."""
+    return logits if label is None else logits + (label * features).sum(-1)
+
+
+class Generator(nn.Module):
+    """Two dense layers to the lowest resolution; per width residual blocks and a 4x4 stride-2 transposed convolution.
+
+    No normalisation, as in R3GAN (arXiv 2501.05441); but a tanh, since most pixels of a digit are exactly -1.
+    ``widths`` (128, 64) makes 28x28 images from 7x7x128 by way of 14x14x64. With ``attention`` an `AttentionBlock`
+    before the last of them, with ``classes`` an embedding of the label beside the latents. Returns float32.
+    """
+
+    widths: Sequence[int]
+    hidden: int = 512
+    blocks: int = 0
+    image_shape: tuple[int, int, int] = (28, 28, 1)
+    attention: bool = False
+    classes: int = 0
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, latents: Latents, labels: Labels = None) -> Images:
+        height, width = (size // 2 ** len(self.widths) for size in self.image_shape[:2])
+        x = with_latents(latents, embedded(labels, self.classes, latents.shape[-1]))
+        x = activation(nn.Dense(self.hidden, kernel_init=HE, dtype=self.dtype)(x))
+        x = nn.Dense(height * width * self.widths[0], kernel_init=HE, dtype=self.dtype)(x)
+        x = x.reshape(-1, height, width, self.widths[0])
+        for left, features in enumerate([*self.widths[1:], self.image_shape[2]], 1 - len(self.widths)):
+            for _ in range(self.blocks):
+                x = ResidualBlock(dtype=self.dtype)(x)
+            x = AttentionBlock(dtype=self.dtype)(x) if self.attention and left == 0 else x
+            x = ConvTranspose(features, (4, 4), strides=(2, 2), kernel_init=HE, dtype=self.dtype)(activation(x))
+        return jnp.tanh(x.astype(jnp.float32))
+
+
+class Discriminator(nn.Module):
+    """The generator's mirror: per width a 4x4 stride-2 convolution and residual blocks; dense; one float32 logit.
+
+    With ``attention`` an `AttentionBlock` after the first width.
+    """
+
+    widths: Sequence[int]
+    hidden: int = 512
+    blocks: int = 0
+    attention: bool = False
+    classes: int = 0
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, images: Images, labels: Labels = None) -> Logits:
+        x = images
+        for index, features in enumerate(reversed(self.widths)):
+            x = activation(x) if index else x
+            x = Conv(features, (4, 4), strides=(2, 2), kernel_init=HE, dtype=self.dtype)(x)
+            x = AttentionBlock(dtype=self.dtype)(x) if self.attention and not index else x
+            for _ in range(self.blocks):
+                x = ResidualBlock(dtype=self.dtype)(x)
+        x = activation(x).reshape(len(x), -1)
+        x = activation(nn.Dense(self.hidden, kernel_init=HE, dtype=self.dtype)(x))
+        logits = nn.Dense(1, dtype=jnp.promote_types(x.dtype, "float32"))(x)[:, 0]  # subtracted: no bfloat16
+        return projected(logits, x, embedded(labels, self.classes, self.hidden))
+
+
+class PointDiscriminator(nn.Module):
+    """Points [B, features] to logits: a multilayer perceptron, with `minibatch_deviation` before the last layer or not.
+
+    Without hidden sizes it is one linear layer.
+    """
+
+    hidden: Sequence[int]
+    deviation: bool = False
+
+    @nn.compact
+    def __call__(self, points: Float[Array, "B features"]) -> Logits:
+        x = points
+        if self.hidden:
+            x = activation(MLP(self.hidden[:-1], self.hidden[-1], activation, name="hidden")(x))
+        x = minibatch_deviation(x) if self.deviation else x
+        return MLP((), 1, name="logit")(x)[:, 0]
+
+
+HE = nn.initializers.he_normal()
+
+
+def activation(x: Array) -> Array:
+    """Leaky ReLU with slope 0.2."""
+    return jax.nn.leaky_relu(x, 0.2)

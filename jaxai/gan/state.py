@@ -1,0 +1,67 @@
+"""State of adversarial training, and its initial value."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array
+
+from jaxai.typing import PyTree
+
+
+@struct.dataclass
+class GanState:
+    """State of adversarial training: two networks, their optimisers, the generator's moving average.
+
+    ``step`` int32 []; ``generator``, ``discriminator`` and ``average`` (of the generator, or None) float32 pytrees;
+    ``key`` a typed key that never changes: a step's randomness is ``fold_in(key, step)``; ``strength`` of an adaptive
+    augmentation, float32 [], or None.
+    """
+
+    step: Any
+    generator: Any
+    discriminator: Any
+    average: Any
+    generator_opt: Any
+    discriminator_opt: Any
+    key: Any
+    strength: Any = None
+
+
+Optimizers = tuple[optax.GradientTransformation, optax.GradientTransformation]
+"""The generator's and the discriminator's; two of different rates are two time scales (arXiv 1706.08500)."""
+
+
+def init_gan_state(
+    key: Array,
+    init_generator: Callable[[Array], PyTree],
+    init_discriminator: Callable[[Array], PyTree],
+    *,
+    txs: Optimizers,
+    keep_average: bool,
+    adaptive: bool = False,
+) -> GanState:
+    """The state before the first step. Each ``init`` maps a key to a network's parameters, `initial` makes one;
+    ``average`` is None without ``keep_average``, and ``strength``, 0 at first, without ``adaptive``.
+    """
+    key_generator, key_discriminator, key_steps = jax.random.split(key, 3)
+    generator, discriminator = init_generator(key_generator), init_discriminator(key_discriminator)
+    return GanState(
+        step=jnp.zeros((), "int32"),
+        generator=generator,
+        discriminator=discriminator,
+        average=jax.tree.map(jnp.copy, generator) if keep_average else None,
+        generator_opt=txs[0].init(generator),
+        discriminator_opt=txs[1].init(discriminator),
+        key=key_steps,
+        strength=jnp.zeros(()) if adaptive else None,
+    )
+
+
+def initial(network: nn.Module, *inputs: Array) -> Callable[[Array], PyTree]:
+    """The function from a key to the network's first parameters, for inputs of these shapes."""
+    return lambda key: network.init(key, *inputs)["params"]

@@ -1,0 +1,42 @@
+"""Pictures of attributions."""
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from jaxai import plots
+from jaxai.attribution import _flat
+from jaxai.typing import Array, Float, Images, Pixels
+
+
+def plot_explanations(
+    path: str | os.PathLike[str],
+    images: Images | Pixels | Float[np.ndarray, "B height width C"],
+    attributions: Mapping[str, Float[Array | np.ndarray, "B height width *C"]],
+) -> None:
+    """A PNG with one image a row: the picture, then its attributions under their names, red for and blue against.
+
+    Images are uint8 or floats in [-1, 1], one or three channels. Attributions [B, H, W] or [B, H, W, C], then summed
+    over the channels, each with a colour scale of its own, symmetric about 0: compare patterns, not strengths.
+    ValueError for no image, no attribution, other shapes, and NaN or infinity.
+    """
+    from matplotlib.figure import Figure  # here, since those who only want the numbers need not wait 0.3 s for it
+
+    pixels = plots.to_pixels(np.asarray(images))
+    if not len(pixels) or not attributions:
+        raise ValueError(f"{len(pixels)} images, {len(attributions)} attributions: give at least one of each")
+    maps = {name: _flat(name, np.asarray(values), pixels.shape) for name, values in attributions.items()}
+    count, height, width, _ = pixels.shape
+    figure = Figure(figsize=(1.6 * (1 + len(maps)), 1.6 * count * height / width + 0.3), layout="constrained")
+    axes = figure.subplots(count, 1 + len(maps), squeeze=False)
+    for row, pixel in zip(axes, pixels, strict=True):
+        row[0].imshow(pixel, cmap="gray", vmin=0, vmax=255)
+    for column, (name, values) in zip(axes.T[1:], maps.items(), strict=True):
+        column[0].set_title(name, fontsize="small")
+        for ax, value in zip(column, values, strict=True):
+            limit = np.abs(value).max() or 1.0
+            ax.imshow(value, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    plots.save_figure(path, figure)

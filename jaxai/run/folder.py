@@ -1,0 +1,219 @@
+"""A run is a folder: config.json, metrics.jsonl, checkpoints/, samples/, summary.json."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+
+from jaxai.config import Common, Finished
+from jaxai.distributed.processes import barrier, first_process
+from jaxai.run.files import rename_to_free, write_json
+
+logger = logging.getLogger(__name__)
+
+FREE = {"steps", "platform", "devices", "workdir", "data_dir", "text", "resume", "tensorboard"}
+FREE |= {"steps_per_call", "parts", "on_collapse", "collapse_after"}
+FREE |= {"mesh", "shard_parameters", "coordinator", "num_processes", "process_id", "watchdog"}
+FREE |= {"checkpoint_seconds", "checkpoint_every", "keep", "keep_lowest", "keep_highest", "on_nonfinite"}
+"""Options that may differ between two starts of one run; every other one, and the data, is part of what the run is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The folder of a run. ``folder`` exists; the files in it may not.
+
+    ``identity`` is what must be equal for two starts to be one run. Of several processes the first has the ``folder``
+    that they ``shared``, and every other one a folder in it, for what each of them writes.
+    """
+
+    folder: Path
+    identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    process: int = 0
+
+    @property
+    def shared(self) -> Path:
+        return self.folder.parent.parent if self.process else self.folder
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.shared / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.folder / "samples"
+
+    def summary(self) -> dict[str, Any] | None:
+        """The final figures of a finished run, or None; a damaged file is none, which is said."""
+        path = self.shared / "summary.json"
+        if not path.exists():
+            return None
+        try:
+            summary = json.loads(path.read_bytes())
+            if isinstance(summary["steps"], int):
+                return summary
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass
+        logger.warning("%s is damaged: the figures are made again", path)
+        return None
+
+    def finished(self, steps: int) -> dict[str, Any] | None:
+        """The final figures of a run that took at least so many steps, which is said; None if there is more to do."""
+        summary = self.summary()
+        if not summary or summary["steps"] < steps:
+            return None
+        logger.info("this run is finished")
+        return summary
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_json(self.folder / "summary.json", summary)
+
+
+def run_folder(experiment: str, config: Common | Finished) -> Path:
+    """Where this config's run lives: ``--workdir``, or runs/EXPERIMENT/PRESET."""
+    return config.workdir or Path("runs") / experiment / config.preset
+
+
+def began_embedded(experiment: str, config: Common) -> bool:
+    """Whether this run began with an embedded data set, with which it must go on also where there is a network now."""
+    folder = run_folder(experiment, config)
+    if config.data_dir or config.resume == "never" or not (folder / "config.json").exists():
+        return False
+    return bool(read_config(folder)["data"].get("embedded"))
+
+
+def open_run(experiment: str, config: Common, data: Mapping[str, Any]) -> Run:
+    """The folder of this config's run, made or, for a run that goes on, checked to be the same run.
+
+    ``data`` says what the run is trained on: name, fingerprint, whether embedded. Check everything else that a user can
+    get wrong before: this writes. Raises ValueError where the folder holds a run of another config or other data
+    (naming the first difference) or files that are no run, and where it can't be used.
+    """
+    folder = run_folder(experiment, config)
+    identity = run_identity(experiment, config, data)
+    if first_process():
+        make_folder(folder, config, identity)
+    barrier("run opened")
+    if process := jax.process_index():
+        check_same(identity, read_config(folder), folder)
+        folder = folder / "processes" / str(process)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", identity)
+    return Run(folder, identity, process)
+
+
+def make_folder(folder: Path, config: Common, identity: Mapping[str, Any]) -> None:
+    """Make a run's folder, or check that the one there is of the same run. Raises ValueError."""
+    try:
+        used = folder.is_dir() and any(path.name != "config.json.tmp" for path in folder.iterdir())
+        if used and not (folder / "config.json").exists():
+            raise ValueError(f"{folder} holds files but no run (no config.json): choose another --workdir")
+        if config.resume == "never" and used:
+            with locked(Run(folder)):
+                move_aside(folder)
+        if (folder / "config.json").exists():
+            check_same(identity, read_config(folder), folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "config.json", identity)
+    except OSError as error:
+        message = f"the run's folder {folder} can't be used ({error.strerror}): choose another --workdir"
+        raise ValueError(message) from error
+
+
+@contextlib.contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """Hold a run's folder. Raises ValueError where another process does; a killed one lets go."""
+    descriptor = os.open(run.folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"{run.folder} is in use, another process trains in it: wait for it, or choose another --workdir"
+            raise ValueError(message) from None
+        except OSError:
+            logger.warning("the file system of %s knows no locks: let one process alone train in it", run.folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def revived[T](kind: type[T], values: Mapping[str, Any]) -> T:
+    """The dataclass of a config.json's values, dataclasses within it too; what it does not name keeps its default.
+
+    Raises TypeError or ValueError for values that no such config has.
+    """
+    kinds, made = typing.get_type_hints(kind), {}
+    for field in dataclasses.fields(cast(Any, kind)):
+        if field.name in values:
+            value, hint = values[field.name], kinds[field.name]
+            if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+                value = revived(cast(type, hint), value)
+            made[field.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**made)
+
+
+def finished_folder(experiment: str, options: Finished, files: Sequence[str]) -> Path:
+    """The folder of a finished run of an experiment, which holds these files. FileNotFoundError where it does not."""
+    folder = run_folder(experiment, options)
+    for name in ("config.json", *files):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no finished run (no {name}): train one first, or give --workdir")
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of the run in a folder. Raises ValueError where the file is damaged."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict) or not isinstance(config.get("data"), dict):
+        raise ValueError(f"{folder / 'config.json'} is damaged: --resume never moves the run aside and starts anew")
+    return config
+
+
+def run_identity(experiment: str, config: Common, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be equal for two starts to be one run, as JSON values."""
+    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
+    if taken := fields.keys() & {"experiment", "data"}:
+        raise ValueError(
+            f"{type(config).__name__}.{min(taken)} is a name of config.json's own: call the field otherwise"
+        )
+    return json.loads(json.dumps({"experiment": experiment, **fields, "data": dict(data)}))
+
+
+def check_same(wanted: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:
+    """Raise ValueError naming the first value in which the run in the folder differs from the one asked for."""
+    wanted, found = flat(wanted), flat(found)
+    for name in wanted | found:
+        if wanted.get(name) != found.get(name):
+            raise ValueError(
+                f"{folder} holds a run with {name} = {found.get(name)}, not {wanted.get(name)}: "
+                "use another --workdir, or --resume never to move it aside and start anew"
+            )
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings, in order, under names such as optimizer.learning_rate."""
+    result = {}
+    for name, value in values.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return result
+
+
+def move_aside(folder: Path) -> None:
+    """Rename a folder to the first free name folder.1, folder.2, ... and say so."""
+    folder = folder.absolute()
+    logger.info("moved the earlier run to %s", rename_to_free(folder, folder.name))

@@ -1,0 +1,58 @@
+"""What restoration undoes: shapes, ranges, and bicubic interpolation against Pillow's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxai.ops.degradation import holes, low_contrast, noisy
+from jaxai.ops.resampling import downscaled, upscaled
+
+
+def test_holes_are_one_rectangle_each_of_zeros(key):
+    images = jax.random.uniform(key, (2000, 12, 20, 3), minval=0.5)
+    damaged, mask = holes(images, key, 0.25, 0.5)
+    assert mask.shape == (2000, 12, 20, 1)
+    np.testing.assert_array_equal(damaged, jnp.where(mask > 0, 0, images))
+    heights, widths = (np.asarray(mask[..., 0].any(axis).sum(-1)) for axis in (2, 1))
+    np.testing.assert_array_equal(mask.sum((1, 2, 3)), heights * widths)  # a rectangle
+    assert set(heights) == {3, 4, 5, 6}
+    assert set(widths) <= set(range(5, 11))
+    assert mask[..., 0].any(0).all()  # every pixel is missing in some image, the corners too
+
+
+def test_noise_has_its_deviation(key):
+    images = jnp.zeros((4, 64, 64, 1))
+    assert float(noisy(images, key, 0.4).std()) == pytest.approx(0.4, rel=0.02)
+    np.testing.assert_array_equal(noisy(images, key, 0.0), images)
+
+
+def test_low_contrast_stays_in_range_and_keeps_the_order_of_pixels(key):
+    images = jax.random.uniform(key, (100, 5, 5, 1), minval=-1)
+    flat = low_contrast(images, key, 0.2, 0.6)
+    assert float(jnp.abs(flat).max()) <= 1
+    share = jnp.ptp(flat, axis=(1, 2, 3)) / jnp.ptp(images, axis=(1, 2, 3))
+    assert 0.2 <= float(share.min()) < 0.25
+    assert 0.55 < float(share.max()) <= 0.6 + 1e-6
+    np.testing.assert_array_equal(images.reshape(100, -1).argmax(1), flat.reshape(100, -1).argmax(1))
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_scaling_is_bicubic(key, scale):
+    """Pillow's BICUBIC, in float: Keys's kernel with a = -0.5, stretched where it makes smaller."""
+    image = jax.random.uniform(key, (1, 24, 32, 1), minval=-1)
+
+    def pillow(x, height, width):
+        return np.asarray(
+            Image.fromarray(np.asarray(x[0, :, :, 0]), "F").resize((width, height), Image.Resampling.BICUBIC)
+        )
+
+    small = downscaled(image, scale)
+    np.testing.assert_allclose(small[0, :, :, 0], pillow(image, 24 // scale, 32 // scale), atol=1e-5)
+    np.testing.assert_allclose(upscaled(small, scale)[0, :, :, 0], pillow(small, 24, 32), atol=1e-5)
+
+
+def test_a_scale_must_divide_the_image():
+    with pytest.raises(ValueError, match="scale=4 does not divide images of 8x6"):
+        downscaled(jnp.zeros((1, 8, 6, 1)), 4)
