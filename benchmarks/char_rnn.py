@@ -36,14 +36,14 @@ from timing import (
 
 from jaxai import cli
 from jaxai.data.text.corpus import characters, load_text, streams
-from jaxai.nn.rnn import RecurrentLanguageModel, RecurrentShape, init_state
+from jaxai.nn.rnn import RecurrentLanguageModel, RNNConfig, init_state
 from jaxai.train import supervised
 from jaxai.train.state import TrainState
 
 PEER = Path(__file__).parent / "peers" / "torch_char_rnn.py"
 EXPERIMENT = runpy.run_path(str(Path(__file__).parent.parent / "experiments" / "text_generation.py"))
 VOCABULARY, BATCH, LENGTH = 68, 50, 50  # the plays that the package carries have 68 characters
-NETWORK = RecurrentLanguageModel(VOCABULARY, RecurrentShape())
+NETWORK = RecurrentLanguageModel(VOCABULARY, RNNConfig())
 TX = optax.chain(optax.clip(5.0), optax.rmsprop(2e-3, decay=0.95, eps=1e-8, eps_in_sqrt=False))
 CHECKED = 50  # steps
 TIMED = 20

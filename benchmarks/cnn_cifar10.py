@@ -26,7 +26,7 @@ import jax
 from timing import check_interpreter, figure, ratio, spread, write
 
 from jaxai import cli
-from jaxai.data import Dataset, load
+from jaxai.data import ImageDataset, load
 from jaxai.data.images import official as official
 from jaxai.data.pipeline import batches
 from jaxai.distributed.mesh import make_mesh
@@ -188,7 +188,7 @@ def compare(rows: Sequence[Mapping[str, Any]], presets: Sequence[str]) -> dict[s
     return result
 
 
-def pipeline(data: Dataset, count: int = 1000, rounds: int = 7) -> dict[str, float]:
+def pipeline(data: ImageDataset, count: int = 1000, rounds: int = 7) -> dict[str, float]:
     """Examples/s of the input alone: batches of 64 made and put on the device, in each of some turns."""
     sharding = batch_sharding(make_mesh(1))
     stream = batches(data, BATCH, seed=0)

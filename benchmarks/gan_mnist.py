@@ -39,7 +39,7 @@ from jaxai.data import load
 from jaxai.data.pipeline import batches
 from jaxai.gan.losses import LOSSES
 from jaxai.gan.networks import ArticleDiscriminator, ArticleGenerator
-from jaxai.gan.state import init_gan_state, initial
+from jaxai.gan.state import init_fn, init_gan_state
 from jaxai.gan.step import apply, from_noise, gan_step
 from jaxai.metrics.digits import preprocess
 from jaxai.metrics.generation import evaluate_digits, evaluation_size
@@ -84,15 +84,15 @@ def main(config: Config) -> None:
 
 def speed(config: Config) -> dict[str, Any]:
     """Examples/s of both programs, turn and turn about, in one session."""
-    initial = config.out / "keras_initial.npz"
+    init_fn = config.out / "keras_initial.npz"
     command = [str(config.peers), str(PEER), "--data-dir", str(config.data_dir), "--turns", str(config.turn)]
     with subprocess.Popen(
-        [*command, "--initial", str(initial)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*command, "--initial", str(init_fn)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as keras:
         assert keras.stdin
         assert keras.stdout
         keras.stdout.readline()  # ready
-        difference = largest_difference(initial)
+        difference = largest_difference(init_fn)
         ours = Article(config.data_dir)
         ours.turn(config.turn)
         rates: dict[str, list[float]] = {"jaxai": [], "keras": []}
@@ -119,7 +119,7 @@ class Article:
     """The training of preset ``article``, step by step."""
 
     def __init__(self, data_dir: Path) -> None:
-        tx = optimizer(Adam(learning_rate=1e-4), horizon=1)
+        tx = optimizer(Adam(learning_rate=1e-4), decay_steps=1)
         generator, discriminator = ArticleGenerator(), ArticleDiscriminator()
         how = {"generate": from_noise(generator, 100, BATCH), "discriminate": partial(apply, discriminator)}
         self._batches = batches(load("mnist", "train", data_dir=data_dir), BATCH, seed=0)
@@ -127,8 +127,8 @@ class Article:
         def step(state: Any, batch: dict[str, jax.Array]) -> Any:
             return gan_step(state, preprocess(batch["image"]), loss=LOSSES["non_saturating"], txs=(tx, tx), **how)
 
-        first = initial(generator, jnp.zeros((1, 100))), initial(discriminator, jnp.zeros((2, 28, 28, 1)))
-        init = partial(init_gan_state, jax.random.key(0), *first, txs=(tx, tx), keep_average=False)
+        first = init_fn(generator, jnp.zeros((1, 100))), init_fn(discriminator, jnp.zeros((2, 28, 28, 1)))
+        init = partial(init_gan_state, jax.random.key(0), *first, txs=(tx, tx), keep_ema=False)
         self._state = jax.jit(init)()
         before = time.perf_counter()
         self._step = jax.jit(step, donate_argnums=0).lower(self._state, next(self._batches)).compile()

@@ -41,7 +41,7 @@ from timing import (
 )
 
 from jaxai import cli
-from jaxai.data import Dataset, load
+from jaxai.data import ImageDataset, load
 from jaxai.data.pipeline import batches
 from jaxai.gan.step import apply
 from jaxai.train.compiled_step import Step
@@ -144,7 +144,7 @@ def figures(row: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def compared(ask: Ask, digits: Dataset, forms: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+def compared(ask: Ask, digits: ImageDataset, forms: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
     """How far each of the peer's forms is from us, and why others don't run. ValueError if a first step differs."""
     inputs, states, ours = our_steps(MAIN, digits)
     perturbed = our_steps(MAIN, digits, last_bit=True)[2]
@@ -176,7 +176,7 @@ def compared(ask: Ask, digits: Dataset, forms: tuple[str, ...]) -> tuple[dict[st
 
 
 def our_steps(
-    job: Job, digits: Dataset, count: int = CHECKED, *, last_bit: bool = False
+    job: Job, digits: ImageDataset, count: int = CHECKED, *, last_bit: bool = False
 ) -> tuple[dict[str, np.ndarray], list[Any], Losses]:
     """Rows of the digits and noise of each of our first steps, the state before each and after all, and their losses.
 
@@ -219,7 +219,7 @@ def asked(ask: Ask, form: str, state: Any, **inputs: np.ndarray) -> Losses:
 
 def drawn(state: Any, noise: np.ndarray) -> np.ndarray:
     """What the moving average makes of noise [B, latent]."""
-    return np.asarray(jax.jit(partial(apply, MAIN.generator))(state.average, noise))
+    return np.asarray(jax.jit(partial(apply, MAIN.generator))(state.ema_params, noise))
 
 
 def apart(theirs: Losses, ours: Losses) -> dict[str, float]:

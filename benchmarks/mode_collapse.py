@@ -26,7 +26,7 @@ from jaxai import cli
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 R1_R2 = ("--penalty", "r1_r2", "--penalty-weight", "0.1", "--final-penalty-weight", "0.001")
-AVERAGE = ("--average-half-life", "10000")
+AVERAGE = ("--ema-half-life", "10000")
 TEN = ("--penalty-weight", "10")
 PACKED = ("--packing", "4", "--batch-size", "256")
 Row = dict[str, Any]
@@ -47,7 +47,7 @@ POINTS: dict[str, tuple[str, ...]] = {
     "instance noise": ("--noise", "1"),
     "packing, 2": ("--packing", "2", "--batch-size", "128"),
     "packing, 4": PACKED,
-    "minibatch deviation": ("--deviation",),
+    "minibatch deviation": ("--minibatch-stddev",),
     "spectral normalisation": ("--spectral",),
     "unrolling, 5": ("--unroll", "5", "--unroll-rate", "0.01"),
     "average of the generator": AVERAGE,
@@ -129,7 +129,7 @@ def run(config: Config, name: str, options: tuple[str, ...]) -> Row:
     """The summary of a row's run, or the step at which it diverged."""
     workdir = config.folder / "".join(c if c.isalnum() else "_" for c in name)
     steps = 3 * config.steps if name == CURE else config.steps
-    sizes: list[Any] = ["--steps", steps, "--horizon", steps]
+    sizes: list[Any] = ["--steps", steps, "--decay-steps", steps]
     if config.section == "stacked":
         sizes += ["--data-dir", config.data_dir] if config.data_dir else []
         if config.penalty is not None:

@@ -42,7 +42,7 @@ from jaxai.distributed.mesh import make_mesh, processes
 from jaxai.distributed.sharding import batch_sharding, state_sharding
 from jaxai.gan.step import apply
 from jaxai.nn.cnn import ArticleCNN
-from jaxai.nn.transformer import Shape
+from jaxai.nn.transformer import TransformerConfig
 from jaxai.nn.transformer_models import LanguageModel
 from jaxai.train.optim import Adam, optimizer
 from jaxai.train.supervised import cross_entropy, init_state, train_step
@@ -74,7 +74,7 @@ class Config:
 def main(config: Config) -> None:
     """Compile, train, predict, print, write JSON."""
     if config.section == "train":
-        with cluster.joined(config.coordinator, config.num_processes, config.process_id):
+        with cluster.distributed_session(config.coordinator, config.num_processes, config.process_id):
             cli.start_platform("cpu", config.devices)
             print(json.dumps(seconds_a_step(config)))
         return
@@ -96,7 +96,7 @@ def main(config: Config) -> None:
 
 def classifier() -> Program:
     """The article's classifier on random pixels."""
-    network, tx = ArticleCNN(), optimizer(Adam(), horizon=1000)
+    network, tx = ArticleCNN(), optimizer(Adam(), decay_steps=1000)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(BATCH, 32, 32, 3)).astype(np.float32)
     batch = {"image": images, "label": rng.integers(0, 10, BATCH).astype(np.int32)}
@@ -114,8 +114,8 @@ def classifier() -> Program:
 def transformer() -> Program:
     """A language model on random tokens."""
     vocabulary, length = 96, 64
-    network = LanguageModel(vocabulary, Shape(width=128, layers=4, heads=4))
-    tx = optimizer(Adam(), horizon=1000)
+    network = LanguageModel(vocabulary, TransformerConfig(embed_dim=128, num_layers=4, num_heads=4))
+    tx = optimizer(Adam(), decay_steps=1000)
     tokens = np.random.default_rng(0).integers(0, vocabulary, (2, BATCH, length)).astype(np.int32)
 
     def loss_fn(params: PyTree, batch: dict[str, Any], key: Any) -> Any:

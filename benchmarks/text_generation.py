@@ -62,7 +62,7 @@ PEER = REPOSITORY / "benchmarks" / "peers" / "torch_gpt.py"
 EXPERIMENT = runpy.run_path(str(OURS))
 PRESET = EXPERIMENT["PRESETS"]["nanogpt_cpu"]
 VOCABULARY = 65
-NETWORK = LanguageModel(VOCABULARY, PRESET.shape)
+NETWORK = LanguageModel(VOCABULARY, PRESET.transformer)
 CHECKED, TIMED = 20, 20  # steps
 CONTEXT, CONTEXT_STEPS, CONTEXT_GIB = 16_384, 10, 24
 
@@ -106,7 +106,7 @@ def first_state(network: LanguageModel = NETWORK) -> TrainState:
     return init_state(params, TX, jax.random.key(1))
 
 
-TX = optimizer(PRESET.optimizer, PRESET.horizon)
+TX = optimizer(PRESET.optimizer, PRESET.decay_steps)
 STEP = partial(train_step, loss_fn=partial(EXPERIMENT["loss_fn"], NETWORK), tx=TX)
 
 
@@ -226,7 +226,7 @@ def long_windows(attention: str, text: Path | None) -> dict[str, Any]:
     """Train on one long window a step in a process that may have so much memory; what came out, or why nothing did."""
     loaded = load_text(text).string
     vocabulary = characters(loaded)
-    network = LanguageModel(vocabulary.size, dataclasses.replace(PRESET.shape, max_length=CONTEXT))
+    network = LanguageModel(vocabulary.size, dataclasses.replace(PRESET.transformer, max_length=CONTEXT))
     batches = windows(vocabulary.encode(loaded), 1, CONTEXT, seed=0)
     first = partial(first_state, network)
     step = partial(train_step, loss_fn=partial(EXPERIMENT["loss_fn"], network), tx=TX)

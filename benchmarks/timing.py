@@ -25,7 +25,7 @@ import numpy as np
 from jaxai import cli, errors
 from jaxai.distributed.mesh import make_mesh, on_accelerator
 from jaxai.distributed.sharding import state_sharding
-from jaxai.train.compiled_step import Step, Take
+from jaxai.train.compiled_step import CompiledStep, Step
 from jaxai.train.feed import Batches, feed_of
 from jaxai.typing import PyTree
 
@@ -79,7 +79,7 @@ def training_turns(
         state = jax.jit(first_state, out_shardings=shardings)()
         accelerator = on_accelerator(mesh)
         feed = feed_of(stream, mesh, resident=accelerator)
-        take = Take(step, shardings, feed, mesh, steps_per_call, fixed=accelerator)
+        take = CompiledStep(step, shardings, feed, mesh, steps_per_call, fixed=accelerator)
         take.compile(state, steps_per_call)
 
     def turn(repeats: int) -> list[float]:

@@ -23,7 +23,7 @@ import numpy as np
 from timing import Ask, Turn, check_interpreter, figure, peer_libraries, race, ratio, spread, training_turns, write
 
 from jaxai import cli
-from jaxai.data import Dataset
+from jaxai.data import ImageDataset
 from jaxai.data.pipeline import batches
 from jaxai.nn.cnn import ArticleCNN
 from jaxai.train.optim import Adam, optimizer
@@ -74,11 +74,11 @@ def main(config: Config) -> None:
     write(config.out / "train_step.json", {"largest_difference": differences, "rows": rows, "figures": figures})
 
 
-def random_data(count: int) -> Dataset:
+def random_data(count: int) -> ImageDataset:
     """Pixels and labels of the size of CIFAR-10's."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
-    return Dataset("random", "train", images, rng.integers(0, 10, count).astype(np.int32), 10, "random", False, "")
+    return ImageDataset("random", "train", images, rng.integers(0, 10, count).astype(np.int32), 10, "random", False, "")
 
 
 def loss_fn(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
@@ -145,7 +145,7 @@ def speed(config: Config, batch_size: int, asks: dict[str, Ask]) -> dict[str, An
 
 def ours(batch_size: int, steps: int) -> Turn:
     """Turns of so many steps with their input; large batches in parts of 64."""
-    step = partial(STEP, parts=max(1, batch_size // 64) if batch_size % 64 == 0 else 1)
+    step = partial(STEP, accumulation_steps=max(1, batch_size // 64) if batch_size % 64 == 0 else 1)
     stream = batches(random_data(steps * batch_size), batch_size, seed=0)
     return training_turns(step, first_state, stream, steps, STEPS_PER_CALL)
 

@@ -21,14 +21,16 @@ from timing import figure, limited_steps, with_either_attention, write
 from jaxai import cli
 from jaxai.gan.losses import LOSSES
 from jaxai.gan.penalties import r1_r2
-from jaxai.gan.state import init_gan_state, initial
+from jaxai.gan.state import init_fn, init_gan_state
 from jaxai.gan.step import apply, from_noise, gan_step
 from jaxai.gan.transformer_networks import TransformerDiscriminator, TransformerGenerator
-from jaxai.nn.transformer import Shape
+from jaxai.nn.transformer import TransformerConfig
 from jaxai.train.optim import Adam, optimizer
 
 IMAGE, PATCH, LATENT, BATCH, STEPS, GIB = (256, 256, 3), 4, 64, 2, 3, 24
-SHAPE = Shape(width=64, layers=2, heads=4, hidden=128, position="learned", norm="rms", init_std=0.05)
+SHAPE = TransformerConfig(
+    embed_dim=64, num_layers=2, num_heads=4, hidden_dim=128, position="learned", norm="rms", init_std=0.05
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ def steps(attention: str) -> dict[str, Any]:
     """Some steps in a process that may have so much memory; what came out, or why nothing did."""
     generator = TransformerGenerator(SHAPE, IMAGE, PATCH, hidden=64)
     discriminator = TransformerDiscriminator(SHAPE, PATCH)
-    tx = optimizer(Adam(learning_rate=1e-3, beta1=0.0), horizon=1)
+    tx = optimizer(Adam(learning_rate=1e-3, beta1=0.0), decay_steps=1)
     step = partial(
         gan_step,
         generate=from_noise(generator, LATENT, BATCH),
@@ -63,8 +65,8 @@ def steps(attention: str) -> dict[str, Any]:
         penalty=(r1_r2, lambda step: jnp.ones(())),
         txs=(tx, tx),
     )
-    first = initial(generator, jnp.zeros((1, LATENT))), initial(discriminator, jnp.zeros((1, *IMAGE)))
-    init = partial(init_gan_state, jax.random.key(0), *first, txs=(tx, tx), keep_average=False)
+    first = init_fn(generator, jnp.zeros((1, LATENT))), init_fn(discriminator, jnp.zeros((1, *IMAGE)))
+    init = partial(init_gan_state, jax.random.key(0), *first, txs=(tx, tx), keep_ema=False)
     real = jax.random.uniform(jax.random.key(1), (BATCH, *IMAGE), minval=-1.0)
 
     def losses(metrics: dict[str, jax.Array]) -> list[float]:

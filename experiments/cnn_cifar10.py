@@ -27,8 +27,8 @@ import numpy as np
 import optax
 
 from jaxai import attribution, cli, plots
-from jaxai.config import Training
-from jaxai.data import Dataset, load
+from jaxai.config import Training, resumable
+from jaxai.data import ImageDataset, load
 from jaxai.data.images import augmentation as augment
 from jaxai.data.pipeline import batches
 from jaxai.distributed.mesh import make_mesh, processes
@@ -63,21 +63,21 @@ class Config(Training):
     """The article's."""
     airbench: Airbench = Airbench()
     """airbench's optimiser."""
-    horizon: int = 7812
+    decay_steps: int = 7812
     """Steps over which the learning rate takes its course."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations; parameters are float32. airbench alone."""
     held_out: int = 0
     """So many of the training images are left out and tested on instead of the test set."""
-    steps_per_call: int | None = None
+    steps_per_call: int | None = resumable(None)
     """Steps that the device takes without the host in between; by default 1 on a CPU, elsewhere some 30 ms of them.
     A number above 1 for the article's network alone."""
-    parts: int = 1
+    accumulation_steps: int = resumable(1)
     """Of a batch, whose gradients are computed one after the other: less memory; the article's network alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "batch_size", "horizon", "parts")
+        self.check_at_least(1, "batch_size", "decay_steps", "accumulation_steps")
         if self.steps_per_call is not None:
             self.check_at_least(1, "steps_per_call")
         self.check_at_least(0, "held_out")
@@ -85,30 +85,38 @@ class Config(Training):
             raise ValueError(f"--channels takes three numbers of at least 1, got {self.channels}")
         if self.recipe == "article" and self.dtype != "float32":
             raise ValueError(f"--dtype {self.dtype} needs --recipe airbench")
-        schedule(self.optimizer, self.horizon)
+        schedule(self.optimizer, self.decay_steps)
         other, untouched = ("airbench", Airbench()) if self.recipe == "article" else ("optimizer", Adam())
         if getattr(self, other) != untouched:
             raise ValueError(f"--{other}.* does nothing with --recipe {self.recipe}: leave it out")
-        if self.recipe == "airbench" and self.parts > 1:
-            raise ValueError(f"--parts {self.parts} needs --recipe article: airbench normalises over the whole batch")
+        if self.recipe == "airbench" and self.accumulation_steps > 1:
+            raise ValueError(
+                f"--accumulation-steps {self.accumulation_steps} needs --recipe article: airbench normalises over the "
+                "whole batch"
+            )
         articles = (self.recipe, self.channels) == ("article", (32, 64, 64))
-        for option, value in (("steps-per-call", self.steps_per_call or 1), ("parts", self.parts)):
+        for option, value in (
+            ("steps-per-call", self.steps_per_call or 1),
+            ("accumulation_steps", self.accumulation_steps),
+        ):
             if value > 1 and not articles:
                 raise ValueError(
                     f"--{option} {value} needs the article's network: others hold convolutions that are slow inside a "
                     f"loop on a CPU; give --{option} 1"
                 )
-        if self.batch_size % self.parts:
-            raise ValueError(f"--parts must divide --batch-size {self.batch_size}, got {self.parts}")
+        if self.batch_size % self.accumulation_steps:
+            raise ValueError(
+                f"--accumulation-steps must divide --batch-size {self.batch_size}, got {self.accumulation_steps}"
+            )
 
 
 PRESETS = {
     "article": Config(steps=7812, steps_per_call=8),  # 10 epochs of 50,000 / 64
     "fast": Config(  # 2 epochs of 50,000 / 500
-        recipe="airbench", channels=(16, 64, 64), batch_size=500, steps=200, horizon=200
+        recipe="airbench", channels=(16, 64, 64), batch_size=500, steps=200, decay_steps=200
     ),
     "airbench": Config(  # 8 epochs of 50,000 / 2000
-        recipe="airbench", channels=(64, 256, 256), dtype="bfloat16", batch_size=2000, steps=200, horizon=200
+        recipe="airbench", channels=(64, 256, 256), dtype="bfloat16", batch_size=2000, steps=200, decay_steps=200
     ),
     "debug": Config(dataset="mnist", steps=40),
 }
@@ -145,7 +153,7 @@ def main(config: Config) -> None:
     report(run, summary)
 
 
-def datasets(config: Config) -> tuple[Dataset, Dataset]:
+def datasets(config: Config) -> tuple[ImageDataset, ImageDataset]:
     """What to train on and what to test on: the official splits, or two parts of the training set."""
     data = load(config.dataset, "train", data_dir=config.data_dir, embedded_only=began_embedded(NAME, config))
     if not config.held_out:
@@ -162,7 +170,7 @@ def preprocess(images: Array | np.ndarray) -> Array:
     return jnp.asarray(images).astype(jnp.float32) / 255
 
 
-def build(config: Config, data: Dataset) -> Network:
+def build(config: Config, data: ImageDataset) -> Network:
     """The network for these classes. ValueError for images that its convolutions would eat up."""
     side = 18 if config.recipe == "article" else 25
     if min(data.images.shape[1:3]) < side:
@@ -181,14 +189,14 @@ def logits(network: Network, variables: dict, images: Array) -> Array:
 
 
 def train(
-    config: Config, network: Network, data: Dataset, input_batches: Batches, run: Run, mesh: jax.sharding.Mesh
+    config: Config, network: Network, data: ImageDataset, input_batches: Batches, run: Run, mesh: jax.sharding.Mesh
 ) -> Result:
     """Adam on the mean cross-entropy; for airbench Muon, labels smoothed by 0.2, images flipped and moved."""
     if airbench := isinstance(network, AirbenchCNN):
-        tx = airbench_optimizer(config.airbench, config.horizon, config.batch_size)
+        tx = airbench_optimizer(config.airbench, config.decay_steps, config.batch_size)
         whitening = whitening_kernel(standardise(preprocess(data.images[:5000]), network.mean, network.std))
     else:
-        tx, whitening = optimizer(config.optimizer, config.horizon), None
+        tx, whitening = optimizer(config.optimizer, config.decay_steps), None
     key_flip = jax.random.fold_in(jax.random.key(config.seed), 2)  # one for the run: odd epochs mirror the even ones
 
     def loss_fn(params: dict, batch: dict[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
@@ -211,7 +219,7 @@ def train(
         return init_state(params, tx, key)
 
     return fit(
-        partial(train_step, loss_fn=loss_fn, tx=tx, parts=config.parts),
+        partial(train_step, loss_fn=loss_fn, tx=tx, accumulation_steps=config.accumulation_steps),
         init,
         input_batches,
         config,
@@ -222,16 +230,16 @@ def train(
     )
 
 
-def trained_variables(network: Network, params: dict, data: Dataset) -> dict:
+def trained_variables(network: Network, params: dict, data: ImageDataset) -> dict:
     """What the trained network is applied with: for airbench also the statistics of its batch normalisation."""
     if isinstance(network, ArticleCNN):
         return {"params": params}
     images, size = data.images[:5000], min(500, len(data.images))
-    parts = (preprocess(images[i : i + size]) for i in range(0, len(images) - size + 1, size))
-    return {"params": params, "batch_stats": population_statistics(network, params, parts)}
+    accumulation_steps = (preprocess(images[i : i + size]) for i in range(0, len(images) - size + 1, size))
+    return {"params": params, "batch_stats": population_statistics(network, params, accumulation_steps)}
 
 
-def test(network: Network, variables: dict, scored: Dataset) -> np.ndarray:
+def test(network: Network, variables: dict, scored: ImageDataset) -> np.ndarray:
     """The probability of each class for each image, [n, classes]; in batches of one size, so one program does.
 
     airbench's are those of the mean logits of six views.
@@ -256,7 +264,7 @@ def six_views(images: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
 
 
 def draw(
-    run: Run, network: Network, variables: dict, scored: Dataset, probabilities: np.ndarray, names: Sequence[str]
+    run: Run, network: Network, variables: dict, scored: ImageDataset, probabilities: np.ndarray, names: Sequence[str]
 ) -> None:
     """ROC curves, confusion matrix, worst mistakes, filters, and what the network looked at in some test images."""
     labels = scored.labels

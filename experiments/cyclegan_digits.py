@@ -29,15 +29,15 @@ import numpy as np
 
 from jaxai import cli, plots
 from jaxai.config import Training
-from jaxai.data import Dataset, load
+from jaxai.data import ImageDataset, load
 from jaxai.data.images.domains import DRAWN, TO_GREY, Look, unpaired_batches
 from jaxai.distributed.mesh import make_mesh, processes
 from jaxai.gan.image_to_image import Translator
 from jaxai.gan.losses import LOSSES
 from jaxai.gan.networks import Discriminator
 from jaxai.gan.penalties import r1_r2
-from jaxai.gan.sampler import drawing, in_blocks
-from jaxai.gan.state import GanState, init_gan_state, initial
+from jaxai.gan.sampler import in_blocks, sampling_params
+from jaxai.gan.state import GanState, init_fn, init_gan_state
 from jaxai.gan.step import apply, gan_step
 from jaxai.metrics.digits import features_and_labels, preprocess
 from jaxai.metrics.generation import frechet_distance
@@ -80,19 +80,19 @@ class Config(Training):
     """Width of their dense layer."""
     batch_size: int = 32
     optimizer: Adam = Adam(learning_rate=1e-3, beta1=0.0, beta2=0.99, final_rate=0.1)
-    average_half_life: float = 5_000.0
+    ema_half_life: float = 5_000.0
     """Half-life, in images, of the moving average of the networks that are scored."""
-    horizon: int = 600
+    decay_steps: int = 600
     """Steps over which the learning rate takes its course."""
-    sample_every: int = 100
+    eval_every: int = 100
     """Steps between two pictures, each with the share of training digits that keep their class."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "width", "hidden", "batch_size", "horizon", "sample_every")
+        self.check_at_least(1, "width", "hidden", "batch_size", "decay_steps", "eval_every")
         self.check_at_least(0, "blocks", "cycle_weight", "penalty")
-        if not 0 < self.average_half_life < np.inf:
-            raise ValueError(f"--average-half-life must be positive, got {self.average_half_life}")
+        if not 0 < self.ema_half_life < np.inf:
+            raise ValueError(f"--ema-half-life must be positive, got {self.ema_half_life}")
         if len(self.widths) != 2 or min(self.widths) < 1:
             raise ValueError(f"--widths must be two positive numbers, got {self.widths}")
 
@@ -106,8 +106,8 @@ PRESETS = {
         hidden=16,
         batch_size=8,
         steps=20,
-        horizon=20,
-        sample_every=10,
+        decay_steps=20,
+        eval_every=10,
     ),
 }
 
@@ -143,10 +143,10 @@ def main(config: Config) -> None:
         config,
         run=run,
         mesh=mesh,
-        every=[Every(config.sample_every, partial(snapshot, config=config, run=run, translate=translate, train=train))],
+        every=[Every(config.eval_every, partial(snapshot, config=config, run=run, translate=translate, train=train))],
         show=["generator_loss", "reconstruction", "quick_b_to_a"],
     )
-    params = jax.device_get(drawing(result.state))
+    params = jax.device_get(sampling_params(result.state))
     save_weights(run.folder / "model.safetensors", params, run.identity)
     plots.save_png(run.folder / "translated.png", rows(translate, params, test))
     plots.plot_curves(run.folder / "curves.png", run.metrics, CURVES)
@@ -164,7 +164,7 @@ def main(config: Config) -> None:
     report(run, summary)
 
 
-def two_looks(config: Config, mnist: Dataset) -> tuple[Looks, Dataset]:
+def two_looks(config: Config, mnist: ImageDataset) -> tuple[Looks, ImageDataset]:
     """A, every other digit of a split; B, the remaining ones or the small digits in the other look; B's data set."""
     a, a_digits = mnist.images[::2], mnist.labels[::2]
     if config.look == "small":
@@ -194,7 +194,7 @@ def training(config: Config, networks: Translators, train: Looks) -> tuple[Step,
     A, and behind them the images that come back.
     """
     discriminator = Discriminator(config.widths, config.hidden)
-    tx = optimizer(config.optimizer, config.horizon)
+    tx = optimizer(config.optimizer, config.decay_steps)
     a_like, b_like = (jnp.zeros((2, *images.shape[1:])) for images in (train.a, train.b))
     channels = a_like.shape[-1] + b_like.shape[-1]
 
@@ -224,16 +224,16 @@ def training(config: Config, networks: Translators, train: Looks) -> tuple[Step,
             loss=LOSSES["relativistic"],
             penalty=(r1_r2, lambda step: jnp.float32(config.penalty)),
             reconstruction=cycle,
-            view=lambda images, key, state: images[..., :channels],
-            average_half_life=config.average_half_life,
+            augment_fn=lambda images, key, state: images[..., :channels],
+            ema_half_life=config.ema_half_life,
             txs=(tx, tx),
         )
 
     def init() -> GanState:
-        generators = both(to_b=initial(networks["to_b"], a_like), to_a=initial(networks["to_a"], b_like))
-        discriminators = both(a=initial(discriminator, a_like), b=initial(discriminator, b_like))
+        generators = both(to_b=init_fn(networks["to_b"], a_like), to_a=init_fn(networks["to_a"], b_like))
+        discriminators = both(a=init_fn(discriminator, a_like), b=init_fn(discriminator, b_like))
         key = jax.random.key(config.seed)
-        return init_gan_state(key, generators, discriminators, txs=(tx, tx), keep_average=True)
+        return init_gan_state(key, generators, discriminators, txs=(tx, tx), keep_ema=True)
 
     return step, init
 
@@ -278,7 +278,7 @@ def snapshot(
     done: int, state: GanState, *, config: Config, run: Run, translate: Translate, train: Looks
 ) -> dict[str, float]:
     """Write the picture of the step; how many of some training digits are still found after a translation."""
-    params = drawing(state)
+    params = sampling_params(state)
     plots.save_png(run.samples / f"step_{done:06d}.png", rows(translate, params, train))
     to_b, to_a = translate(params, train.a[:QUICK], "a")[0], translate(params, train.b[:QUICK], "b")[0]
     return {

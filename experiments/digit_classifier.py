@@ -20,7 +20,7 @@ import safetensors.numpy
 
 from jaxai import cli
 from jaxai.config import Training
-from jaxai.data import Dataset, load
+from jaxai.data import ImageDataset, load
 from jaxai.data.pipeline import batches
 from jaxai.distributed.mesh import make_mesh, processes
 from jaxai.metrics import digits
@@ -39,29 +39,29 @@ class Config(Training):
 
     batch_size: int = 64
     optimizer: Adam = Adam(learning_rate=2e-3, warmup=700, final_rate=0.0, weight_decay=1e-2)
-    horizon: int = 14_000
+    decay_steps: int = 14_000
     """Steps over which the learning rate takes its course."""
-    average_half_life: float = 22_000.0
+    ema_half_life: float = 22_000.0
     """Half-life, in images, of the averaged parameters, which are the result."""
     held_out: int = 0
     """So many of the training images are left out and scored instead of the test set."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "batch_size", "horizon", "average_half_life")
+        self.check_at_least(1, "batch_size", "decay_steps", "ema_half_life")
         self.check_at_least(0, "held_out")
 
 
 PRESETS = {
     "default": Config(steps=14_000),
-    "debug": Config(steps=40, horizon=1000, average_half_life=100.0),
+    "debug": Config(steps=40, decay_steps=1000, ema_half_life=100.0),
 }
 
 
 def main(config: Config) -> None:
     """Train, write the parameters, print accuracy and SHA-256."""
     train, scored = datasets(config)
-    tx = optimizer(config.optimizer, config.horizon)
+    tx = optimizer(config.optimizer, config.decay_steps)
     mesh = make_mesh(config.devices, batch_size=config.batch_size, shape=config.mesh)
     input_batches = batches(train, config.batch_size, seed=config.seed, **processes(mesh))
     run = open_run(NAME, config, train.identity())
@@ -71,10 +71,10 @@ def main(config: Config) -> None:
 
     def init() -> TrainState:
         key_params, key = jax.random.split(jax.random.key(config.seed))
-        return init_state(digits.init(key_params), tx, key, keep_average=True)
+        return init_state(digits.init(key_params), tx, key, keep_ema=True)
 
     result = fit(
-        partial(train_step, loss_fn=loss_fn, tx=tx, average_half_life=config.average_half_life),
+        partial(train_step, loss_fn=loss_fn, tx=tx, ema_half_life=config.ema_half_life),
         init,
         input_batches,
         config,
@@ -82,7 +82,7 @@ def main(config: Config) -> None:
         mesh=mesh,
         show=["loss", "accuracy"],
     )
-    params = jax.device_get(result.state.average)
+    params = jax.device_get(result.state.ema_params)
     data = serialise(params)
     (run.folder / "digits.safetensors").write_bytes(data)
     _, predicted = digits.features_and_labels(scored.images, params)
@@ -99,7 +99,7 @@ def main(config: Config) -> None:
     report(summary)
 
 
-def datasets(config: Config) -> tuple[Dataset, Dataset]:
+def datasets(config: Config) -> tuple[ImageDataset, ImageDataset]:
     """What to train on and what to score: the official splits, or two parts of the training set."""
     train = load("mnist", "train", data_dir=config.data_dir, embedded_only=began_embedded(NAME, config))
     if not config.held_out:

@@ -30,21 +30,21 @@ import numpy as np
 from flax import linen as nn
 
 from jaxai import cli
-from jaxai.data import Dataset, load
+from jaxai.data import ImageDataset, load
 from jaxai.data.pipeline import batches
 from jaxai.distributed.mesh import make_mesh, processes
 from jaxai.gan import networks as gan
 from jaxai.gan.augmentation import Policy, augment
-from jaxai.gan.collapse import Watched
+from jaxai.gan.collapse import CollapseConfig
 from jaxai.gan.commands import Trained, commands
 from jaxai.gan.losses import LOSSES
 from jaxai.gan.penalties import r1_r2
 from jaxai.gan.report import digit_scores, digit_snapshot, finish_pictures, reference, report, save_model
-from jaxai.gan.sampler import Draw
-from jaxai.gan.state import GanState, init_gan_state, initial
+from jaxai.gan.sampler import Sampler
+from jaxai.gan.state import GanState, init_fn, init_gan_state
 from jaxai.gan.step import apply, from_noise, gan_step
 from jaxai.metrics.digits import preprocess
-from jaxai.run.folder import began_embedded, open_run, revived
+from jaxai.run.folder import began_embedded, config_from_json, open_run
 from jaxai.train.compiled_step import Step
 from jaxai.train.loop import Every, fit
 from jaxai.train.optim import Adam, cosine, optimizer
@@ -58,7 +58,7 @@ CURVES = [["discriminator_loss", "generator_loss"], ["real_logit", "fake_logit"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Watched):
+class Config(CollapseConfig):
     """Options of this experiment."""
 
     network: Literal["article", "residual"] = "residual"
@@ -75,32 +75,32 @@ class Config(Watched):
     penalty: float = 1.0
     """Weight gamma of R1 and R2 at the first step; 0 switches them off."""
     final_penalty: float = 0.1
-    """Their weight from step horizon on, along a cosine."""
+    """Their weight from step decay_steps on, along a cosine."""
     augment: tuple[Policy, ...] = ()
     """What real and generated images go through before the discriminator sees them (DiffAugment); digits are grey:
     brightness, contrast, translation, cutout."""
-    adaptive: float = 0.0
+    ada_images: float = 0.0
     """With a number, an image goes through each with a probability that follows how sure the discriminator is, from 0
     to 1 in so many images at the fastest; 0: always."""
-    horizon: int = 4500
+    decay_steps: int = 4500
     """Steps over which penalty and learning rate take their course."""
     batch_size: int = 64
     optimizer: Adam = Adam(learning_rate=2e-3, beta1=0.0, beta2=0.99, final_rate=0.1)
-    average_half_life: float = 10_000.0
+    ema_half_life: float = 10_000.0
     """Half-life, in images, of the generator's moving average that draws the samples; 0: no average."""
-    sample_every: int = 250
+    eval_every: int = 250
     """Steps between two sample grids, each with a quick MNIST-FD."""
     full_data: bool = False
     """Refuse the embedded digits: a large network learns 4,500 images by heart."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "batch_size", "latent_size", "hidden", "sample_every", "horizon")
+        self.check_at_least(1, "batch_size", "latent_size", "hidden", "eval_every", "decay_steps")
         if "saturation" in self.augment:
             raise ValueError("--augment saturation needs colour, digits are grey: leave it out")
-        if self.adaptive and not self.augment:
-            raise ValueError("--adaptive has nothing to adapt: give --augment too")
-        self.check_at_least(0, "adaptive", "blocks", "penalty", "final_penalty", "average_half_life")
+        if self.ada_images and not self.augment:
+            raise ValueError("--ada-images has nothing to adapt: give --augment too")
+        self.check_at_least(0, "ada_images", "blocks", "penalty", "final_penalty", "ema_half_life")
         if not 1 <= len(self.widths) <= 2 or min(self.widths) < 1:
             raise ValueError(f"--widths must be one or two positive numbers (28 halves twice), got {self.widths}")
 
@@ -114,7 +114,7 @@ PRESETS = {
         penalty=0.0,
         batch_size=32,
         optimizer=Adam(learning_rate=1e-4),
-        average_half_life=0.0,
+        ema_half_life=0.0,
         steps=4000,
     ),
     "gpu": Config(
@@ -124,13 +124,13 @@ PRESETS = {
         dtype="bfloat16",
         batch_size=256,
         steps=40_000,
-        horizon=40_000,
+        decay_steps=40_000,
         optimizer=Adam(learning_rate=2e-4, beta1=0.0, beta2=0.99, warmup=1000, final_rate=0.25),
-        average_half_life=100_000.0,
-        sample_every=2000,
+        ema_half_life=100_000.0,
+        eval_every=2000,
         full_data=True,
     ),
-    "debug": Config(widths=(16, 8), hidden=32, blocks=1, batch_size=16, steps=40, horizon=40, sample_every=20),
+    "debug": Config(widths=(16, 8), hidden=32, blocks=1, batch_size=16, steps=40, decay_steps=40, eval_every=20),
 }
 
 
@@ -145,7 +145,7 @@ def main(config: Config) -> None:
     if summary := run.finished(config.steps):
         report(run, summary)
         return
-    draw = Draw(generator, config.latent_size, config.seed)
+    draw = Sampler(generator, config.latent_size, config.seed)
     result = fit(
         step,
         init,
@@ -153,7 +153,7 @@ def main(config: Config) -> None:
         config,
         run=run,
         mesh=mesh,
-        every=[Every(config.sample_every, digit_snapshot(config, run, draw, reference(train.images, test.images)))],
+        every=[Every(config.eval_every, digit_snapshot(config, run, draw, reference(train.images, test.images)))],
         show=["discriminator_loss", "generator_loss"],
     )
     steps = int(result.state.step)
@@ -171,7 +171,7 @@ def main(config: Config) -> None:
     report(run, summary)
 
 
-def datasets(config: Config) -> tuple[Dataset, Dataset]:
+def datasets(config: Config) -> tuple[ImageDataset, ImageDataset]:
     """Train and test; a run that began with the embedded digits goes on with them, network or not."""
     train = load("mnist", "train", data_dir=config.data_dir, embedded_only=began_embedded(NAME, config))
     if config.full_data and train.embedded:
@@ -196,10 +196,10 @@ def networks(config: Config) -> tuple[nn.Module, nn.Module]:
 
 def training(config: Config, generator: nn.Module, discriminator: nn.Module) -> tuple[Step, Callable[[], GanState]]:
     """The training step on a batch of pixels, and the function that makes the first state."""
-    tx = optimizer(config.optimizer, config.horizon)
-    weight = partial(cosine, start=config.penalty, end=config.final_penalty, horizon=config.horizon)
+    tx = optimizer(config.optimizer, config.decay_steps)
+    weight = partial(cosine, start=config.penalty, end=config.final_penalty, decay_steps=config.decay_steps)
 
-    def view(images: Array, key: Array, state: GanState) -> Array:
+    def augment_fn(images: Array, key: Array, state: GanState) -> Array:
         return augment(images, key, config.augment, 1.0 if state.strength is None else state.strength, fill=-1.0)
 
     def step(state: GanState, batch: dict[str, Array]) -> tuple[GanState, dict[str, Array]]:
@@ -210,24 +210,24 @@ def training(config: Config, generator: nn.Module, discriminator: nn.Module) -> 
             discriminate=partial(apply, discriminator),
             loss=LOSSES[config.loss],
             penalty=(r1_r2, weight) if config.penalty else None,
-            adapt_images=config.adaptive,
-            view=view if config.augment else None,
-            average_half_life=config.average_half_life,
+            ada_images=config.ada_images,
+            augment_fn=augment_fn if config.augment else None,
+            ema_half_life=config.ema_half_life,
             txs=(tx, tx),
         )
 
     def init() -> GanState:
-        key, kept = jax.random.key(config.seed), {"keep_average": config.average_half_life > 0}
+        key, kept = jax.random.key(config.seed), {"keep_ema": config.ema_half_life > 0}
         latents, images = jnp.zeros((1, config.latent_size)), jnp.zeros((2, 28, 28, 1))
-        first = initial(generator, latents), initial(discriminator, images)
-        return init_gan_state(key, *first, adaptive=config.adaptive > 0, txs=(tx, tx), **kept)
+        first = init_fn(generator, latents), init_fn(discriminator, images)
+        return init_gan_state(key, *first, adaptive=config.ada_images > 0, txs=(tx, tx), **kept)
 
     return step, init
 
 
 def trained(values: dict[str, Any]) -> Trained:
     """The generator of a run's config.json."""
-    config = revived(Config, values)
+    config = config_from_json(Config, values)
 
     def test(data_dir: Path | None) -> tuple[np.ndarray, np.ndarray]:
         digits = load("mnist", "test", data_dir=data_dir, embedded_only=data_dir is None)

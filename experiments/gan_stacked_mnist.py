@@ -28,17 +28,17 @@ from jaxai.data import load
 from jaxai.data.images.stacked import fixed_rows, stack_batches, stacked
 from jaxai.distributed.mesh import make_mesh, processes
 from jaxai.gan import networks as gan
-from jaxai.gan.collapse import Watch, Watched
+from jaxai.gan.collapse import CollapseConfig, CollapseMonitor
 from jaxai.gan.commands import Trained, commands
 from jaxai.gan.losses import LOSSES
 from jaxai.gan.penalties import PENALTIES
 from jaxai.gan.report import save_model, write_grid
-from jaxai.gan.sampler import Draw
-from jaxai.gan.state import GanState, init_gan_state, initial
+from jaxai.gan.sampler import Sampler
+from jaxai.gan.state import GanState, init_fn, init_gan_state
 from jaxai.gan.step import apply, from_noise, gan_step
 from jaxai.metrics.digits import features_and_labels, preprocess
 from jaxai.metrics.stacked import SAMPLES, kl_floor, stack_labels, stacked_scores
-from jaxai.run.folder import Run, began_embedded, open_run, revived
+from jaxai.run.folder import Run, began_embedded, config_from_json, open_run
 from jaxai.run.weights import parameter_count
 from jaxai.train.compiled_step import Step
 from jaxai.train.loop import Every, fit
@@ -52,7 +52,7 @@ CURVES = [["discriminator_loss", "generator_loss"], ["real_logit", "fake_logit"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Watched):
+class Config(CollapseConfig):
     """Options of this experiment."""
 
     fixed: int = 0
@@ -70,23 +70,23 @@ class Config(Watched):
     penalty_weight: float = 1.0
     """At the first step."""
     final_penalty_weight: float = 0.1
-    """From step horizon on, along a cosine."""
-    horizon: int = 40_000
+    """From step decay_steps on, along a cosine."""
+    decay_steps: int = 40_000
     """Steps over which penalty and learning rate take their course."""
     batch_size: int = 64
     optimizer: Adam = Adam(learning_rate=2e-3, beta1=0.0, beta2=0.99, final_rate=0.05)
-    average_half_life: float = 20_000.0
+    ema_half_life: float = 20_000.0
     """Half-life, in images, of the generator's moving average, which is scored."""
     latent_seeds: int = 3
     """From how many different noises the final scores are taken."""
-    score_every: int = 1000
+    eval_every: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "batch_size", "latent_size", "hidden", "horizon", "latent_seeds", "score_every")
+        self.check_at_least(1, "batch_size", "latent_size", "hidden", "decay_steps", "latent_seeds", "eval_every")
         self.check_at_least(0, "fixed", "blocks", "penalty_weight", "final_penalty_weight")
-        if not self.average_half_life > 0:
-            raise ValueError(f"--average-half-life must be positive, got {self.average_half_life}")
+        if not self.ema_half_life > 0:
+            raise ValueError(f"--ema-half-life must be positive, got {self.ema_half_life}")
         if not 1 <= len(self.widths) <= 2 or min(self.widths) < 1:
             raise ValueError(f"--widths must be one or two positive numbers (28 halves twice), got {self.widths}")
 
@@ -101,19 +101,19 @@ PRESETS = {
         dtype="bfloat16",
         batch_size=512,
         steps=40_000,
-        horizon=40_000,
+        decay_steps=40_000,
         optimizer=Adam(learning_rate=2e-4, beta1=0.0, beta2=0.99, warmup=1000, final_rate=0.25),
-        average_half_life=200_000.0,
-        score_every=2000,
+        ema_half_life=200_000.0,
+        eval_every=2000,
     ),
     "debug": Config(
         widths=(16, 8),
         hidden=32,
         batch_size=16,
         steps=40,
-        horizon=40,
+        decay_steps=40,
         latent_seeds=1,
-        score_every=20,
+        eval_every=20,
     ),
 }
 
@@ -129,9 +129,9 @@ def main(config: Config) -> None:
     if summary := run.finished(config.steps):
         report(run, summary)
         return
-    draw = Draw(generator, config.latent_size, config.seed)
+    draw = Sampler(generator, config.latent_size, config.seed)
     real = stacked(train.images, fixed_rows(QUICK, len(train.images), config.seed))
-    watch = Watch(config, run, real, stack_labels(real)[0])
+    watch = CollapseMonitor(config, run, real, stack_labels(real)[0])
     result = fit(
         step,
         init,
@@ -139,7 +139,7 @@ def main(config: Config) -> None:
         config,
         run=run,
         mesh=mesh,
-        every=[Every(config.score_every, partial(snapshot, run=run, draw=draw, watch=watch))],
+        every=[Every(config.eval_every, partial(snapshot, run=run, draw=draw, watch=watch))],
         show=["discriminator_loss", "generator_loss", "quick_modes"],
     )
     scores, samples = [], np.empty(0)
@@ -178,9 +178,9 @@ def training(
     config: Config, generator: gan.Generator, discriminator: gan.Discriminator
 ) -> tuple[Step, Callable[[], GanState]]:
     """The training step on a batch of pixels, and the function that makes the first state."""
-    tx = optimizer(config.optimizer, config.horizon)
+    tx = optimizer(config.optimizer, config.decay_steps)
     ends = {"start": config.penalty_weight, "end": config.final_penalty_weight}
-    weight = partial(cosine, **ends, horizon=config.horizon)
+    weight = partial(cosine, **ends, decay_steps=config.decay_steps)
 
     def step(state: GanState, batch: dict[str, Array]) -> tuple[GanState, dict[str, Array]]:
         return gan_step(
@@ -190,19 +190,19 @@ def training(
             discriminate=partial(apply, discriminator),
             loss=LOSSES[config.loss],
             penalty=None if config.penalty == "none" else (PENALTIES[config.penalty], weight),
-            average_half_life=config.average_half_life,
+            ema_half_life=config.ema_half_life,
             txs=(tx, tx),
         )
 
     def init() -> GanState:
         latents, images = jnp.zeros((1, config.latent_size)), jnp.zeros((2, 28, 28, 3))
-        first = initial(generator, latents), initial(discriminator, images)
-        return init_gan_state(jax.random.key(config.seed), *first, txs=(tx, tx), keep_average=True)
+        first = init_fn(generator, latents), init_fn(discriminator, images)
+        return init_gan_state(jax.random.key(config.seed), *first, txs=(tx, tx), keep_ema=True)
 
     return step, init
 
 
-def snapshot(done: int, state: GanState, *, run: Run, draw: Draw, watch: Watch) -> dict[str, float]:
+def snapshot(done: int, state: GanState, *, run: Run, draw: Sampler, watch: CollapseMonitor) -> dict[str, float]:
     """Write a grid of samples; how many modes so few samples have, of the some 860 that as many real ones have."""
     samples = plots.to_pixels(draw(state, QUICK))
     write_grid(done, samples[:100], run)
@@ -219,7 +219,7 @@ def real_kl(config: Config, images: np.ndarray) -> tuple[float, float]:
 
 def trained(values: dict[str, Any]) -> Trained:
     """The generator of a run's config.json."""
-    config = revived(Config, values)
+    config = config_from_json(Config, values)
 
     def test(data_dir: Path | None) -> tuple[np.ndarray, np.ndarray]:
         digits = load("mnist", "test", data_dir=data_dir, embedded_only=data_dir is None).images

@@ -28,11 +28,11 @@ from jaxai.data.synthetic.mixtures import MIXTURES, Mixture, point_batches
 from jaxai.distributed.mesh import make_mesh, processes
 from jaxai.gan import losses as losses
 from jaxai.gan import penalties as penalties
-from jaxai.gan.collapse import Watch, Watched
+from jaxai.gan.collapse import CollapseConfig, CollapseMonitor
 from jaxai.gan.networks import PointDiscriminator
 from jaxai.gan.regularizers import instance_noise, pack, spectrally_normalised
-from jaxai.gan.sampler import drawing
-from jaxai.gan.state import GanState, init_gan_state, initial
+from jaxai.gan.sampler import sampling_params
+from jaxai.gan.state import GanState, init_fn, init_gan_state
 from jaxai.gan.step import apply, from_noise, gan_step
 from jaxai.metrics.mixtures import mixture_scores, nearest
 from jaxai.nn.mlp import MLP
@@ -48,7 +48,7 @@ DRAWN, SIDE = 5, 128  # GANs in a picture, and the pixels that each has
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Watched):
+class Config(CollapseConfig):
     """Options of this experiment."""
 
     mixture: Literal["ring", "grid"] = "grid"
@@ -66,10 +66,10 @@ class Config(Watched):
     penalty_weight: float = 1.0
     """At the first step."""
     final_penalty_weight: float | None = None
-    """From step horizon on, along a cosine; by default the same."""
+    """From step decay_steps on, along a cosine; by default the same."""
     noise: float = 0.0
     """Standard deviation of the noise that the discriminator sees real and generated points with, at the first step; it
-    falls to 0 along a cosine over the horizon."""
+    falls to 0 along a cosine over decay_steps."""
     packing: int = 1
     """How many points the discriminator sees at once."""
     deviation: bool = False
@@ -82,16 +82,16 @@ class Config(Watched):
     """The learning rate of those."""
     generator_optimizer: Adam = Adam(learning_rate=1e-3, beta1=0.5)
     discriminator_optimizer: Adam = Adam(learning_rate=1e-3, beta1=0.5)
-    average_half_life: float = 0.0
+    ema_half_life: float = 0.0
     """Half-life, in points, of the moving average of the generator that is scored; 0: no average."""
-    horizon: int = 8000
+    decay_steps: int = 8000
     """Steps over which penalty, noise and learning rates take their course."""
-    score_every: int = 500
+    eval_every: int = 500
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "gans", "latent_size", "batch_size", "packing", "horizon", "score_every")
-        self.check_at_least(0, "penalty_weight", "noise", "unroll", "unroll_rate", "average_half_life")
+        self.check_at_least(1, "gans", "latent_size", "batch_size", "packing", "decay_steps", "eval_every")
+        self.check_at_least(0, "penalty_weight", "noise", "unroll", "unroll_rate", "ema_half_life")
         if self.final_penalty_weight is not None:
             self.check_at_least(0, "final_penalty_weight")
         for name in ("penalty_weight", "noise", "unroll_rate"):
@@ -102,27 +102,29 @@ class Config(Watched):
         if self.batch_size % self.packing:
             raise ValueError(f"--packing {self.packing} does not divide --batch-size {self.batch_size}")
         if self.deviation and self.batch_size // self.packing % 8:
-            raise ValueError("--deviation compares four real and four generated: --batch-size / --packing must be 8 n")
+            raise ValueError(
+                "--minibatch-stddev compares four real and four generated: --batch-size / --packing must be 8 n"
+            )
 
 
 CURE = Config(
     batch_size=128,
     steps=24_000,
-    horizon=24_000,
+    decay_steps=24_000,
     loss="relativistic",
     penalty="r1_r2",
     penalty_weight=0.1,
     final_penalty_weight=0.001,
     generator_optimizer=Adam(learning_rate=2e-3, beta1=0.0, beta2=0.99, final_rate=0.02),
     discriminator_optimizer=Adam(learning_rate=2e-3, beta1=0.0, beta2=0.99, final_rate=0.02),
-    average_half_life=50_000.0,
-    score_every=1000,
+    ema_half_life=50_000.0,
+    eval_every=1000,
 )
 PRESETS = {
     "default": CURE,
     "collapse": Config(steps=8000),
     "debug": dataclasses.replace(
-        CURE, steps=40, horizon=40, gans=2, generator=(16,), discriminator=(16,), score_every=20
+        CURE, steps=40, decay_steps=40, gans=2, generator=(16,), discriminator=(16,), eval_every=20
     ),
 }
 
@@ -140,8 +142,8 @@ def main(config: Config) -> None:
     if summary := run.finished(config.steps):
         report(run, summary)
         return
-    draw, real_points = Draw(config), [mixture.draw(SCORED, config.seed, 0, 0, number) for number in range(20)]
-    watch = Watch(config, run, real_points[0], nearest(real_points[0], mixture.centres)[0])
+    draw, real_points = Sampler(config), [mixture.draw(SCORED, config.seed, 0, 0, number) for number in range(20)]
+    watch = CollapseMonitor(config, run, real_points[0], nearest(real_points[0], mixture.centres)[0])
     result = fit(
         step,
         init,
@@ -149,7 +151,7 @@ def main(config: Config) -> None:
         config,
         run=run,
         mesh=mesh,
-        every=[Every(config.score_every, partial(snapshot, run=run, draw=draw, watch=watch, config=config))],
+        every=[Every(config.eval_every, partial(snapshot, run=run, draw=draw, watch=watch, config=config))],
         show=["generator_loss", "modes", "high_quality"],
         steps_per_call=10,
     )
@@ -177,12 +179,12 @@ def main(config: Config) -> None:
 def training(config: Config) -> tuple[Step, Callable[[], GanState]]:
     """The training step of all GANs at once, and the function that makes their first states."""
     generator, discriminator = MLP(config.generator, 2), PointDiscriminator(config.discriminator, config.deviation)
-    course = {"horizon": config.horizon}
+    course = {"decay_steps": config.decay_steps}
     txs = optimizer(config.generator_optimizer, **course), optimizer(config.discriminator_optimizer, **course)
     end = config.penalty_weight if config.final_penalty_weight is None else config.final_penalty_weight
     weight = partial(cosine, start=config.penalty_weight, end=end, **course)
 
-    def view(points: Array, key: Array, state: GanState) -> Array:
+    def augment_fn(points: Array, key: Array, state: GanState) -> Array:
         if config.noise:
             points = instance_noise(points, key, cosine(state.step, config.noise, 0.0, **course))
         return pack(points, config.packing)
@@ -198,10 +200,10 @@ def training(config: Config) -> tuple[Step, Callable[[], GanState]]:
             discriminate=discriminate,
             loss=losses.LOSSES[config.loss],
             penalty=None if config.penalty == "none" else (penalty(config), weight),
-            view=view,
+            augment_fn=augment_fn,
             unroll=config.unroll,
             unroll_rate=config.unroll_rate,
-            average_half_life=config.average_half_life,
+            ema_half_life=config.ema_half_life,
             txs=txs,
         )
 
@@ -211,10 +213,10 @@ def training(config: Config) -> tuple[Step, Callable[[], GanState]]:
 
     def init() -> GanState:
         latents, points = jnp.zeros((1, config.latent_size)), jnp.zeros((2, 2 * config.packing))
-        networks = initial(generator, latents), initial(discriminator, points)
+        networks = init_fn(generator, latents), init_fn(discriminator, points)
         keys = jax.random.split(jax.random.key(config.seed), config.gans)
-        kept = config.average_half_life > 0
-        return jax.vmap(lambda key: init_gan_state(key, *networks, txs=txs, keep_average=kept))(keys)
+        kept = config.ema_half_life > 0
+        return jax.vmap(lambda key: init_gan_state(key, *networks, txs=txs, keep_ema=kept))(keys)
 
     return step, init
 
@@ -229,7 +231,7 @@ def penalty(config: Config) -> penalties.Penalty:
     return ({**penalties.PENALTIES} | made)[config.penalty]
 
 
-class Draw:
+class Sampler:
     """Points of all GANs of a state, from always the same noise: float32 [gans, 2500, 2]."""
 
     def __init__(self, config: Config) -> None:
@@ -238,10 +240,12 @@ class Draw:
         self._points = jax.jit(lambda params: generate(params, noise))
 
     def __call__(self, state: GanState) -> np.ndarray:
-        return np.asarray(self._points(drawing(state)))
+        return np.asarray(self._points(sampling_params(state)))
 
 
-def snapshot(done: int, state: GanState, *, run: Run, draw: Draw, watch: Watch, config: Config) -> dict[str, float]:
+def snapshot(
+    done: int, state: GanState, *, run: Run, draw: Sampler, watch: CollapseMonitor, config: Config
+) -> dict[str, float]:
     """Write the picture of the points; the means of the scores over the GANs, and the variety of the poorest."""
     points, mixture = draw(state), MIXTURES[config.mixture]
     plots.save_png(run.samples / f"step_{done:06d}.png", picture(points, config), scale=1)

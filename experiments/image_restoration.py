@@ -29,7 +29,7 @@ from PIL import Image, ImageOps
 
 from jaxai import cli, plots
 from jaxai.config import Finished, Training
-from jaxai.data import Dataset, load
+from jaxai.data import ImageDataset, load
 from jaxai.data.images.photos import Photo, crop_batches, load_photos, with_halves
 from jaxai.data.pipeline import batches
 from jaxai.distributed.mesh import make_mesh, processes
@@ -37,14 +37,14 @@ from jaxai.gan.image_to_image import Restorer
 from jaxai.gan.losses import LOSSES
 from jaxai.gan.networks import Discriminator
 from jaxai.gan.penalties import r1_r2
-from jaxai.gan.sampler import drawing
-from jaxai.gan.state import GanState, init_gan_state, initial
+from jaxai.gan.sampler import sampling_params
+from jaxai.gan.state import GanState, init_fn, init_gan_state
 from jaxai.gan.step import apply, gan_step
 from jaxai.metrics.digits import features_and_labels, preprocess
 from jaxai.metrics.image import image_scores
 from jaxai.ops.degradation import holes, low_contrast, noisy
 from jaxai.ops.resampling import downscaled, upscaled
-from jaxai.run.folder import Run, began_embedded, finished_folder, open_run, read_config, revived
+from jaxai.run.folder import Run, began_embedded, config_from_json, finished_folder, open_run, read_config
 from jaxai.run.weights import parameter_count, read_weights, save_weights
 from jaxai.train.compiled_step import Step
 from jaxai.train.feed import Batches
@@ -92,17 +92,17 @@ class Config(Training):
     batch_size: int = 32
     optimizer: Adam = Adam(learning_rate=1e-3, beta1=0.5, beta2=0.99, final_rate=0.01)
     discriminator_optimizer: Adam = Adam(learning_rate=1e-3, beta1=0.0, beta2=0.99, final_rate=0.1)
-    average_half_life: float = 5_000.0
+    ema_half_life: float = 5_000.0
     """Half-life, in images, of the moving average of the network that is scored."""
-    horizon: int = 3000
+    decay_steps: int = 3000
     """Steps over which the learning rates take their course."""
-    sample_every: int = 1000
+    eval_every: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "width", "hidden", "batch_size", "horizon", "sample_every")
+        self.check_at_least(1, "width", "hidden", "batch_size", "decay_steps", "eval_every")
         self.check_at_least(0, "blocks", "sigma", "penalty")
-        for name in ("weight", "average_half_life"):
+        for name in ("weight", "ema_half_life"):
             if not 0 < getattr(self, name) < np.inf:
                 raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
         if self.scale not in (2, 4):
@@ -121,7 +121,7 @@ PRESETS = {
         blocks=6,
         batch_size=16,
         steps=10_000,
-        horizon=10_000,
+        decay_steps=10_000,
     ),
     "debug": Config(
         width=8,
@@ -131,8 +131,8 @@ PRESETS = {
         batch_size=8,
         crop=16,
         steps=20,
-        horizon=20,
-        sample_every=10,
+        decay_steps=20,
+        eval_every=10,
     ),
 }
 
@@ -149,7 +149,7 @@ def main(config: Config) -> None:
         tested = [detail[None] for detail in map(even, held_out.values())]
     else:
         train = load("mnist", "train", data_dir=config.data_dir, embedded_only=embedded)
-        test: Dataset = load("mnist", "test", data_dir=config.data_dir, embedded_only=train.embedded)
+        test: ImageDataset = load("mnist", "test", data_dir=config.data_dir, embedded_only=train.embedded)
         identity, source, shape = train.identity(), train.source, (28, 28, 1)
         made = batches(train, config.batch_size, seed=config.seed, **processes(mesh))
         tested = [test.images[:TESTED]]
@@ -169,7 +169,7 @@ def main(config: Config) -> None:
         config,
         run=run,
         mesh=mesh,
-        every=[Every(config.sample_every, look)],
+        every=[Every(config.eval_every, look)],
         show=["generator_loss", "reconstruction"] if config.adversarial else ["loss"],
     )
     params = jax.device_get(parameters(result.state))
@@ -224,9 +224,9 @@ def training(
 ) -> tuple[Step, Callable[[], PyTree]]:
     """The training step on a batch of pixels, and the function that makes the first state."""
     discriminator = Discriminator(config.widths, config.hidden)
-    txs = optimizer(config.optimizer, config.horizon), optimizer(config.discriminator_optimizer, config.horizon)
+    txs = optimizer(config.optimizer, config.decay_steps), optimizer(config.discriminator_optimizer, config.decay_steps)
     hints = [jnp.zeros((2, *shape[:2], 1))] if config.task == "inpainting" else []
-    first = initial(restorer, jnp.zeros((2, *shape)), *hints), initial(discriminator, jnp.zeros((2, *shape)))
+    first = init_fn(restorer, jnp.zeros((2, *shape)), *hints), init_fn(discriminator, jnp.zeros((2, *shape)))
 
     def distance(images: Array, originals: Array) -> Array:
         return jnp.abs(images - originals).mean()
@@ -242,7 +242,7 @@ def training(
             loss=LOSSES["relativistic"],
             penalty=(r1_r2, lambda step: jnp.float32(config.penalty)),
             reconstruction=lambda images: distance(images, originals) / config.weight,
-            average_half_life=config.average_half_life,
+            ema_half_life=config.ema_half_life,
             txs=txs,
         )
 
@@ -251,20 +251,20 @@ def training(
         return distance(restored(restorer, params, *damage(originals, key)), originals), {}
 
     def alone(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
-        return train_step(state, batch, loss_fn=loss_fn, tx=txs[0], average_half_life=config.average_half_life)
+        return train_step(state, batch, loss_fn=loss_fn, tx=txs[0], ema_half_life=config.ema_half_life)
 
     def init() -> PyTree:
         key = jax.random.key(config.seed)
         if config.adversarial:
-            return init_gan_state(key, *first, txs=txs, keep_average=True)
-        return init_state(first[0](key), txs[0], key, keep_average=True)
+            return init_gan_state(key, *first, txs=txs, keep_ema=True)
+        return init_state(first[0](key), txs[0], key, keep_ema=True)
 
     return with_discriminator if config.adversarial else alone, init
 
 
 def parameters(state: GanState | TrainState) -> PyTree:
     """Of the network that restores, averaged."""
-    return drawing(state) if isinstance(state, GanState) else state.average
+    return sampling_params(state) if isinstance(state, GanState) else state.ema_params
 
 
 class Restore:
@@ -297,7 +297,7 @@ def restore_file(options: RestoreFile) -> None:
     """Read, restore, write, say where."""
     folder = finished_folder(NAME, options, ("model.safetensors", "summary.json"))
     try:
-        config = revived(Config, read_config(folder))
+        config = config_from_json(Config, read_config(folder))
     except TypeError as error:
         raise ValueError(f"{folder} holds no run of this experiment ({error}): train one first") from error
     out = options.out or folder / f"{options.image.stem}_restored.png"

@@ -40,7 +40,7 @@ from matplotlib.figure import Figure
 
 from jaxai import cli
 from jaxai.config import Training
-from jaxai.data import Dataset, load
+from jaxai.data import ImageDataset, load
 from jaxai.data.pipeline import batches
 from jaxai.distributed.mesh import make_mesh, processes
 from jaxai.nn.mlp import MLP
@@ -71,29 +71,29 @@ class Config(Training):
     """Of plain gradient descent with the gradients by hand."""
     optimizer: Adam = Adam(learning_rate=2e-3, final_rate=0.0)
     """Of the same network through jax.grad."""
-    horizon: int = 2000
+    decay_steps: int = 2000
     """Steps over which Adam's learning rate takes its course."""
     batch_size: int = 64
-    test_every: int = 100
+    eval_every: int = 100
     """Steps between two looks at the test accuracy."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "hidden", "horizon", "batch_size", "test_every")
+        self.check_at_least(1, "hidden", "decay_steps", "batch_size", "eval_every")
         if not self.learning_rate > 0:
             raise ValueError(f"--learning-rate must be positive, got {self.learning_rate}")
 
 
 PRESETS = {
     "default": Config(steps=2000),
-    "mnist": Config(dataset="mnist", hidden=300, batch_size=128, steps=9400, horizon=9400, test_every=470),
+    "mnist": Config(dataset="mnist", hidden=300, batch_size=128, steps=9400, decay_steps=9400, eval_every=470),
     "debug": Config(
         hidden=16,
         optimizer=Adam(learning_rate=2e-2, final_rate=0.0),
         batch_size=32,
         steps=40,
-        horizon=40,
-        test_every=10,
+        decay_steps=40,
+        eval_every=10,
     ),
 }
 
@@ -176,10 +176,10 @@ def main(config: Config) -> None:
         config,
         run=run,
         mesh=mesh,
-        every=[Every(config.test_every, score)],
+        every=[Every(config.eval_every, score)],
         show=["by_hand_loss", "adam_loss"],
     )
-    draw(run.folder / "curves.png", run.metrics, config.test_every)
+    draw(run.folder / "curves.png", run.metrics, config.eval_every)
     steps = int(result.state["adam"].step)
     summary = {
         "steps": steps,
@@ -193,7 +193,7 @@ def main(config: Config) -> None:
     report(run.folder, summary)
 
 
-def datasets(config: Config) -> tuple[Dataset, Dataset]:
+def datasets(config: Config) -> tuple[ImageDataset, ImageDataset]:
     """Train and test; a run that began with an embedded set goes on with it, network or not."""
     train = load(config.dataset, "train", data_dir=config.data_dir, embedded_only=began_embedded(NAME, config))
     return train, load(config.dataset, "test", data_dir=config.data_dir, embedded_only=train.embedded)
@@ -209,7 +209,7 @@ def training(
 ) -> tuple[Step, Callable[[], dict[str, Any]], Callable[[dict, np.ndarray], dict[str, Array]]]:
     """The step that trains both networks on a batch, the first state, and the logits of both for images."""
     network = MLP((config.hidden,), 10)
-    tx = optimizer(config.optimizer, config.horizon)
+    tx = optimizer(config.optimizer, config.decay_steps)
 
     def apply(params: Params, x: Array) -> Array:
         return cast(Array, network.apply({"params": params}, x))
@@ -241,7 +241,7 @@ def training(
     return step, init, logits
 
 
-def check_gradients(params: Params, train: Dataset, count: int) -> float:
+def check_gradients(params: Params, train: ImageDataset, count: int) -> float:
     """The largest relative difference between the gradients by hand and by jax.grad, on the first images."""
     y = jax.nn.one_hot(train.labels[:count], 10)
     return float(jax.jit(largest_difference)(params, flatten(train.images[:count]), y))

@@ -31,12 +31,12 @@ from jaxai import cli, plots
 from jaxai.config import Finished, Training
 from jaxai.data.qa.babi import TASKS as BABI_TASKS
 from jaxai.data.qa.babi import Question, Questions, load_babi
-from jaxai.data.qa.questions import Words, decode, encode, question_batches
+from jaxai.data.qa.questions import Vocabulary, decode, encode, question_batches
 from jaxai.data.qa.stories import MOST_NAMES, MOST_PLACES, load_stories
 from jaxai.data.qa.stories import TASKS as STORY_TASKS
 from jaxai.distributed.mesh import make_mesh, processes
 from jaxai.nn.reader import Reader
-from jaxai.nn.transformer import Shape
+from jaxai.nn.transformer import TransformerConfig
 from jaxai.run.files import write_json
 from jaxai.run.folder import finished_folder, open_run, read_config
 from jaxai.run.weights import parameter_count, read_weights, save_weights
@@ -65,8 +65,15 @@ class Config(Training):
     """Questions of each task of our grammar to learn from; bAbI's files have theirs."""
     test_count: int = 1000
     """Questions of each task of our grammar that test."""
-    shape: Shape = Shape(
-        width=128, layers=6, heads=4, hidden=256, position="learned", max_length=129, shared=True, mimetic=True
+    transformer: TransformerConfig = TransformerConfig(
+        embed_dim=128,
+        num_layers=6,
+        num_heads=4,
+        hidden_dim=256,
+        position="learned",
+        max_length=129,
+        share_layers=True,
+        mimetic=True,
     )
     """The Transformer's; a story's last max_length - 1 facts are read."""
     slow: tuple[str, ...] = ()
@@ -76,17 +83,17 @@ class Config(Training):
     shapes: int = 4
     """Numbers of facts that stories are padded to: more leave less to padding, but each is a program to compile."""
     optimizer: Adam = Adam(learning_rate=3e-3, beta2=0.98, warmup=200, final_rate=0.0, clip=1.0, muon=True)
-    horizon: int = 18000
+    decay_steps: int = 18000
     """Steps over which the learning rate takes its course."""
     eval_every: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_at_least(2, "count")
-        self.check_at_least(1, "test_count", "times", "batch_size", "shapes", "horizon", "eval_every")
-        if self.shape.max_length < 2:
+        self.check_at_least(1, "test_count", "times", "batch_size", "shapes", "decay_steps", "eval_every")
+        if self.transformer.max_length < 2:
             raise ValueError(
-                f"--shape.max-length must be at least 2, a question and a fact, got {self.shape.max_length}"
+                f"--transformer.max-length must be at least 2, a question and a fact, got {self.transformer.max_length}"
             )
         known = BABI_TASKS if self.data_dir else range(1, len(STORY_TASKS) + 1)
         if strange := set(self.tasks) - set(known):
@@ -95,12 +102,14 @@ class Config(Training):
 
 PRESETS = {
     "default": Config(steps=18000, slow=("positions", "path-finding")),
-    "babi": Config(steps=8000, horizon=8000, shape=dataclasses.replace(Config.shape, dropout=0.1)),
+    "babi": Config(steps=8000, decay_steps=8000, transformer=dataclasses.replace(Config.transformer, dropout=0.1)),
     "debug": Config(
         steps=20,
         count=200,
         test_count=20,
-        shape=Shape(width=32, layers=2, heads=2, hidden=32, position="learned", max_length=17, mimetic=True),
+        transformer=TransformerConfig(
+            embed_dim=32, num_layers=2, num_heads=2, hidden_dim=32, position="learned", max_length=17, mimetic=True
+        ),
         batch_size=32,
         shapes=1,
         optimizer=dataclasses.replace(Config.optimizer, warmup=5),
@@ -117,16 +126,16 @@ def main(config: Config) -> None:
     train, val = held_out(learned)
     train += (config.times - 1) * slow_questions(config, learned, train)
     slots = MOST_NAMES + MOST_PLACES if learned.embedded else most_names(learned) + UNKNOWN
-    vocabulary = Words.build(learned.all, slots, learned.open_words)
+    vocabulary = Vocabulary.build(learned.all, slots, learned.open_words)
     width = max(len(line) for q in (*learned.all, *test.all) for line in (*q.facts, q.question))
-    sizes = {"max_facts": config.shape.max_length - 1, "max_words": width}
+    sizes = {"max_facts": config.transformer.max_length - 1, "max_words": width}
     sizes["max_facts"] = min(sizes["max_facts"], max(len(q.facts) for q in (*learned.all, *test.all)))
-    network = Reader(vocabulary.size, vocabulary.labels, config.shape)
+    network = Reader(vocabulary.size, vocabulary.labels, config.transformer)
     mesh = make_mesh(config.devices, batch_size=config.batch_size, shape=config.mesh)
     batches = question_batches(
         train, vocabulary, config.batch_size, seed=config.seed, shapes=config.shapes, **sizes, **processes(mesh)
     )
-    tx = optimizer(config.optimizer, config.horizon)
+    tx = optimizer(config.optimizer, config.decay_steps)
     encoded = {"validation": encode(val, vocabulary, **sizes), "test": encode(test.all, vocabulary, **sizes)}
     run = open_run(NAME, config, learned.identity() | {"test": test.fingerprint})
     if summary := run.finished(config.steps):
@@ -259,7 +268,7 @@ class Loaded:
 
     network: Reader
     params: PyTree
-    vocabulary: Words
+    vocabulary: Vocabulary
     sizes: dict[str, int]
 
 
@@ -336,8 +345,8 @@ def finished_run(folder: Path) -> tuple[Loaded, dict[str, Any]]:
     try:
         saved = json.loads((folder / "vocabulary.json").read_text())
         sizes = {name: int(saved[name]) for name in ("max_facts", "max_words")}
-        vocabulary = Words.from_json(saved)
-        network = Reader(vocabulary.size, vocabulary.labels, Shape(**config["shape"]))
+        vocabulary = Vocabulary.from_json(saved)
+        network = Reader(vocabulary.size, vocabulary.labels, TransformerConfig(**config["transformer"]))
     except (ValueError, KeyError, TypeError) as error:
         message = f"{folder} holds no run of this experiment, or a damaged vocabulary.json ({error}): train one first"
         raise ValueError(message) from error

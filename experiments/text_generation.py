@@ -34,14 +34,14 @@ import optax
 import tyro
 
 from jaxai import cli, plots
-from jaxai.config import Finished, Training
+from jaxai.config import Finished, Training, resumable
 from jaxai.data.text.corpus import BYTES, Vocabulary, characters, load_text, ordered, split, streams, windows
 from jaxai.distributed.mesh import make_mesh, processes
 from jaxai.nn.decoding.generation import generate
 from jaxai.nn.decoding.sampling import Sampling
-from jaxai.nn.rnn import RecurrentLanguageModel, RecurrentShape, reset_state
+from jaxai.nn.rnn import RecurrentLanguageModel, RNNConfig, reset_state
 from jaxai.nn.rnn import init_state as init_recurrent
-from jaxai.nn.transformer import Shape, init_cache
+from jaxai.nn.transformer import TransformerConfig, init_cache
 from jaxai.nn.transformer_models import LanguageModel
 from jaxai.run.files import write_json
 from jaxai.run.folder import finished_folder, open_run, read_config
@@ -63,14 +63,14 @@ NANOGPT = Adam(beta2=0.99, warmup=100, final_rate=0.1, weight_decay=0.1, decay="
 class Config(Training):
     """Options of this experiment."""
 
-    text: Path | None = None
+    text: Path | None = resumable(None)
     """A UTF-8 file; without it eight plays of Shakespeare."""
     vocabulary: Literal["characters", "bytes"] = "characters"
     """What the text is made of; bytes for any alphabet."""
     network: Literal["transformer", "recurrent"] = "transformer"
-    shape: Shape = Shape(position="learned", max_length=64, bias=False)
+    transformer: TransformerConfig = TransformerConfig(position="learned", max_length=64, bias=False)
     """The Transformer's."""
-    recurrent: RecurrentShape = RecurrentShape()
+    rnn: RNNConfig = RNNConfig()
     """The recurrent network's."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations; parameters are float32. The Transformer alone."""
@@ -78,20 +78,20 @@ class Config(Training):
     """Tokens of a training window, T."""
     batch_size: int = 12
     optimizer: Adam = NANOGPT
-    horizon: int = 2000
+    decay_steps: int = 2000
     """Steps over which the learning rate takes its course."""
     eval_every: int = 250
     eval_batches: int = 20
     """Random batches that estimate the loss, as in nanoGPT; 0: all of the validation text in order."""
-    steps_per_call: int | None = None
+    steps_per_call: int | None = resumable(None)
     """Steps that the device takes without the host in between; by default 1 on a CPU, elsewhere some 30 ms of them."""
-    parts: int = 1
+    accumulation_steps: int = resumable(1)
     """Of a batch, whose gradients are computed one after the other: less memory; the Transformer alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_at_least(2, "length")
-        self.check_at_least(1, "batch_size", "horizon", "eval_every", "parts")
+        self.check_at_least(1, "batch_size", "decay_steps", "eval_every", "accumulation_steps")
         if self.steps_per_call is not None:
             self.check_at_least(1, "steps_per_call")
         self.check_at_least(0, "eval_batches")
@@ -101,30 +101,39 @@ class Config(Training):
             raise ValueError("--network recurrent reads in order, it has no random windows: give --eval-batches 0")
         if self.network == "recurrent" and self.dtype != "float32":
             raise ValueError(f"--dtype {self.dtype} needs --network transformer: the recurrent network is float32")
-        if self.parts > 1 and (self.network == "recurrent" or self.batch_size % self.parts):
-            raise ValueError(f"--parts wants --network transformer and a divisor of --batch-size, got {self.parts}")
-        if self.network == "transformer" and self.shape.position == "learned" and self.length > self.shape.max_length:
-            raise ValueError(f"--length {self.length} needs --shape.max-length of at least that")
+        if self.accumulation_steps > 1 and (self.network == "recurrent" or self.batch_size % self.accumulation_steps):
+            raise ValueError(
+                "--accumulation-steps wants --network transformer and a divisor of --batch-size, got "
+                f"{self.accumulation_steps}"
+            )
+        if (
+            self.network == "transformer"
+            and self.transformer.position == "learned"
+            and self.length > self.transformer.max_length
+        ):
+            raise ValueError(f"--length {self.length} needs --transformer.max-length of at least that")
 
 
 PRESETS = {
     "nanogpt_cpu": Config(steps=2000, steps_per_call=10),
     "nanogpt": Config(
         steps=5000,
-        shape=Shape(width=384, layers=6, heads=6, position="learned", max_length=256, bias=False, dropout=0.2),
+        transformer=TransformerConfig(
+            embed_dim=384, num_layers=6, num_heads=6, position="learned", max_length=256, bias=False, dropout=0.2
+        ),
         length=256,
         batch_size=64,
         dtype="bfloat16",
-        horizon=5000,
+        decay_steps=5000,
         eval_batches=200,
     ),
     "fast": Config(
         steps=1200,
-        shape=Shape(hidden=256, gated=True, activation="silu", norm="rms", bias=False),
+        transformer=TransformerConfig(hidden_dim=256, gated=True, activation="silu", norm="rms", bias=False),
         length=128,
         batch_size=16,
         optimizer=dataclasses.replace(NANOGPT, learning_rate=1e-2, warmup=50, final_rate=0.0, muon=True),
-        horizon=1200,
+        decay_steps=1200,
         eval_every=600,
         eval_batches=0,
         steps_per_call=10,
@@ -135,12 +144,12 @@ PRESETS = {
         length=50,
         batch_size=50,
         optimizer=Adam(learning_rate=2e-3, final_rate=0.05, clip=5.0),
-        horizon=8000,
+        decay_steps=8000,
         eval_every=1000,
         eval_batches=0,
         steps_per_call=10,
     ),
-    "debug": Config(steps=20, shape=Shape(width=32, layers=2), length=32, eval_every=10),
+    "debug": Config(steps=20, transformer=TransformerConfig(embed_dim=32, num_layers=2), length=32, eval_every=10),
 }
 
 
@@ -152,13 +161,13 @@ def main(config: Config) -> None:
     if len(validation) <= config.length:
         count = f"the {len(validation):,} tokens that validate"
         raise ValueError(f"--length {config.length} does not fit into {count}: give less, or a longer --text")
-    network = build(config.network, vocabulary.size, config.shape, config.recurrent, config.dtype)
+    network = build(config.network, vocabulary.size, config.transformer, config.rnn, config.dtype)
     mesh = make_mesh(config.devices, batch_size=config.batch_size, shape=config.mesh)
     if config.network == "recurrent":
         batches = streams(training, config.batch_size, config.length, **processes(mesh))
     else:
         batches = windows(training, config.batch_size, config.length, seed=config.seed, **processes(mesh))
-    tx = optimizer(config.optimizer, config.horizon)
+    tx = optimizer(config.optimizer, config.decay_steps)
     run = open_run(NAME, config, text.identity())
     if summary := run.finished(config.steps):
         report(summary)
@@ -176,7 +185,7 @@ def main(config: Config) -> None:
     evaluate = jax.jit(partial(total_loss, network))
     validate = partial(losses, evaluate, config, training, validation)
     result = fit(
-        partial(train_step, loss_fn=partial(loss, network), tx=tx, parts=config.parts),
+        partial(train_step, loss_fn=partial(loss, network), tx=tx, accumulation_steps=config.accumulation_steps),
         init,
         batches,
         config,
@@ -208,11 +217,11 @@ def main(config: Config) -> None:
 Network = LanguageModel | RecurrentLanguageModel
 
 
-def build(network: str, vocabulary: int, shape: Shape, recurrent: RecurrentShape, dtype: str) -> Network:
+def build(network: str, vocabulary: int, transformer: TransformerConfig, rnn: RNNConfig, dtype: str) -> Network:
     """The network of a config."""
     if network == "recurrent":
-        return RecurrentLanguageModel(vocabulary, recurrent)
-    return LanguageModel(vocabulary, shape, jnp.dtype(dtype))
+        return RecurrentLanguageModel(vocabulary, rnn)
+    return LanguageModel(vocabulary, transformer, jnp.dtype(dtype))
 
 
 def speed(
@@ -223,7 +232,7 @@ def speed(
     found: dict[str, float | None] = {"iterations_per_second": round(rate, 2), "mfu": None}
     if isinstance(network, LanguageModel):
         counted = parameter_count(params) - params["embedding"].get("positions", np.empty(0)).size
-        token = language_model_operations(counted, network.shape.layers, network.shape.width, config.length)
+        token = language_model_operations(counted, network.config.num_layers, network.config.embed_dim, config.length)
         kind = mesh.devices.flat[0].device_kind
         found["mfu"] = utilization(rate * config.batch_size * config.length * token, kind, mesh.size)
     return found
@@ -232,8 +241,8 @@ def speed(
 def empty_state(network: Network, batch: int, context: int) -> PyTree:
     """What a network knows before any token: a recurrent state, or a cache with room for ``context`` tokens."""
     if isinstance(network, RecurrentLanguageModel):
-        return init_recurrent(network.shape, batch)
-    return init_cache(network.shape, batch, context, network.dtype)
+        return init_recurrent(network.config, batch)
+    return init_cache(network.config, batch, context, network.dtype)
 
 
 def loss_fn(network: LanguageModel, params: PyTree, batch: dict[str, Array], key: Array) -> tuple[Array, dict]:
@@ -376,7 +385,7 @@ def finished_run(folder: Path) -> tuple[Network, PyTree, Vocabulary, int, str]:
     try:
         saved = json.loads((folder / "vocabulary.json").read_text())
         vocabulary, beginning = Vocabulary.from_json(saved), str(saved["beginning"])
-        shapes = Shape(**config["shape"]), RecurrentShape(**config["recurrent"])
+        shapes = TransformerConfig(**config["transformer"]), RNNConfig(**config["rnn"])
         dtype, length = config.get("dtype", "float32"), config["length"]
         network = build(config["network"], vocabulary.size, *shapes, dtype)
     except (ValueError, KeyError, TypeError) as error:

@@ -31,22 +31,22 @@ import numpy as np
 from flax import linen as nn
 
 from jaxai import cli
-from jaxai.data import Dataset, load
+from jaxai.data import ImageDataset, load
 from jaxai.data.pipeline import batches
 from jaxai.distributed.mesh import make_mesh, processes
-from jaxai.gan.collapse import Watched
+from jaxai.gan.collapse import CollapseConfig
 from jaxai.gan.commands import Trained, commands
 from jaxai.gan.losses import LOSSES
 from jaxai.gan.networks import Discriminator, Generator
 from jaxai.gan.penalties import r1_r2
 from jaxai.gan.report import digit_scores, digit_snapshot, finish_pictures, reference, report, save_model, snapshot
-from jaxai.gan.sampler import Draw
-from jaxai.gan.state import GanState, init_gan_state, initial
+from jaxai.gan.sampler import Sampler
+from jaxai.gan.state import GanState, init_fn, init_gan_state
 from jaxai.gan.step import apply, from_noise, gan_step
 from jaxai.gan.transformer_networks import TransformerDiscriminator, TransformerGenerator
 from jaxai.metrics.digits import preprocess
-from jaxai.nn.transformer import Shape
-from jaxai.run.folder import began_embedded, open_run, revived
+from jaxai.nn.transformer import TransformerConfig
+from jaxai.run.folder import began_embedded, config_from_json, open_run
 from jaxai.run.weights import parameter_count
 from jaxai.train.compiled_step import Step
 from jaxai.train.loop import Every, fit
@@ -61,7 +61,7 @@ Kind = Literal["transformer", "convolutional"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Watched):
+class Config(CollapseConfig):
     """Options of this experiment."""
 
     dataset: Literal["mnist", "cifar10"] = "mnist"
@@ -69,7 +69,9 @@ class Config(Watched):
     discriminator: Kind = "transformer"
     conditional: bool = False
     """Whether both networks are told the class."""
-    shape: Shape = Shape(width=64, layers=3, heads=4, hidden=128, position="learned", norm="rms", init_std=0.05)
+    transformer: TransformerConfig = TransformerConfig(
+        embed_dim=64, num_layers=3, num_heads=4, hidden_dim=128, position="learned", norm="rms", init_std=0.05
+    )
     """Of the blocks."""
     patch: int = 4
     """Pixels along the side of a token's square."""
@@ -87,26 +89,26 @@ class Config(Watched):
     penalty: float = 1.0
     """Weight gamma of R1 and R2 at the first step."""
     final_penalty: float = 0.1
-    """Their weight from step horizon on, along a cosine."""
-    horizon: int = 6000
+    """Their weight from step decay_steps on, along a cosine."""
+    decay_steps: int = 6000
     """Steps over which penalty and learning rate take their course."""
     batch_size: int = 64
     optimizer: Adam = Adam(learning_rate=1e-3, beta1=0.0, beta2=0.99, warmup=200, final_rate=0.1)
-    average_half_life: float = 10_000.0
+    ema_half_life: float = 10_000.0
     """Half-life, in images, of the generator's moving average that draws the samples."""
-    sample_every: int = 500
+    eval_every: int = 500
     """Steps between two sample grids, for digits each with a quick MNIST-FD."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(1, "batch_size", "latent_size", "hidden", "sample_every", "horizon")
+        self.check_at_least(1, "batch_size", "latent_size", "hidden", "eval_every", "decay_steps")
         self.check_at_least(0, "blocks", "penalty", "final_penalty")
-        if not self.average_half_life > 0:
-            raise ValueError(f"--average-half-life must be positive, got {self.average_half_life}")
+        if not self.ema_half_life > 0:
+            raise ValueError(f"--ema-half-life must be positive, got {self.ema_half_life}")
         if len(self.widths) != 2 or min(self.widths) < 1:
             raise ValueError(f"--widths must be two positive numbers, got {self.widths}")
-        if self.shape.position != "learned" or self.shape.dropout:
-            raise ValueError("--shape.position must be learned, a patch has a row and a column, and dropout 0")
+        if self.transformer.position != "learned" or self.transformer.dropout:
+            raise ValueError("--transformer.position must be learned, a patch has a row and a column, and dropout 0")
         side = IMAGES[self.dataset][0]
         if self.patch < 1 or side % self.patch:
             raise ValueError(f"--patch {self.patch} does not divide images of {side}x{side}")
@@ -117,13 +119,15 @@ class Config(Watched):
 PRESETS = {
     "default": Config(steps=6000),
     # these two: as many parameters in both networks together as the default's, 1.06 million, and the same time on a CPU
-    "hybrid": Config(discriminator="convolutional", hidden=144, steps=14_400, horizon=14_400),
+    "hybrid": Config(discriminator="convolutional", hidden=144, steps=14_400, decay_steps=14_400),
     "convolutional": Config(
-        generator="convolutional", discriminator="convolutional", hidden=156, steps=21_600, horizon=21_600
+        generator="convolutional", discriminator="convolutional", hidden=156, steps=21_600, decay_steps=21_600
     ),
     "cifar10": Config(
         dataset="cifar10",
-        shape=Shape(width=384, layers=6, heads=6, position="learned", norm="rms", init_std=0.05),
+        transformer=TransformerConfig(
+            embed_dim=384, num_layers=6, num_heads=6, position="learned", norm="rms", init_std=0.05
+        ),
         patch=2,
         hidden=512,
         latent_size=128,
@@ -133,19 +137,21 @@ PRESETS = {
         conditional=True,
         batch_size=256,
         steps=100_000,
-        horizon=100_000,
+        decay_steps=100_000,
         optimizer=Adam(learning_rate=2e-4, beta1=0.0, beta2=0.99, warmup=1000, final_rate=0.25),
-        average_half_life=200_000.0,
-        sample_every=5000,
+        ema_half_life=200_000.0,
+        eval_every=5000,
     ),
     "debug": Config(
-        shape=Shape(width=16, layers=1, heads=2, hidden=16, position="learned", norm="rms"),
+        transformer=TransformerConfig(
+            embed_dim=16, num_layers=1, num_heads=2, hidden_dim=16, position="learned", norm="rms"
+        ),
         hidden=16,
         batch_size=16,
         steps=40,
-        horizon=40,
+        decay_steps=40,
         optimizer=dataclasses.replace(Config.optimizer, warmup=0),
-        sample_every=20,
+        eval_every=20,
     ),
 }
 
@@ -161,7 +167,7 @@ def main(config: Config) -> None:
     if summary := run.finished(config.steps):
         report(run, summary)
         return
-    draw = Draw(generator, config.latent_size, config.seed, CLASSES if config.conditional else 0)
+    draw = Sampler(generator, config.latent_size, config.seed, CLASSES if config.conditional else 0)
     look = (digit_snapshot if config.dataset == "mnist" else snapshot)(
         config, run, draw, reference(train.images, test.images)
     )
@@ -172,7 +178,7 @@ def main(config: Config) -> None:
         config,
         run=run,
         mesh=mesh,
-        every=[Every(config.sample_every, look)],
+        every=[Every(config.eval_every, look)],
         show=["discriminator_loss", "generator_loss"],
     )
     finish_pictures(run, draw, result.state, CURVES)
@@ -191,7 +197,7 @@ def main(config: Config) -> None:
     report(run, summary)
 
 
-def datasets(config: Config) -> tuple[Dataset, Dataset]:
+def datasets(config: Config) -> tuple[ImageDataset, ImageDataset]:
     """Train and test; a run that began with an embedded set goes on with it, network or not."""
     train = load(config.dataset, "train", data_dir=config.data_dir, embedded_only=began_embedded(NAME, config))
     return train, load(config.dataset, "test", data_dir=config.data_dir, embedded_only=train.embedded)
@@ -205,7 +211,7 @@ def networks(config: Config) -> tuple[nn.Module, nn.Module]:
         "dtype": jnp.dtype(config.dtype),
     }
     maps = common | {"widths": config.widths, "blocks": config.blocks, "attention": config.attention}
-    tokens = common | {"shape": config.shape, "patch": config.patch}
+    tokens = common | {"shape": config.transformer, "patch": config.patch}
     shape = IMAGES[config.dataset]
     generators = {
         "transformer": TransformerGenerator(image_shape=shape, **tokens),
@@ -217,8 +223,8 @@ def networks(config: Config) -> tuple[nn.Module, nn.Module]:
 
 def training(config: Config, generator: nn.Module, discriminator: nn.Module) -> tuple[Step, Callable[[], GanState]]:
     """The training step on a batch of pixels and labels, and the function that makes the first state."""
-    tx = optimizer(config.optimizer, config.horizon)
-    weight = partial(cosine, start=config.penalty, end=config.final_penalty, horizon=config.horizon)
+    tx = optimizer(config.optimizer, config.decay_steps)
+    weight = partial(cosine, start=config.penalty, end=config.final_penalty, decay_steps=config.decay_steps)
 
     def step(state: GanState, batch: dict[str, Array]) -> tuple[GanState, dict[str, Array]]:
         images, labels = preprocess(batch["image"]), [batch["label"]] if config.conditional else []
@@ -234,22 +240,22 @@ def training(config: Config, generator: nn.Module, discriminator: nn.Module) -> 
             discriminate=discriminate,
             loss=LOSSES["relativistic"],
             penalty=(r1_r2, weight),
-            average_half_life=config.average_half_life,
+            ema_half_life=config.ema_half_life,
             txs=(tx, tx),
         )
 
     def init() -> GanState:
         labels = [jnp.zeros(2, jnp.int32)] if config.conditional else []
         latents, images = jnp.zeros((2, config.latent_size)), jnp.zeros((2, *IMAGES[config.dataset]))
-        first = initial(generator, latents, *labels), initial(discriminator, images, *labels)
-        return init_gan_state(jax.random.key(config.seed), *first, txs=(tx, tx), keep_average=True)
+        first = init_fn(generator, latents, *labels), init_fn(discriminator, images, *labels)
+        return init_gan_state(jax.random.key(config.seed), *first, txs=(tx, tx), keep_ema=True)
 
     return step, init
 
 
 def trained(values: dict[str, Any]) -> Trained:
     """The generator of a run's config.json."""
-    config = revived(Config, values)
+    config = config_from_json(Config, values)
 
     def test(data_dir: Path | None) -> tuple[np.ndarray, np.ndarray]:
         embedded = not data_dir and config.dataset == "mnist"

@@ -33,7 +33,7 @@ from jaxai.data.text.pairs import Pairs, bucketed, load_pairs, padded
 from jaxai.distributed.mesh import make_mesh, processes
 from jaxai.metrics.text import translation_scores
 from jaxai.nn.decoding.beam import translate as beam_translate
-from jaxai.nn.transformer import Shape
+from jaxai.nn.transformer import TransformerConfig
 from jaxai.nn.transformer_models import EncoderDecoder
 from jaxai.run.files import write_json
 from jaxai.run.folder import finished_folder, open_run, read_config
@@ -49,7 +49,9 @@ FILES = ("vocabulary.json", "model.safetensors")  # of a finished run
 ROWS = 64  # sentences that are decoded at once
 DRAWN = 50  # characters of the test sentence whose attention is drawn
 WRITTEN_OUT = 48  # tokens whose attention fits into a picture
-SMALL = Shape(width=128, layers=4, heads=4, hidden=256, gated=True, activation="silu", norm="rms", dropout=0.3)
+SMALL = TransformerConfig(
+    embed_dim=128, num_layers=4, num_heads=4, hidden_dim=256, gated=True, activation="silu", norm="rms", dropout=0.3
+)
 MUON = Adam(learning_rate=4e-3, beta2=0.98, warmup=300, final_rate=0.0, clip=1.0, muon=True)
 
 
@@ -66,7 +68,7 @@ class Config(Training):
     """Tokens of the byte pair encoding, both languages together."""
     lowercase: bool = False
     """Fold the case of all text."""
-    shape: Shape = SMALL
+    transformer: TransformerConfig = SMALL
     """Of encoder and decoder each."""
     tokens_per_batch: int = 4096
     """Tokens of either side of a batch, padding included."""
@@ -75,9 +77,9 @@ class Config(Training):
     label_smoothing: float = 0.1
     """The share of a target's probability that goes to all tokens alike (arXiv:1512.00567)."""
     optimizer: Adam = MUON
-    horizon: int = 1500
+    decay_steps: int = 1500
     """Steps over which the learning rate takes its course."""
-    average_half_life: float = 40_000
+    ema_half_life: float = 40_000
     """Of the average of the weights, in sentence pairs."""
     beams: int = 5
     length_penalty: float = 1.0
@@ -86,7 +88,7 @@ class Config(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = "vocabulary_size", "tokens_per_batch", "horizon", "average_half_life", "beams", "shapes", "eval_every"
+        names = "vocabulary_size", "tokens_per_batch", "decay_steps", "ema_half_life", "beams", "shapes", "eval_every"
         self.check_at_least(1, *names)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"--label-smoothing must lie in [0, 1), got {self.label_smoothing}")
@@ -94,25 +96,25 @@ class Config(Training):
             raise ValueError(f"--length-penalty must be finite, got {self.length_penalty}")
         if self.source == self.target:
             raise ValueError(f"--source and --target are both {self.source}: choose two languages")
-        if self.shape.position == "learned":
-            raise ValueError("--shape.position learned has an end, sentences have none: leave it rotary")
+        if self.transformer.position == "learned":
+            raise ValueError("--transformer.position learned has an end, sentences have none: leave it rotary")
 
 
 PRESETS = {
-    "default": Config(steps=1500, shape=dataclasses.replace(SMALL, layers=2)),
+    "default": Config(steps=1500, transformer=dataclasses.replace(SMALL, num_layers=2)),
     "multi30k": Config(
         steps=6000,
-        horizon=6000,
+        decay_steps=6000,
         test="test_2016_flickr",
         lowercase=True,
-        shape=dataclasses.replace(SMALL, dropout=0.2),
+        transformer=dataclasses.replace(SMALL, dropout=0.2),
         optimizer=dataclasses.replace(MUON, learning_rate=3e-3),
         eval_every=500,
     ),
     "debug": Config(
         steps=20,
         vocabulary_size=400,
-        shape=Shape(width=32, layers=1, heads=2, hidden=32),
+        transformer=TransformerConfig(embed_dim=32, num_layers=1, num_heads=2, hidden_dim=32),
         tokens_per_batch=1024,
         shapes=2,
         beams=2,
@@ -129,7 +131,7 @@ def main(config: Config) -> None:
     splits = {key: load_pairs(config.data_dir, name, config.source, config.target) for key, name in names.items()}
     train, val = splits["train"], splits["val"]
     bpe = train_bpe(train.sources + train.targets, config.vocabulary_size, lowercase=config.lowercase)
-    network = EncoderDecoder(bpe.size, config.shape)
+    network = EncoderDecoder(bpe.size, config.transformer)
     mesh = make_mesh(config.devices, shape=config.mesh)
     sides = bpe.encode(train.sources), framed(bpe.encode(train.targets))
     batches = bucketed(
@@ -140,7 +142,7 @@ def main(config: Config) -> None:
         shapes=config.shapes,
         **processes(mesh),
     )
-    tx = optimizer(config.optimizer, config.horizon)
+    tx = optimizer(config.optimizer, config.decay_steps)
     held_out = validation_batches(bpe, val)
     others = {key: splits[key].fingerprint for key in ("val", "test")}
     run = open_run(NAME, config, train.identity() | others)
@@ -153,17 +155,17 @@ def main(config: Config) -> None:
         key_params, key = jax.random.split(jax.random.key(config.seed))
         token = jnp.zeros((1, 1), jnp.int32)
         params = network.init(key_params, token, token, jnp.ones(1, jnp.int32))["params"]
-        return init_state(params, tx, key, keep_average=True)
+        return init_state(params, tx, key, keep_ema=True)
 
     evaluate = jax.jit(partial(total_loss, network))
 
     def validate(done: int, state: TrainState) -> dict[str, float]:
-        sums = np.array([jax.device_get(evaluate(state.average, batch)) for batch in held_out])
+        sums = np.array([jax.device_get(evaluate(state.ema_params, batch)) for batch in held_out])
         return {"validation_loss": float(sums[:, 0].sum() / sums[:, 1].sum())}
 
     loss = partial(loss_fn, network, config.label_smoothing)
     result = fit(
-        partial(train_step, loss_fn=loss, tx=tx, average_half_life=config.average_half_life),
+        partial(train_step, loss_fn=loss, tx=tx, ema_half_life=config.ema_half_life),
         init,
         batches,
         config,
@@ -173,7 +175,7 @@ def main(config: Config) -> None:
         show=["loss", "validation_loss"],
         steps_per_call=1,  # batches of several shapes
     )
-    params = jax.device_get(result.state.average)
+    params = jax.device_get(result.state.ema_params)
     save_weights(run.folder / "model.safetensors", params, run.identity, saved)
     translator = Translator(network, params, bpe, config.beams, config.length_penalty)
     found = {key: translator(splits[key].sources) for key in ("val", "test")}
@@ -181,7 +183,7 @@ def main(config: Config) -> None:
     write_translations(run.samples / "translations.txt", splits["test"], found["test"])
     summary = {
         "steps": int(result.state.step),
-        "data": train.origin,
+        "data": train.source,
         **validate(int(result.state.step), result.state),
         **{key: scores(splits[key].targets, found[key], config.lowercase) for key in found},
         "parameters": parameter_count(params),
@@ -354,7 +356,7 @@ def finished_run(folder: Path) -> Translator:
     try:
         saved = json.loads((folder / "vocabulary.json").read_text())
         bpe = Bpe.from_json(saved)
-        network = EncoderDecoder(bpe.size, Shape(**config["shape"]))
+        network = EncoderDecoder(bpe.size, TransformerConfig(**config["transformer"]))
         how = int(config["beams"]), float(config["length_penalty"])
     except (ValueError, KeyError, TypeError) as error:
         message = f"{folder} holds no run of this experiment, or a damaged vocabulary.json ({error}): train one first"

@@ -8,13 +8,23 @@ from pathlib import Path
 from typing import Literal
 
 
+def resumable[T](default: T) -> T:
+    """The dataclass field of an option that may differ between two starts of one run; every other option may not."""
+    return dataclasses.field(default=default, metadata={"resumable": True})
+
+
+def is_resumable(field: dataclasses.Field) -> bool:
+    """Whether a field was declared with `resumable`."""
+    return field.metadata.get("resumable", False)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Platform:
     """Where to run."""
 
-    platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    platform: Literal["auto", "cpu", "gpu", "tpu"] = resumable("auto")
     """Where to run; auto takes what JAX finds."""
-    devices: int = 0
+    devices: int = resumable(0)
     """How many devices to use; 0 means all of them. On a CPU, N > 0 splits it into N devices."""
 
     def __post_init__(self) -> None:
@@ -34,17 +44,17 @@ class Common(Platform):
 
     preset: str = "default"
     """Which set of values to start from; the other options change single ones."""
-    steps: int = 1000
+    steps: int = resumable(1000)
     """When to stop. A finished run goes on with a larger number; schedules do not depend on it."""
     seed: int = 0
     """Of parameters, noise and the order of the data."""
-    workdir: Path | None = None
+    workdir: Path | None = resumable(None)
     """The run's folder; runs/EXPERIMENT/PRESET by default."""
-    data_dir: Path | None = None
+    data_dir: Path | None = resumable(None)
     """A folder with official data files or a prepared tensorflow-datasets folder."""
-    resume: Literal["auto", "never"] = "auto"
+    resume: Literal["auto", "never"] = resumable("auto")
     """auto goes on with the run in the folder; never moves it aside, says so, and starts anew."""
-    tensorboard: bool = False
+    tensorboard: bool = resumable(False)
     """Also write TensorBoard events (extra: tensorboard)."""
 
     def __post_init__(self) -> None:
@@ -59,30 +69,30 @@ class Common(Platform):
 class Training(Common):
     """What every experiment takes that trains in steps."""
 
-    coordinator: str = ""
+    coordinator: str = resumable("")
     """Join other processes: HOST:PORT of the first, or auto under SLURM, Open MPI, Kubernetes; --devices is of each."""
-    num_processes: int = 0
+    num_processes: int = resumable(0)
     """How many there are, unless auto tells."""
-    process_id: int = -1
+    process_id: int = resumable(-1)
     """Which one this is, 0 to num_processes - 1, unless auto tells."""
-    watchdog: float = 600.0
+    watchdog: float = resumable(600.0)
     """With several processes: after so many seconds in a step, print where every thread stands and end; 0: wait."""
-    mesh: str = ""
+    mesh: str = resumable("")
     """How to split batch and parameters over the devices: data=4,model=2; all of them for the batch by default."""
-    shard_parameters: bool = False
+    shard_parameters: bool = resumable(False)
     """Shard parameters and optimiser state over the devices as well as the batch."""
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: float = resumable(60.0)
     """Seconds between two checkpoints; 0: none by time. The last step always has one."""
-    checkpoint_every: int = 0
+    checkpoint_every: int = resumable(0)
     """Also a checkpoint every so many steps; 0: by time alone."""
-    keep: int = 2
+    keep: int = resumable(2)
     """How many of the newest checkpoints stay."""
-    keep_lowest: tuple[str, ...] = ()
+    keep_lowest: tuple[str, ...] = resumable(())
     """Metrics of which the checkpoint with the lowest value stays as well, such as validation_loss; there is then a
     checkpoint at each evaluation."""
-    keep_highest: tuple[str, ...] = ()
+    keep_highest: tuple[str, ...] = resumable(())
     """The same with the highest value."""
-    on_nonfinite: Literal["abort", "skip", "rollback"] = "abort"
+    on_nonfinite: Literal["abort", "skip", "rollback"] = resumable("abort")
     """At a NaN or an infinity: stop; leave that step out, up to nine in a row; or go back to the last checkpoint and on
     with other noise, three times. nonfinite.json tells step, batch and worst leaf."""
 

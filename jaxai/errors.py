@@ -59,12 +59,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-class Setback(Exception):
-    """Training shall go back to where all was well, and on with other noise.
+class Rollback(Exception):
+    """Roll back to the last good checkpoint and resume with a new key.
 
-    Raised by what looks at it while it runs. The message says what went wrong, ``well`` the last step before it.
+    Raised by monitors while training runs. The message gives the reason, ``last_good_step`` the last step before it.
     """
 
-    def __init__(self, message: str, well: int) -> None:
+    def __init__(self, message: str, last_good_step: int) -> None:
         super().__init__(message)
-        self.well = well
+        self.last_good_step = last_good_step

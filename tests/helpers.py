@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from jaxai.gan.losses import LOSSES, Loss
 from jaxai.gan.penalties import r1_r2
-from jaxai.gan.state import GanState, init_gan_state, initial
+from jaxai.gan.state import GanState, init_fn, init_gan_state
 from jaxai.gan.step import apply, from_noise, gan_step
 
 SHAPE = (4, 4, 1)
@@ -74,12 +74,12 @@ def tiny_gan(
             discriminate=partial(apply, TinyDiscriminator()),
             loss=LOSSES[loss],
             penalty=weighted,
-            average_half_life=half_life,
+            ema_half_life=half_life,
             txs=(tx, tx),
         )
 
-    first = initial(TinyGenerator(), jnp.zeros((1, 8))), initial(TinyDiscriminator(), jnp.zeros((2, *SHAPE)))
-    return step, partial(init_gan_state, jax.random.key(0), *first, txs=(tx, tx), keep_average=half_life > 0)
+    first = init_fn(TinyGenerator(), jnp.zeros((1, 8))), init_fn(TinyDiscriminator(), jnp.zeros((2, *SHAPE)))
+    return step, partial(init_gan_state, jax.random.key(0), *first, txs=(tx, tx), keep_ema=half_life > 0)
 
 
 def generator_loss(loss: Loss, real: jax.Array, fake: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from timing import NotAvailable, Turn, race, training_turns
 from gpu_sections.programs import not_run
 from gpu_sections.session import Session
 from gpu_sections.training import peer_turns
-from jaxai.data import Dataset, load
+from jaxai.data import ImageDataset, load
 from jaxai.data.pipeline import batches
 
 FASTER, HOST = 1.2, 0.3
@@ -34,7 +34,7 @@ def run(session: Session) -> None:
                 compare(session, name, job(name), digits)
 
 
-def compare(session: Session, name: str, job: Job, digits: Dataset) -> None:
+def compare(session: Session, name: str, job: Job, digits: ImageDataset) -> None:
     """Our times, the host's share, then a race with each of PyTorch's forms."""
     steps, count = (2, 2) if session.dry else (20, STEPS_PER_CALL)
 
@@ -64,7 +64,7 @@ def compare(session: Session, name: str, job: Job, digits: Dataset) -> None:
 
 
 def peers(
-    session: Session, name: str, job: Job, digits: Dataset, torch: Callable[..., dict[str, Any]], steps: int
+    session: Session, name: str, job: Job, digits: ImageDataset, torch: Callable[..., dict[str, Any]], steps: int
 ) -> Iterator[tuple[str, Turn]]:
     """Turns of PyTorch's forms whose first step has our losses, one after the other: the last one compiles for long."""
     # float32 adds up in another order; a GPU's TF32 keeps ten bits of a factor, and a penalty is a sum of squares.

@@ -19,7 +19,7 @@ from gpu_sections.programs import not_run
 from gpu_sections.session import REPOSITORY, Session
 from gpu_sections.training import peer_turns
 from jaxai.data.text.corpus import windows
-from jaxai.nn.transformer import Shape
+from jaxai.nn.transformer import TransformerConfig
 from jaxai.nn.transformer_models import LanguageModel
 from jaxai.train.optim import optimizer
 from jaxai.train.state import TrainState
@@ -28,8 +28,10 @@ from jaxai.train.utilization import PEAKS, language_model_operations
 
 EXPERIMENT = runpy.run_path(str(REPOSITORY / "experiments" / "text_generation.py"))
 PRESET = EXPERIMENT["PRESETS"]["nanogpt"]
-SMALL = Shape(width=32, layers=2, heads=2, position="learned", max_length=32, bias=False, dropout=0.2)
-DRY = dataclasses.replace(PRESET, shape=SMALL, length=32, batch_size=4)
+SMALL = TransformerConfig(
+    embed_dim=32, num_layers=2, num_heads=2, position="learned", max_length=32, bias=False, dropout=0.2
+)
+DRY = dataclasses.replace(PRESET, transformer=SMALL, length=32, batch_size=4)
 VOCABULARY, CHECKED = 65, 3
 SPEED, PEAK = 0.9, 0.25
 """Our iterations over torch.compile's; the share of the peak."""
@@ -39,10 +41,10 @@ def run(session: Session) -> None:
     """Losses, then a race."""
     preset, peer = (DRY, "debug") if session.dry else (PRESET, "nanogpt")
     steps, count = (2, 2) if session.dry else (20, 10)
-    tx = optimizer(preset.optimizer, preset.horizon)
+    tx = optimizer(preset.optimizer, preset.decay_steps)
 
     def step(dropout: float) -> tuple[Callable[..., Any], Callable[[], TrainState]]:
-        shape = dataclasses.replace(preset.shape, dropout=dropout)
+        shape = dataclasses.replace(preset.transformer, dropout=dropout)
         network = LanguageModel(VOCABULARY, shape, jnp.bfloat16)
 
         def init() -> TrainState:
@@ -55,7 +57,7 @@ def run(session: Session) -> None:
         ids = np.random.default_rng(0).integers(0, VOCABULARY, 1_000_000)
         return windows(ids, preset.batch_size, preset.length, seed=0)
 
-    take, init = step(preset.shape.dropout)
+    take, init = step(preset.transformer.dropout)
     ours: dict[str, Turn] = {f"jaxai, {n} a call": training_turns(take, init, stream(), steps, n) for n in (1, count)}
     seconds = race(ours, **session.timing)
     best = min(ours, key=lambda who: np.median(seconds[who]))
@@ -91,7 +93,7 @@ def run(session: Session) -> None:
 
 def operations(preset: Any, init: Callable[[], TrainState]) -> float:
     """Of an iteration."""
-    shape, params = preset.shape, jax.eval_shape(init).params
-    count = sum(x.size for x in jax.tree.leaves(params)) - shape.max_length * shape.width
-    token = language_model_operations(count, shape.layers, shape.width, preset.length)
+    shape, params = preset.transformer, jax.eval_shape(init).params
+    count = sum(x.size for x in jax.tree.leaves(params)) - shape.max_length * shape.embed_dim
+    token = language_model_operations(count, shape.num_layers, shape.embed_dim, preset.length)
     return token * preset.batch_size * preset.length

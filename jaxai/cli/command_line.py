@@ -17,7 +17,7 @@ import tyro
 
 from jaxai.cli.platform import start_platform, use_compilation_cache
 from jaxai.config import Common, Finished, Platform, Training
-from jaxai.distributed.cluster import joined
+from jaxai.distributed.cluster import distributed_session
 from jaxai.errors import ending
 
 
@@ -80,7 +80,7 @@ def run[ConfigT: Common](
             start_platform(config.platform, config.devices)
             action(config)
             return
-        with joined(config.coordinator, config.num_processes, config.process_id):
+        with distributed_session(config.coordinator, config.num_processes, config.process_id):
             start_platform(config.platform, config.devices_here)
             if jax.process_index():
                 logging.getLogger("jaxai").setLevel(logging.WARNING)  # the first tells what all do

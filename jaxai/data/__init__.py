@@ -1,4 +1,5 @@
-"""Data sets as uint8 arrays: ``load`` finds them, ``jaxai.data.pipeline.batches`` feeds them to a training loop."""
+"""Data sets in memory and endless batches of them."""
 
-from jaxai.data.images.sources import Dataset as Dataset
+from jaxai.data.dataset import Dataset as Dataset
+from jaxai.data.images.sources import ImageDataset as ImageDataset
 from jaxai.data.images.sources import load as load

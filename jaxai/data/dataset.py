@@ -1,8 +1,27 @@
-"""The contract of data sets."""
+"""The contract of every data set, and the names of its splits."""
 
 import difflib
+from typing import Protocol
 
 SPLITS = ("train", "test")
+
+
+class Dataset(Protocol):
+    """A split of a data set in memory. Data sets subclass this protocol and add their arrays.
+
+    ``source`` says in one line where the examples came from, ``embedded`` whether the package carries them.
+    ``fingerprint`` is the start of the SHA-256 over all examples, in hexadecimal: equal for the same examples in the
+    same order.
+    """
+
+    name: str
+    source: str
+    embedded: bool
+    fingerprint: str
+
+    def identity(self) -> dict[str, str | bool]:
+        """The values that must be equal when a run is continued: name, fingerprint, whether embedded."""
+        return {"name": self.name, "fingerprint": self.fingerprint, "embedded": self.embedded}
 
 
 def check_split(split: str) -> None:

@@ -8,7 +8,7 @@ import grain
 import numpy as np
 from jaxtyping import Int64
 
-from jaxai.data.images.sources import Dataset
+from jaxai.data.images.sources import ImageDataset
 from jaxai.data.random import permutation
 
 ENDLESS = 2**62  # batches: grain's indices are 64-bit, and next_index stays below
@@ -41,7 +41,7 @@ class Gathered(Iterator[dict[str, np.ndarray]]):
 
 
 def batches(
-    dataset: Dataset,
+    dataset: ImageDataset,
     batch_size: int,
     *,
     seed: int,

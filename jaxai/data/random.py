@@ -1,9 +1,21 @@
 """Random numbers of data sets and their order: a pure function of integers, equal in every version of numpy."""
 
+import enum
 import math
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
+
+
+class Stream(enum.IntEnum):
+    """Tags that keep the streams of one seed apart: no two uses draw the same numbers."""
+
+    FIXED_STACKS = 0
+    STACKS = 1
+    CROPS = 2
+    SYMMETRIES = 3
+    DOMAIN_A = 4
+    DOMAIN_B = 5
 
 
 def stream(shape: tuple[int, ...], *entropy: int) -> UInt64[np.ndarray, "..."]:

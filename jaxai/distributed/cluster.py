@@ -17,7 +17,7 @@ HEARTBEAT, JOIN = 15, 120  # seconds until a silent process is lost; until all m
 
 
 @contextlib.contextmanager
-def joined(coordinator: str, count: int, index: int) -> Iterator[None]:
+def distributed_session(coordinator: str, count: int, index: int) -> Iterator[None]:
     """Be one of several processes, where there is a coordinator. Enter before anything touches a device.
 
     A process that fails in a way that the others may not share says so and ends at once; they notice within HEARTBEAT

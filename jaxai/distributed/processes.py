@@ -41,7 +41,7 @@ def barrier(name: str) -> None:
 
 
 @contextlib.contextmanager
-def watched(seconds: float) -> Iterator[None]:
+def watchdog(seconds: float) -> Iterator[None]:
     """Where the block takes longer, print where every thread stands and end the process with exit code 1; 0: wait."""
     if not seconds:
         yield

@@ -55,7 +55,7 @@ def partition(shape: tuple[int, ...], parts: dict[str, int]) -> PartitionSpec:
     return PartitionSpec(*(chosen.get(axis) for axis in range(max(chosen) + 1 if chosen else 0)))
 
 
-def whole(params: PyTree) -> PyTree:
+def gather_params(params: PyTree) -> PyTree:
     """Parameters as a step computes with them: gathered, where they are split over ``data``; unchanged without a mesh.
 
     Without it XLA would divide single products over the devices: a Transformer's step exchanged 18 times the bytes.

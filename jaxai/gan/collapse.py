@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int, Num
 
-from jaxai.config import Training
-from jaxai.errors import Setback, Stopped
+from jaxai.config import Training, resumable
+from jaxai.errors import Rollback, Stopped
 from jaxai.metrics.diversity import effective_classes, pairwise_distance
 from jaxai.run.folder import Run
 
@@ -25,13 +25,13 @@ Labels = Int[np.ndarray, " n"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Watched(Training):
+class CollapseConfig(Training):
     """Options of experiments whose generator is watched."""
 
-    on_collapse: Literal["warn", "stop", "rollback"] = "warn"
+    on_collapse: Literal["warn", "stop", "rollback"] = resumable("warn")
     """What to do when the generator makes less than half of the variety of the real examples; rollback goes back to the
     last checkpoint before that and on with other noise, three times."""
-    collapse_after: int = 1000
+    collapse_after: int = resumable(1000)
     """From which step on: at first every generator makes one thing."""
 
     def __post_init__(self) -> None:
@@ -44,13 +44,15 @@ class Watched(Training):
         return super().save_evaluations or self.on_collapse == "rollback"
 
 
-class Watch:
-    """Compares generated with real examples, and acts as the config says; the run's metrics tell when all was well.
+class CollapseMonitor:
+    """Compare the diversity of generated and real examples, and act on a collapse as the config says.
 
     ``real`` [n, ...] are as many as are generated, with their ``labels`` [n] where there is a classifier.
     """
 
-    def __init__(self, config: Watched, run: Run, real: Num[np.ndarray, "n ..."], labels: Labels | None = None) -> None:
+    def __init__(
+        self, config: CollapseConfig, run: Run, real: Num[np.ndarray, "n ..."], labels: Labels | None = None
+    ) -> None:
         self._config, self._run = config, run
         self._distance = pairwise_distance(real)
         self._classes = None if labels is None else effective_classes(labels)
@@ -66,7 +68,7 @@ class Watch:
         return found
 
     def act(self, done: int, found: dict[str, float]) -> dict[str, float]:
-        """Hand through what was measured. On a collapse warn, once until it is over; or Stopped, or Setback."""
+        """Hand through what was measured. On a collapse warn, once until it is over; or Stopped, or Rollback."""
         signs = [MEANING[name].format(value) for name, value in found.items() if value < HALF]
         if not signs or done < self._config.collapse_after:
             self._told = False
@@ -75,19 +77,19 @@ class Watch:
         if self._config.on_collapse == "stop":
             raise Stopped(message)
         if self._config.on_collapse == "rollback":
-            raise Setback(message, well=last_well(self._run))
+            raise Rollback(message, last_good_step=last_good_step(self._run))
         if not self._told:
             logger.warning("%s; --on-collapse stop or rollback would do something about it", message)
         self._told = True
         return found
 
 
-def last_well(run: Run) -> int:
+def last_good_step(run: Run) -> int:
     """The last step of the run's metrics whose samples were as varied as they should be; 0 without one."""
-    well = 0
+    good = 0
     for line in run.metrics.read_text().splitlines():
         row = json.loads(line)
         found = [row[name] for name in MEANING if name in row]
         if found and min(found) >= HALF:
-            well = row["step"]
-    return well
+            good = row["step"]
+    return good

@@ -84,7 +84,7 @@ def commands(name: str, build: Callable[[dict[str, Any]], Trained]) -> dict[str,
 
 
 def sample(name: str, build: Callable[[dict[str, Any]], Trained], options: Sample) -> None:
-    """Draw, write, say where. ValueError for a label that the run does not know and a folder that holds files."""
+    """Sampler, write, say where. ValueError for a label that the run does not know and a folder that holds files."""
     folder = finished_folder(name, options, FILES)
     trained, params = restored(folder, build)
     if options.label is not None and not 0 <= options.label < trained.classes:

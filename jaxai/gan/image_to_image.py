@@ -8,7 +8,7 @@ from jaxtyping import DTypeLike, Float
 
 from jaxai.gan.networks import HE, ResidualBlock, activation
 from jaxai.nn.layers import Conv
-from jaxai.ops.resampling import folded, unfolded
+from jaxai.ops.resampling import depth_to_space, space_to_depth
 from jaxai.typing import Array, Images
 
 
@@ -54,9 +54,9 @@ class Restorer(nn.Module):
 
 def changes(module: Any, images: Images, channels: int) -> Float[Array, "B height width {channels}"]:
     """What a compact module with `Restorer`'s fields adds: images of ``channels``, zeros before the first step."""
-    x = Conv(module.width, (3, 3), kernel_init=HE, dtype=module.dtype)(folded(images, module.fold))
+    x = Conv(module.width, (3, 3), kernel_init=HE, dtype=module.dtype)(space_to_depth(images, module.fold))
     for _ in range(module.blocks):
         x = ResidualBlock(dtype=module.dtype)(x)
     zeros = nn.initializers.zeros
     x = Conv(channels * module.fold**2, (3, 3), kernel_init=zeros, dtype=module.dtype)(activation(x))
-    return unfolded(x, module.fold)
+    return depth_to_space(x, module.fold)

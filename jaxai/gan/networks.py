@@ -8,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from jaxai.attention import dot_product_attention
-from jaxai.gan.regularizers import minibatch_deviation
+from jaxai.gan.regularizers import minibatch_stddev
 from jaxai.nn.layers import Conv, ConvTranspose, Dense
 from jaxai.nn.mlp import MLP
 from jaxai.typing import Images
@@ -159,20 +159,20 @@ class Discriminator(nn.Module):
 
 
 class PointDiscriminator(nn.Module):
-    """Points [B, features] to logits: a multilayer perceptron, with `minibatch_deviation` before the last layer or not.
+    """Points [B, features] to logits: a multilayer perceptron, with `minibatch_stddev` before the last layer or not.
 
     Without hidden sizes it is one linear layer.
     """
 
     hidden: Sequence[int]
-    deviation: bool = False
+    minibatch_stddev: bool = False
 
     @nn.compact
     def __call__(self, points: Float[Array, "B features"]) -> Logits:
         x = points
         if self.hidden:
             x = activation(MLP(self.hidden[:-1], self.hidden[-1], activation, name="hidden")(x))
-        x = minibatch_deviation(x) if self.deviation else x
+        x = minibatch_stddev(x) if self.minibatch_stddev else x
         return MLP((), 1, name="logit")(x)[:, 0]
 
 

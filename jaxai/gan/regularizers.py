@@ -76,14 +76,14 @@ def unrolled(gradient: Callable[[PyTree], PyTree], params: PyTree, steps: int, r
 INTERLEAVED = 2  # real and generated examples come in turn: `jaxai.gan.penalties.pairs`
 
 
-def minibatch_deviation(x: Float[Array, "B *space C"], group: int = 4) -> Float[Array, "B *space C+1"]:
+def minibatch_stddev(x: Float[Array, "B *space C"], group: int = 4) -> Float[Array, "B *space C+1"]:
     """x with one more channel: how much the examples of a group differ, the same number for each of the group.
 
     Standard deviation over the group of every feature, averaged over all features. A group are ``group`` examples two
     apart, since real and generated ones come in turn; where the batch has fewer, those there are. Source: Karras et al.
     2018, arXiv 1710.10196, section 3, with StyleGAN2's groups. ValueError for a batch that has no such groups.
 
-    >>> x = minibatch_deviation(jnp.array([[1.0], [5.0], [3.0], [5.0]]), group=2)
+    >>> x = minibatch_stddev(jnp.array([[1.0], [5.0], [3.0], [5.0]]), group=2)
     >>> [[round(value, 3) for value in row] for row in x.tolist()]
     [[1.0, 1.0], [5.0, 0.0], [3.0, 1.0], [5.0, 0.0]]
     """

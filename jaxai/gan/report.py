@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from jaxai import plots
-from jaxai.gan.collapse import Watch, Watched
+from jaxai.gan.collapse import CollapseConfig, CollapseMonitor
 from jaxai.gan.latents import walk
-from jaxai.gan.sampler import Draw, drawing
+from jaxai.gan.sampler import Sampler, sampling_params
 from jaxai.gan.state import GanState
 from jaxai.metrics.digits import features_and_labels
 from jaxai.metrics.diversity import COMPARED
@@ -28,9 +28,9 @@ def reference(train: Pixels, test: Pixels) -> Pixels:
     return np.concatenate([test, train[:1000]])[:1000]
 
 
-def snapshot(config: Watched, run: Run, draw: Draw, real: Pixels) -> Look:
+def snapshot(config: CollapseConfig, run: Run, draw: Sampler, real: Pixels) -> Look:
     """Write a grid of samples from fixed noise into the run's samples/, and watch their variety."""
-    watch = Watch(config, run, np.asarray(real))
+    watch = CollapseMonitor(config, run, np.asarray(real))
 
     def look(done: int, state: GanState) -> dict[str, float]:
         images = plots.to_pixels(draw(state, COMPARED))
@@ -40,10 +40,10 @@ def snapshot(config: Watched, run: Run, draw: Draw, real: Pixels) -> Look:
     return look
 
 
-def digit_snapshot(config: Watched, run: Run, draw: Draw, real: Pixels) -> Look:
+def digit_snapshot(config: CollapseConfig, run: Run, draw: Sampler, real: Pixels) -> Look:
     """The same, with the digits' histogram, and a quick MNIST-FD from as many samples as ``real`` ones."""
     features_of_real, labels = features_and_labels(real)
-    watch = Watch(config, run, np.asarray(real), labels)
+    watch = CollapseMonitor(config, run, np.asarray(real), labels)
 
     def look(done: int, state: GanState) -> dict[str, float]:
         images = plots.to_pixels(draw(state, len(real)))
@@ -55,7 +55,7 @@ def digit_snapshot(config: Watched, run: Run, draw: Draw, real: Pixels) -> Look:
     return look
 
 
-def digit_scores(draw: Draw, state: GanState, train: Pixels, test: Pixels) -> dict[str, Any]:
+def digit_scores(draw: Sampler, state: GanState, train: Pixels, test: Pixels) -> dict[str, Any]:
     """`evaluate_digits` of as many samples as it takes; of classes, the share that is what was asked for."""
     samples = plots.to_pixels(draw(state, evaluation_size(train, test)))
     scores: dict[str, Any] = evaluate_digits(samples, train, test)
@@ -70,7 +70,7 @@ def write_grid(done: int, images: np.ndarray, run: Run) -> None:
     plots.save_png(run.samples / f"step_{done:06d}.png", plots.grid(images, columns=10))
 
 
-def finish_pictures(run: Run, draw: Draw, state: GanState, curves: Sequence[Sequence[str]]) -> None:
+def finish_pictures(run: Run, draw: Sampler, state: GanState, curves: Sequence[Sequence[str]]) -> None:
     """samples.png, training.gif from the grids of samples/, interpolation.png, curves.png."""
     plots.save_png(run.folder / "samples.png", plots.grid(draw(state, 100), columns=10))
     # save_png doubles every pixel; an animation of single ones is a quarter of the size
@@ -105,7 +105,7 @@ near copies  {summary["near_copies"]:.2%} of the samples   real against real {su
 
 def save_model(run: Run, state: GanState, summary: Mapping[str, Any]) -> None:
     """The generator that draws as model.safetensors, and README.md, a model card for it."""
-    save_weights(run.folder / "model.safetensors", jax.device_get(drawing(state)), run.identity)
+    save_weights(run.folder / "model.safetensors", jax.device_get(sampling_params(state)), run.identity)
     config = read_config(run.folder)
     figures = {name: value for name, value in summary.items() if isinstance(value, (int, float, str))}
     told = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in figures.items()}

@@ -13,9 +13,9 @@ from jaxai.gan.step import apply
 from jaxai.typing import PyTree
 
 
-def drawing(state: GanState) -> PyTree:
+def sampling_params(state: GanState) -> PyTree:
     """The generator's parameters that draw: their moving average where there is one."""
-    return state.generator if state.average is None else state.average
+    return state.generator if state.ema_params is None else state.ema_params
 
 
 def in_blocks(generate: Callable[..., Array], params: PyTree, *inputs: np.ndarray) -> np.ndarray:
@@ -25,7 +25,7 @@ def in_blocks(generate: Callable[..., Array], params: PyTree, *inputs: np.ndarra
     return np.concatenate(jax.device_get([generate(params, *(x[rows] for x in inputs)) for rows in blocks]))[:count]
 
 
-class Draw:
+class Sampler:
     """Draws examples from a state; with ``classes`` of the classes 0, 1, ... in turn."""
 
     def __init__(self, generator: nn.Module, latent_size: int, seed: int, classes: int = 0) -> None:
@@ -47,7 +47,7 @@ class Draw:
         if self.classes:
             labels = np.arange(len(latents)) if labels is None else labels
             inputs.append(labels.astype(np.int32) % self.classes)
-        return in_blocks(self._apply, drawing(state), *inputs)
+        return in_blocks(self._apply, sampling_params(state), *inputs)
 
     def __call__(self, state: GanState, count: int, purpose: int = 1) -> np.ndarray:
         """Examples from the first ``count`` latents of always the same noise, float32 [count, ...]."""

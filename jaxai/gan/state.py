@@ -17,7 +17,7 @@ from jaxai.typing import PyTree
 class GanState:
     """State of adversarial training: two networks, their optimisers, the generator's moving average.
 
-    ``step`` int32 []; ``generator``, ``discriminator`` and ``average`` (of the generator, or None) float32 pytrees;
+    ``step`` int32 []; ``generator``, ``discriminator`` and ``ema_params`` (of the generator, or None) float32 pytrees;
     ``key`` a typed key that never changes: a step's randomness is ``fold_in(key, step)``; ``strength`` of an adaptive
     augmentation, float32 [], or None.
     """
@@ -25,7 +25,7 @@ class GanState:
     step: Any
     generator: Any
     discriminator: Any
-    average: Any
+    ema_params: Any
     generator_opt: Any
     discriminator_opt: Any
     key: Any
@@ -42,11 +42,11 @@ def init_gan_state(
     init_discriminator: Callable[[Array], PyTree],
     *,
     txs: Optimizers,
-    keep_average: bool,
+    keep_ema: bool,
     adaptive: bool = False,
 ) -> GanState:
-    """The state before the first step. Each ``init`` maps a key to a network's parameters, `initial` makes one;
-    ``average`` is None without ``keep_average``, and ``strength``, 0 at first, without ``adaptive``.
+    """The state before the first step. Each ``init`` maps a key to a network's parameters, `init_fn` makes one;
+    ``ema_params`` is None without ``keep_ema``, and ``strength``, 0 at first, without ``adaptive``.
     """
     key_generator, key_discriminator, key_steps = jax.random.split(key, 3)
     generator, discriminator = init_generator(key_generator), init_discriminator(key_discriminator)
@@ -54,7 +54,7 @@ def init_gan_state(
         step=jnp.zeros((), "int32"),
         generator=generator,
         discriminator=discriminator,
-        average=jax.tree.map(jnp.copy, generator) if keep_average else None,
+        ema_params=jax.tree.map(jnp.copy, generator) if keep_ema else None,
         generator_opt=txs[0].init(generator),
         discriminator_opt=txs[1].init(discriminator),
         key=key_steps,
@@ -62,6 +62,6 @@ def init_gan_state(
     )
 
 
-def initial(network: nn.Module, *inputs: Array) -> Callable[[Array], PyTree]:
+def init_fn(network: nn.Module, *inputs: Array) -> Callable[[Array], PyTree]:
     """The function from a key to the network's first parameters, for inputs of these shapes."""
     return lambda key: network.init(key, *inputs)["params"]

@@ -9,13 +9,13 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Key
 
-from jaxai.distributed.sharding import whole
+from jaxai.distributed.sharding import gather_params
 from jaxai.gan.augmentation import adapted
 from jaxai.gan.losses import Loss
 from jaxai.gan.penalties import Discriminate, Penalty, Values, pairs, split_pairs
 from jaxai.gan.regularizers import unrolled
 from jaxai.gan.state import GanState, Optimizers
-from jaxai.train.ema import average_decay, update_average
+from jaxai.train.ema import ema_decay, update_ema
 from jaxai.typing import PyTree, Samples
 
 
@@ -29,29 +29,29 @@ def gan_step(
     txs: Optimizers,
     penalty: tuple[Penalty, Callable[[Array], Array]] | None = None,
     reconstruction: Callable[[Samples], Array] | None = None,
-    view: Callable[[Samples, Key[Array, ""], GanState], Samples] | None = None,
+    augment_fn: Callable[[Samples, Key[Array, ""], GanState], Samples] | None = None,
     unroll: int = 0,
     unroll_rate: float = 0.1,
-    adapt_images: float = 500_000,
-    average_half_life: float = 0.0,
+    ada_images: float = 500_000,
+    ema_half_life: float = 0.0,
 ) -> tuple[GanState, dict[str, Array]]:
-    """Update the discriminator, then the generator through the new discriminator, on the same generated examples.
+    """Update the discriminator, then the generator through the updated discriminator, on the same generated examples.
 
-    ``generate(params, key)``, such as `from_noise`, makes as many examples G as ``real`` [B, ...] float32 has. They are
-    made once: their pullback waits until the discriminator has moved. ``discriminate(params, examples)`` sees both
-    through ``view(examples, key, state)``. Discriminator: mean of loss.discriminator(D(x), D(G)) + weight(step) * mean
-    of a penalty, for ``penalty`` (penalty, weight). Generator: mean of loss.generator + ``reconstruction(G)``. With
-    ``unroll`` it looks through a discriminator that has gone so many steps of gradient descent further, as an answer to
-    these very examples. ``average_half_life``, in examples, must be positive where ``state.average`` is kept;
-    ``state.strength`` follows `jaxai.gan.augmentation.adapted`, from 0 to 1 in ``adapt_images`` at the fastest.
+    Discriminator: mean(loss.discriminator(D(x), D(G))) + weight(step) mean(penalty), for ``penalty`` = (penalty,
+    weight). Generator: mean(loss.generator) + ``reconstruction(G)``. ``generate(params, key)``, such as `from_noise`,
+    makes as many examples G as ``real`` [B, ...] float32 has; their pullback waits for the discriminator's update.
+    ``discriminate(params, examples)`` sees ``augment_fn(examples, key, state)`` of real and generated examples.
+    With ``unroll`` the generator's loss uses a discriminator after that many more steps of gradient descent
+    (arXiv 1611.02163). ``ema_half_life``, in examples, must be positive if ``state.ema_params`` is kept;
+    ``state.strength`` follows `jaxai.gan.augmentation.adapted` and moves from 0 to 1 in ``ada_images`` at the fastest.
     Returns the new state and float32 [] metrics.
     """
     key_noise = jax.random.fold_in(state.key, state.step)
     key_real, key_fake, key_penalty = jax.random.split(jax.random.fold_in(key_noise, 1), 3)
-    fakes, pull_back = jax.vjp(lambda params: generate(params, key_noise), whole(state.generator))
+    fakes, pull_back = jax.vjp(lambda params: generate(params, key_noise), gather_params(state.generator))
 
     def seen(x: Samples, key: Array) -> Array:
-        return view(x, key, state) if view else x
+        return augment_fn(x, key, state) if augment_fn else x
 
     real = seen(real, key_real)
     weighted = (penalty[0], penalty[1](state.step)) if penalty else None
@@ -61,12 +61,12 @@ def gan_step(
         return discriminator_objective(partial(discriminate, params), real, fake, loss, weighted, key_penalty)
 
     value_and_grad = jax.value_and_grad(discriminator_loss, has_aux=True)
-    (d_value, (margins, d_metrics)), d_grads = value_and_grad(whole(state.discriminator), fakes)
+    (d_value, (margins, d_metrics)), d_grads = value_and_grad(gather_params(state.discriminator), fakes)
     d_params, d_opt = update(txs[1], d_grads, state.discriminator_opt, state.discriminator)
 
     def generator_loss(fakes: Samples) -> tuple[Array, dict[str, Array]]:
         gradient = jax.grad(lambda params: discriminator_loss(params, fakes)[0])
-        params = unrolled(gradient, whole(d_params), unroll, unroll_rate)
+        params = unrolled(gradient, gather_params(d_params), unroll, unroll_rate)
         value = generator_objective(seen(fakes, key_fake), real, partial(discriminate, params), loss)
         if not reconstruction:
             return value, {}
@@ -77,12 +77,12 @@ def gan_step(
     (g_grads,) = pull_back(fakes_gradient)
     g_params, g_opt = update(txs[0], g_grads, state.generator_opt, state.generator)
 
-    average = state.average
-    if average is not None:
-        average = update_average(average, g_params, average_decay(state.step, len(fakes), average_half_life))
+    ema_params = state.ema_params
+    if ema_params is not None:
+        ema_params = update_ema(ema_params, g_params, ema_decay(state.step, len(fakes), ema_half_life))
     strength = state.strength
     if strength is not None:
-        strength = adapted(strength, margins, len(fakes), images=adapt_images)
+        strength = adapted(strength, margins, len(fakes), images=ada_images)
         d_metrics["strength"] = strength
     # Only gradient norms: those of parameters and updates too would cost the article's 10 M parameters 6 % of the step.
     metrics = {
@@ -93,7 +93,7 @@ def gan_step(
         "discriminator_gradient_norm": optax.tree.norm(d_grads),
         "generator_gradient_norm": optax.tree.norm(g_grads),
     }
-    return GanState(state.step + 1, g_params, d_params, average, g_opt, d_opt, state.key, strength), metrics
+    return GanState(state.step + 1, g_params, d_params, ema_params, g_opt, d_opt, state.key, strength), metrics
 
 
 def from_noise(

@@ -10,7 +10,7 @@ from jaxtyping import DTypeLike, Float
 
 from jaxai.gan.networks import HE, Labels, Latents, Logits, activation, embedded, projected, with_latents
 from jaxai.nn.layers import Conv
-from jaxai.nn.transformer import Shape, Stack
+from jaxai.nn.transformer import Stack, TransformerConfig
 from jaxai.typing import Array, Images
 
 Tokens = Float[Array, "B T E"]
@@ -20,11 +20,11 @@ class TransformerGenerator(nn.Module):
     """Latents to tokens by two dense layers, blocks, each token to a patch of ``channels``, one 3x3 convolution.
 
     ``image_shape`` (height, width, C) is cut into squares of ``patch`` pixels: T = height width / patch^2 tokens of
-    ``shape.width``. The convolution smooths the seams; tanh. Returns float32. ValueError where ``patch`` does not
+    ``config.embed_dim``. The convolution smooths the seams; tanh. Returns float32. ValueError where ``patch`` does not
     divide the sizes.
     """
 
-    shape: Shape
+    config: TransformerConfig
     image_shape: tuple[int, int, int] = (28, 28, 1)
     patch: int = 4
     hidden: int = 256
@@ -37,9 +37,9 @@ class TransformerGenerator(nn.Module):
         height, width = patches(self.image_shape, self.patch)
         x = with_latents(latents, embedded(labels, self.classes, latents.shape[-1]))
         x = activation(nn.Dense(self.hidden, kernel_init=HE, dtype=self.dtype)(x))
-        x = nn.Dense(height * width * self.shape.width, kernel_init=HE, dtype=self.dtype)(x)
-        x = x.reshape(len(x), height * width, self.shape.width)
-        x = Stack(self.shape, causal=False, cross=False, dtype=self.dtype)(placed(self, x))[0]
+        x = nn.Dense(height * width * self.config.embed_dim, kernel_init=HE, dtype=self.dtype)(x)
+        x = x.reshape(len(x), height * width, self.config.embed_dim)
+        x = Stack(self.config, causal=False, cross=False, dtype=self.dtype)(add_position_embedding(self, x))[0]
         x = nn.Dense(self.patch**2 * self.channels, kernel_init=HE, dtype=self.dtype)(x)
         x = x.reshape(len(x), height, width, self.patch, self.patch, self.channels).swapaxes(2, 3)
         x = x.reshape(len(x), *self.image_shape[:2], self.channels)
@@ -53,7 +53,7 @@ class TransformerDiscriminator(nn.Module):
     ValueError where ``patch`` does not divide the sizes.
     """
 
-    shape: Shape
+    config: TransformerConfig
     patch: int = 4
     hidden: int = 256
     classes: int = 0
@@ -62,9 +62,9 @@ class TransformerDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, images: Images, labels: Labels = None) -> Logits:
         height, width = patches(images.shape[1:], self.patch)
-        x = Conv(self.shape.width, (2 * self.patch, 2 * self.patch), strides=self.patch, dtype=self.dtype)(images)
-        x = x.reshape(len(x), height * width, self.shape.width)
-        x = Stack(self.shape, causal=False, cross=False, dtype=self.dtype)(placed(self, x))[0]
+        x = Conv(self.config.embed_dim, (2 * self.patch, 2 * self.patch), strides=self.patch, dtype=self.dtype)(images)
+        x = x.reshape(len(x), height * width, self.config.embed_dim)
+        x = Stack(self.config, causal=False, cross=False, dtype=self.dtype)(add_position_embedding(self, x))[0]
         x = activation(nn.Dense(self.hidden, kernel_init=HE, dtype=self.dtype)(x.mean(1)))
         logits = nn.Dense(1, dtype=jnp.promote_types(x.dtype, "float32"))(x)[:, 0]  # subtracted: no bfloat16
         return projected(logits, x, embedded(labels, self.classes, self.hidden))
@@ -78,6 +78,6 @@ def patches(image_shape: tuple[int, ...], patch: int) -> tuple[int, int]:
     return height // patch, width // patch
 
 
-def placed(module: nn.Module, x: Tokens) -> Tokens:
+def add_position_embedding(module: nn.Module, x: Tokens) -> Tokens:
     """Tokens and a learned vector for every place."""
     return x + module.param("positions", nn.initializers.normal(0.5), (1, *x.shape[1:])).astype(x.dtype)

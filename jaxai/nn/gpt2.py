@@ -1,7 +1,7 @@
 """GPT-2's weights in the naming of Hugging Face's files, as parameters of `jaxai.nn.transformer.LanguageModel`.
 
-vocabulary, shape, params = from_gpt2(jaxai.run.weights.load_weights(Path("model.safetensors")))
-logits, _ = LanguageModel(vocabulary, shape).apply({"params": params}, tokens)     # ids of GPT-2's own encoding
+vocabulary, config, params = from_gpt2(jaxai.run.weights.load_weights(Path("model.safetensors")))
+logits, _ = LanguageModel(vocabulary, config).apply({"params": params}, tokens)     # ids of GPT-2's own encoding
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxai.nn.transformer import Shape
+from jaxai.nn.transformer import TransformerConfig
 from jaxai.typing import PyTree
 
 LAYERS = {
@@ -23,13 +23,13 @@ LAYERS = {
 MASKS = re.compile(r"h\.\d+\.attn\.(masked_)?bias$")
 
 
-def from_gpt2(arrays: Mapping[str, np.ndarray], *, heads: int = 0) -> tuple[int, Shape, PyTree]:
-    """Vocabulary, shape and parameters of a GPT-2 (Radford et al. 2019) from the arrays of its safetensors file.
+def from_gpt2(arrays: Mapping[str, np.ndarray], *, heads: int = 0) -> tuple[int, TransformerConfig, PyTree]:
+    """Vocabulary, config and parameters of a GPT-2 (Radford et al. 2019) from the arrays of its safetensors file.
 
     Names are ``wte.weight``, ``wpe.weight``, ``h.0.ln_1.weight``, ..., with or without ``transformer.`` before them; a
     dense layer's weight is [in, out]. The file does not say how many ``heads`` there are; 0: of size 64, as in all of
     OpenAI's. Masks and a tied ``lm_head.weight`` are left out. Raises ValueError naming the first array that is
-    missing, of another shape, or unknown.
+    missing, of another config, or unknown.
     """
     arrays = {name.removeprefix("transformer."): array for name, array in arrays.items()}
     arrays = {name: array for name, array in arrays.items() if not MASKS.match(name)}
@@ -42,7 +42,9 @@ def from_gpt2(arrays: Mapping[str, np.ndarray], *, heads: int = 0) -> tuple[int,
     layers = 1 + max((int(name.split(".")[1]) for name in arrays if re.match(r"h\.\d+\.", name)), default=-1)
     if not heads and width % 64:
         raise ValueError(f"heads: a width of {width} does not divide into heads of 64, say how many there are")
-    shape = Shape(width, layers, heads or width // 64, activation="gelu_tanh", position="learned", max_length=length)
+    config = TransformerConfig(
+        width, layers, heads or width // 64, activation="gelu_tanh", position="learned", max_length=length
+    )
     hidden = 4 * width
     sizes = {"ln_1": (width,), "attn.c_attn": (width, 3 * width), "attn.c_proj": (width, width), "ln_2": (width,)}
     sizes |= {"mlp.c_fc": (width, hidden), "mlp.c_proj": (hidden, width)}
@@ -67,4 +69,4 @@ def from_gpt2(arrays: Mapping[str, np.ndarray], *, heads: int = 0) -> tuple[int,
     embedding = {"tokens": take("wte.weight", (vocabulary, width)), "positions": take("wpe.weight", (length, width))}
     if arrays:
         raise ValueError(f"{next(iter(arrays))} is not an array of GPT-2's")
-    return vocabulary, shape, {"embedding": embedding, "decoder": decoder}
+    return vocabulary, config, {"embedding": embedding, "decoder": decoder}

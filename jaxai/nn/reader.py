@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxai.nn.layers import Dense
-from jaxai.nn.transformer import Shape, Stack
+from jaxai.nn.transformer import Stack, TransformerConfig
 from jaxai.typing import Array
 
 Integers = Int[Array | np.ndarray, "..."]
@@ -18,9 +18,9 @@ class Reader(nn.Module):
     """Facts int [B, S, width], of which ``fact_count`` [B] are real, and a question [B, width] to logits [B, labels].
 
     Words are numbers below ``words``, 0 padding. A sentence is the sum of its words' embeddings, each times a learned
-    mask of its place (Dehghani et al. 2018, arXiv:1807.03819, section 3.1), 1 + ``places``: masks start near 1, lest a
-    word be another one at each place. Question and facts, the latest first, pass through the blocks of ``shape``, all
-    of them seeing each other; the answer is read off the question's place. With ``shape.shared`` this is the Universal
+    mask of its place (Dehghani et al. 2018, arXiv:1807.03819, section 3.1), 1 + ``places``: masks start near 1, so that
+    a word is similar at every place. Question and facts, the latest first, pass through the blocks of ``config`` with
+    full attention; the answer is read from the question's token. With ``config.share_layers`` this is the Universal
     Transformer without halting. Parameters: ``words`` [words, E], ``places`` [width, E], ``recency`` [max_length, E]
     where positions are learned, ``blocks``, ``labels``.
     With ``statistics`` ``out["statistics"]`` has the attention of each block. Raises ValueError for more facts than
@@ -29,7 +29,7 @@ class Reader(nn.Module):
 
     words: int
     labels: int
-    shape: Shape
+    config: TransformerConfig
     dtype: Any = None
 
     @nn.compact
@@ -42,20 +42,20 @@ class Reader(nn.Module):
         train: bool = False,
         statistics: bool = False,
     ) -> tuple[Float[Array, "B labels"], dict[str, Any]]:
-        shape, (_, S, width) = self.shape, facts.shape
+        config, (_, S, width) = self.config, facts.shape
         normal = nn.initializers.normal
-        words = self.param("words", normal(1.0), (self.words, shape.width))
-        places = 1 + self.param("places", normal(0.5), (width, shape.width))
+        words = self.param("words", normal(1.0), (self.words, config.embed_dim))
+        places = 1 + self.param("places", normal(0.5), (width, config.embed_dim))
         order = jnp.maximum(jnp.asarray(fact_count)[:, None] - 1 - jnp.arange(S)[None], 0)
         latest = jnp.take_along_axis(jnp.asarray(facts), order[:, :, None], 1)
         ids = jnp.concatenate([jnp.asarray(question)[:, None], latest], 1)
         mask = jnp.where(ids[..., None] == 0, 0, places[None, None])
         x = (jnp.take(words, ids, axis=0) * mask).sum(2)
-        if shape.position == "learned":
-            if shape.max_length <= S:
-                raise ValueError(f"{S} facts and a question, but max_length={shape.max_length} positions were learned")
-            x = x + self.param("recency", normal(0.3), (shape.max_length, shape.width))[None, : S + 1]
-        blocks = Stack(shape, causal=False, cross=False, dtype=self.dtype, name="blocks")
+        if config.position == "learned":
+            if config.max_length <= S:
+                raise ValueError(f"{S} facts and a question, but max_length={config.max_length} positions were learned")
+            x = x + self.param("recency", normal(0.3), (config.max_length, config.embed_dim))[None, : S + 1]
+        blocks = Stack(config, causal=False, cross=False, dtype=self.dtype, name="blocks")
         x, _, found = blocks(x, jnp.asarray(fact_count) + 1, train=train, statistics=statistics)
         logits = Dense(self.labels, dtype=self.dtype, name="labels")(x[:, 0])
         return logits.astype(jnp.float32), {"statistics": found}

@@ -22,14 +22,14 @@ CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 
 
 @dataclasses.dataclass(frozen=True)
-class RecurrentShape:
+class RNNConfig:
     """What a stack of recurrent layers is."""
 
     cell: Literal["lstm", "gru", "rnn"] = "lstm"
-    width: int = 128
+    hidden_dim: int = 128
     """H, of the hidden state."""
-    layers: int = 2
-    embedding: int = 0
+    num_layers: int = 2
+    embed_dim: int = 0
     """E, of a language model's tokens; 0: one-hot, so the first layer's kernel is their embedding, as in char-rnn."""
     dropout: float = 0.0
     """Of what a layer hands to the next."""
@@ -37,21 +37,21 @@ class RecurrentShape:
     def __post_init__(self) -> None:
         if self.cell not in CELLS:
             raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {self.cell!r}")
-        for name, least in (("width", 1), ("layers", 1), ("embedding", 0)):
+        for name, least in (("hidden_dim", 1), ("num_layers", 1), ("embed_dim", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
 
 
-def init_state(shape: RecurrentShape, batch: int, *, bidirectional: bool = False) -> Any:
+def init_state(config: RNNConfig, batch: int, *, bidirectional: bool = False) -> Any:
     """The zero state: for each layer h [B, H], of LSTMs (h, c), and with ``bidirectional`` a pair of that."""
 
     def one() -> Any:
-        h, c = jnp.zeros((2, batch, shape.width))
-        return (h, c) if shape.cell == "lstm" else h
+        h, c = jnp.zeros((2, batch, config.hidden_dim))
+        return (h, c) if config.cell == "lstm" else h
 
-    return tuple((one(), one()) if bidirectional else one() for _ in range(shape.layers))
+    return tuple((one(), one()) if bidirectional else one() for _ in range(config.num_layers))
 
 
 def reset_state(state: Any, rows: Bool[Array, " B"]) -> Any:
@@ -73,13 +73,13 @@ class Layer(nn.Module):
     Jozefowicz et al. 2015; char-rnn).
     """
 
-    shape: RecurrentShape
+    config: RNNConfig
     inputs: int
     reverse: bool = False
 
     @nn.compact
     def __call__(self, x: Array, state: Any, lengths: Lengths) -> tuple[Float[Array, "T B H"], Any]:
-        cell, width = self.shape.cell, self.shape.width
+        cell, width = self.config.cell, self.config.hidden_dim
         gates, init = CELLS[cell].gates * width, uniform(width)
 
         def init_bias(*arguments: Any) -> Array:
@@ -106,13 +106,13 @@ class Recurrent(nn.Module):
     the state stays. Without a ``state`` (see `init_state`) it starts from zeros. ``train`` needs an rng ``dropout``.
     Parameters ``layer_0`` ... and ``layer_0_reverse`` ..., each a `Layer`'s.
 
-    >>> network, x = Recurrent(RecurrentShape("gru", width=3), bidirectional=True), jnp.zeros((2, 5, 4))
+    >>> network, x = Recurrent(RNNConfig("gru", hidden_dim=3), bidirectional=True), jnp.zeros((2, 5, 4))
     >>> outputs, state = network.apply(network.init(jax.random.key(0), x), x)
     >>> outputs.shape, jax.tree.map(jnp.shape, state)
     ((2, 5, 6), (((2, 3), (2, 3)), ((2, 3), (2, 3))))
     """
 
-    shape: RecurrentShape
+    config: RNNConfig
     bidirectional: bool = False
     vocabulary: int = 0
 
@@ -120,20 +120,20 @@ class Recurrent(nn.Module):
     def __call__(
         self, x: Inputs, lengths: Lengths = None, state: Any = None, *, train: bool = False
     ) -> tuple[Float[Array, "B T F"], Any]:
-        state = init_state(self.shape, len(x), bidirectional=self.bidirectional) if state is None else state
+        state = init_state(self.config, len(x), bidirectional=self.bidirectional) if state is None else state
         x, after = jnp.asarray(x).swapaxes(0, 1), []
         for number, before in enumerate(state):
-            x = Dropout(self.shape.dropout, train)(x) if number else x
+            x = Dropout(self.config.dropout, train)(x) if number else x
             inputs, name = self.vocabulary if x.ndim == 2 else x.shape[-1], f"layer_{number}"
             if self.bidirectional:
                 pairs = [
-                    Layer(self.shape, inputs, reverse, name=name + "_reverse" * reverse)(x, before[reverse], lengths)
+                    Layer(self.config, inputs, reverse, name=name + "_reverse" * reverse)(x, before[reverse], lengths)
                     for reverse in (False, True)
                 ]
                 outputs, states = zip(*pairs, strict=True)
                 x = jnp.concatenate(outputs, -1)
             else:
-                x, states = Layer(self.shape, inputs, name=name)(x, before, lengths)
+                x, states = Layer(self.config, inputs, name=name)(x, before, lengths)
             after.append(states)
         return x.swapaxes(0, 1), tuple(after)
 
@@ -143,24 +143,24 @@ class RecurrentLanguageModel(nn.Module):
 
     ``tokens`` int [B, T] follow those that led to the state ``cache`` (see `init_state`), or are the first;
     ``out["cache"]`` is the state after them. ``train`` needs an rng ``dropout``. Karpathy 2015's char-rnn with
-    shape's defaults; without ``embedding`` a token costs a row of the first layer's kernel.
+    the defaults; without ``embed_dim`` a token costs a row of the first layer's kernel.
 
-    >>> model, tokens = RecurrentLanguageModel(65, RecurrentShape(width=32)), jnp.zeros((1, 8), int)
+    >>> model, tokens = RecurrentLanguageModel(65, RNNConfig(hidden_dim=32)), jnp.zeros((1, 8), int)
     >>> variables = model.init(jax.random.key(0), tokens)
-    >>> logits, out = model.apply(variables, tokens, cache=init_state(model.shape, batch=1))
+    >>> logits, out = model.apply(variables, tokens, cache=init_state(model.config, batch=1))
     >>> logits.shape, len(out["cache"])
     ((1, 8, 65), 2)
     """
 
     vocabulary: int
-    shape: RecurrentShape
+    config: RNNConfig
 
     @nn.compact
     def __call__(
         self, tokens: Tokens, *, cache: Any = None, train: bool = False
     ) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
-        x, shape = tokens, self.shape
-        if shape.embedding:
-            x = jnp.take(self.param("embedding", nn.initializers.normal(1), (self.vocabulary, shape.embedding)), x, 0)
-        x, state = Recurrent(shape, vocabulary=self.vocabulary, name="layers")(x, state=cache, train=train)
-        return Dense(self.vocabulary, kernel_init=uniform(shape.width), name="logits")(x), {"cache": state}
+        x, config = tokens, self.config
+        if config.embed_dim:
+            x = jnp.take(self.param("embedding", nn.initializers.normal(1), (self.vocabulary, config.embed_dim)), x, 0)
+        x, state = Recurrent(config, vocabulary=self.vocabulary, name="layers")(x, state=cache, train=train)
+        return Dense(self.vocabulary, kernel_init=uniform(config.hidden_dim), name="logits")(x), {"cache": state}

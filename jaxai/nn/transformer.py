@@ -47,17 +47,17 @@ ACTIVATIONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class TransformerConfig:
     """What a stack of blocks is."""
 
-    width: int = 128
+    embed_dim: int = 128
     """E, of the residual stream."""
-    layers: int = 4
-    heads: int = 4
+    num_layers: int = 4
+    num_heads: int = 4
     """N, of the queries."""
-    kv_heads: int = 0
+    num_kv_heads: int = 0
     """K, of keys and values, a divisor of heads (arXiv:2305.13245); 0: as many."""
-    hidden: int = 0
+    hidden_dim: int = 0
     """F, between a block's dense layers; 0: four times the width."""
     gated: bool = False
     """activation(x W) * (x V) between them instead of activation(x W) (arXiv:2002.05202)."""
@@ -75,10 +75,10 @@ class Shape:
     """Whether the logits' kernel is the embedding, transposed (arXiv:1608.05859)."""
     dropout: float = 0.0
     """Of embeddings, attention weights, and what each half of a block adds."""
-    shared: bool = False
+    share_layers: bool = False
     """One block's parameters for all layers (Universal Transformer, arXiv:1807.03819)."""
     init_std: float = 0.02
-    """Of kernels and embeddings; kernels that write to the residual stream start at 1 / sqrt(2 layers) of it."""
+    """Of kernels and embeddings; kernels that write to the residual stream start at 1 / sqrt(2 num_layers) of it."""
     mimetic: bool = False
     """Whether queries and keys of self-attention start as one, so that tokens look at those like them: a network finds
     what was asked for sooner (the keys' half of mimetic initialisation, arXiv:2305.09828)."""
@@ -88,54 +88,60 @@ class Shape:
     """Compile one block and loop over all blocks' stacked parameters: for deep stacks."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers", "heads", "max_length"):
+        for name in ("embed_dim", "num_layers", "num_heads", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.width % self.heads:
-            raise ValueError(f"heads={self.heads} must divide width={self.width}")
-        if self.kv_heads < 0 or self.hidden < 0 or not self.init_std > 0:
-            raise ValueError("kv_heads and hidden must be 0 or more, init_std more")
-        if self.heads % (self.kv_heads or self.heads):
-            raise ValueError(f"kv_heads={self.kv_heads} must divide heads={self.heads}")
-        if self.position == "rotary" and self.head_size % 2:
-            raise ValueError(f"position=rotary turns pairs: heads of size {self.head_size} must be even")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"num_heads={self.num_heads} must divide embed_dim={self.embed_dim}")
+        if self.num_kv_heads < 0 or self.hidden_dim < 0 or not self.init_std > 0:
+            raise ValueError("num_kv_heads and hidden_dim must be 0 or more, init_std more")
+        if self.num_heads % (self.num_kv_heads or self.num_heads):
+            raise ValueError(f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}")
+        if self.position == "rotary" and self.head_dim % 2:
+            raise ValueError(f"position=rotary turns pairs: heads of size {self.head_dim} must be even")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if self.shared and self.scan:
+        if self.share_layers and self.scan:
             raise ValueError("scan stacks all blocks' parameters, with shared there is one block: choose one of them")
 
     @property
-    def head_size(self) -> int:
+    def head_dim(self) -> int:
         """H."""
-        return self.width // self.heads
+        return self.embed_dim // self.num_heads
 
 
-def mimetic(shape: Shape) -> Initializer:
+def mimetic(config: TransformerConfig) -> Initializer:
     """The kernel of queries, keys and values [E, (N + 2 K) H] with queries that are their keys, of deviation E^-1/2."""
 
     def init(key: Array, size: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        N, K, H = shape.heads, shape.kv_heads or shape.heads, shape.head_size
+        N, K, H = config.num_heads, config.num_kv_heads or config.num_heads, config.head_dim
         keys, values = jax.random.normal(key, (2, size[0], K, H), dtype)
         keys = keys * size[0] ** -0.5
-        heads = [jnp.repeat(keys, N // K, 1), keys, shape.init_std * values]
+        heads = [jnp.repeat(keys, N // K, 1), keys, config.init_std * values]
         return jnp.concatenate(heads, 1).reshape(size)
 
     return init
 
 
 def dense(
-    shape: Shape, features: int, dtype: Any, name: str, *, writes: bool = False, init: Initializer | None = None
+    config: TransformerConfig,
+    features: int,
+    dtype: Any,
+    name: str,
+    *,
+    writes: bool = False,
+    init: Initializer | None = None,
 ) -> Dense:
     """A dense layer with the stack's initialisation; ``writes`` if its result is added to the residual stream."""
-    usual = nn.initializers.normal(shape.init_std / (2 * shape.layers) ** 0.5 if writes else shape.init_std)
-    return Dense(features, shape.bias, dtype, init or usual, name=name)
+    usual = nn.initializers.normal(config.init_std / (2 * config.num_layers) ** 0.5 if writes else config.init_std)
+    return Dense(features, config.bias, dtype, init or usual, name=name)
 
 
-def norm(shape: Shape, dtype: Any, name: str) -> nn.Module:
+def norm(config: TransformerConfig, dtype: Any, name: str) -> nn.Module:
     """The stack's normalisation of the last axis."""
-    if shape.norm == "rms":
+    if config.norm == "rms":
         return nn.RMSNorm(epsilon=1e-6, dtype=dtype, name=name)
-    return nn.LayerNorm(epsilon=1e-5, use_bias=shape.bias, dtype=dtype, name=name)
+    return nn.LayerNorm(epsilon=1e-5, use_bias=config.bias, dtype=dtype, name=name)
 
 
 @jax.tree_util.register_dataclass
@@ -147,17 +153,17 @@ class Cache:
     memory: Any = None
 
 
-def init_cache(shape: Shape, batch: int, capacity: int, dtype: DTypeLike = jnp.float32) -> Any:
+def init_cache(config: TransformerConfig, batch: int, capacity: int, dtype: DTypeLike = jnp.float32) -> Any:
     """An empty cache for each block (stacked with ``shape.scan``), with room for ``capacity`` tokens in each row.
 
     Raises ValueError for more tokens than learned positions.
     """
-    if shape.position == "learned" and capacity > shape.max_length:
-        raise ValueError(f"capacity={capacity}, but max_length={shape.max_length} positions were learned")
-    one = Cache(KVCache.init(batch, capacity, shape.kv_heads or shape.heads, shape.head_size, dtype=dtype))
-    if shape.scan:
-        return jax.tree.map(lambda x: jnp.repeat(x[None], shape.layers, 0), one)
-    return (one,) * shape.layers
+    if config.position == "learned" and capacity > config.max_length:
+        raise ValueError(f"capacity={capacity}, but max_length={config.max_length} positions were learned")
+    one = Cache(KVCache.init(batch, capacity, config.num_kv_heads or config.num_heads, config.head_dim, dtype=dtype))
+    if config.scan:
+        return jax.tree.map(lambda x: jnp.repeat(x[None], config.num_layers, 0), one)
+    return (one,) * config.num_layers
 
 
 def lengths_of(cache: Any) -> Int[Array, " B"]:
@@ -182,7 +188,7 @@ def with_memory(cache: Any, filled: Any) -> Any:
 class SelfAttention(nn.Module):
     """Attention of x over itself: one dense layer to queries, keys and values, one back."""
 
-    shape: Shape
+    config: TransformerConfig
     causal: bool
     train: bool
     statistics: bool
@@ -192,12 +198,12 @@ class SelfAttention(nn.Module):
     def __call__(
         self, x: Hidden, lengths: Lengths, cache: KVCache | None
     ) -> tuple[Hidden, KVCache | None, AttentionStats | None]:
-        shape, (B, T, _) = self.shape, x.shape
-        N, K, H = shape.heads, shape.kv_heads or shape.heads, shape.head_size
-        init = mimetic(shape) if shape.mimetic else None
-        heads = dense(shape, (N + 2 * K) * H, self.dtype, "query_key_value", init=init)(x).reshape(B, T, N + 2 * K, H)
+        config, (B, T, _) = self.config, x.shape
+        N, K, H = config.num_heads, config.num_kv_heads or config.num_heads, config.head_dim
+        init = mimetic(config) if config.mimetic else None
+        heads = dense(config, (N + 2 * K) * H, self.dtype, "query_key_value", init=init)(x).reshape(B, T, N + 2 * K, H)
         query, key, value = jnp.split(heads, [N, N + K], 2)
-        if shape.position == "rotary":
+        if config.position == "rotary":
             positions = None if cache is None else cache.lengths[:, None] + jnp.arange(T)[None]
             query, key = rotary(query, positions), rotary(key, positions)
         if cache is not None:
@@ -205,7 +211,7 @@ class SelfAttention(nn.Module):
             y, found = cast(Array, cache.attend(query)), None
         else:
             y, found = attend(self, query, key, value, self.causal, lengths)
-        return dense(shape, shape.width, self.dtype, "out", writes=True)(y.reshape(B, T, -1)), cache, found
+        return dense(config, config.embed_dim, self.dtype, "out", writes=True)(y.reshape(B, T, -1)), cache, found
 
 
 class CrossAttention(nn.Module):
@@ -214,7 +220,7 @@ class CrossAttention(nn.Module):
     Each of the M rows of the memory serves B / M adjacent rows of x: the beams of one sentence.
     """
 
-    shape: Shape
+    config: TransformerConfig
     train: bool
     statistics: bool
     dtype: Any
@@ -223,19 +229,19 @@ class CrossAttention(nn.Module):
     def __call__(
         self, x: Hidden, memory: Memory, lengths: MemoryLengths, pair: tuple[Array, Array] | None
     ) -> tuple[Hidden, tuple[Array, Array], AttentionStats | None]:
-        shape, K = self.shape, self.shape.kv_heads or self.shape.heads
+        config, K = self.config, self.config.num_kv_heads or self.config.num_heads
         if memory is not None:
-            both = dense(shape, 2 * K * shape.head_size, self.dtype, "key_value")(memory)
-            key, value = jnp.split(both.reshape(*both.shape[:2], 2 * K, shape.head_size), 2, 2)
+            both = dense(config, 2 * K * config.head_dim, self.dtype, "key_value")(memory)
+            key, value = jnp.split(both.reshape(*both.shape[:2], 2 * K, config.head_dim), 2, 2)
             pair = key, value
         if pair is None:
             raise ValueError("memory=None needs a cache that a call with memory has returned")
         if len(x) % len(pair[0]):
             raise ValueError(f"{len(x)} rows of targets for {len(pair[0])} rows of memory: give a multiple of them")
-        query = dense(shape, shape.width, self.dtype, "query")(x)
-        query = query.reshape(len(pair[0]), -1, shape.heads, shape.head_size)
+        query = dense(config, config.embed_dim, self.dtype, "query")(x)
+        query = query.reshape(len(pair[0]), -1, config.num_heads, config.head_dim)
         y, found = attend(self, query, *pair, False, lengths)
-        return dense(shape, shape.width, self.dtype, "out", writes=True)(y.reshape(x.shape)), pair, found
+        return dense(config, config.embed_dim, self.dtype, "out", writes=True)(y.reshape(x.shape)), pair, found
 
 
 def attend(
@@ -247,30 +253,30 @@ def attend(
     how: dict[str, Any] = {"is_causal": causal, "key_value_seq_lengths": lengths}
     rows = np.arange(query.shape[1]) if query.shape[1] <= WRITTEN_OUT else None
     found = attention_stats(query, key, rows=rows, **how) if module.statistics else None
-    if module.train and module.shape.dropout:
-        how |= {"dropout_rate": module.shape.dropout, "dropout_key": module.make_rng("dropout")}
+    if module.train and module.config.dropout:
+        how |= {"dropout_rate": module.config.dropout, "dropout_key": module.make_rng("dropout")}
     return dot_product_attention(query, key, value, **how), found
 
 
 class MLP(nn.Module):
     """The second half of a block: activation(x W) W', or with a gate activation(x W) * (x V) W'."""
 
-    shape: Shape
+    config: TransformerConfig
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Hidden) -> Hidden:
-        shape, hidden = self.shape, self.shape.hidden or 4 * self.shape.width
-        y = dense(shape, hidden * (2 if shape.gated else 1), self.dtype, "in")(x)
-        gate, *rest = jnp.split(y, 2, -1) if shape.gated else [y]
-        y = ACTIVATIONS[shape.activation](gate)
-        return dense(shape, shape.width, self.dtype, "out", writes=True)(y * rest[0] if rest else y)
+        config, hidden = self.config, self.config.hidden_dim or 4 * self.config.embed_dim
+        y = dense(config, hidden * (2 if config.gated else 1), self.dtype, "in")(x)
+        gate, *rest = jnp.split(y, 2, -1) if config.gated else [y]
+        y = ACTIVATIONS[config.activation](gate)
+        return dense(config, config.embed_dim, self.dtype, "out", writes=True)(y * rest[0] if rest else y)
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), with memory or a cache of it x + cross_attention(norm(x)), then x + mlp(norm(x))."""
 
-    shape: Shape
+    config: TransformerConfig
     causal: bool
     cross: bool
     train: bool
@@ -281,17 +287,17 @@ class Block(nn.Module):
     def __call__(
         self, x: Hidden, lengths: Lengths, memory: Memory, memory_lengths: MemoryLengths, cache: Cache | None
     ) -> tuple[Hidden, tuple[Cache | None, dict[str, AttentionStats | None]]]:
-        shape, how = self.shape, (self.train, self.statistics, self.dtype)
-        drop = Dropout(shape.dropout, self.train)
+        config, how = self.config, (self.train, self.statistics, self.dtype)
+        drop = Dropout(config.dropout, self.train)
         tokens, pair = (None, None) if cache is None else (cache.tokens, cache.memory)
-        attention = SelfAttention(shape, self.causal, *how, name="attention")
-        y, tokens, found = attention(norm(shape, self.dtype, "norm_attention")(x), lengths, tokens)
+        attention = SelfAttention(config, self.causal, *how, name="attention")
+        y, tokens, found = attention(norm(config, self.dtype, "norm_attention")(x), lengths, tokens)
         x, statistics = x + drop(y), {"attention": found}
         if self.cross:
-            attention = CrossAttention(shape, *how, name="cross_attention")
-            y, pair, found = attention(norm(shape, self.dtype, "norm_cross")(x), memory, memory_lengths, pair)
+            attention = CrossAttention(config, *how, name="cross_attention")
+            y, pair, found = attention(norm(config, self.dtype, "norm_cross")(x), memory, memory_lengths, pair)
             x, statistics = x + drop(y), statistics | {"cross_attention": found}
-        y = MLP(shape, self.dtype, name="mlp")(norm(shape, self.dtype, "norm_mlp")(x))
+        y = MLP(config, self.dtype, name="mlp")(norm(config, self.dtype, "norm_mlp")(x))
         return x + drop(y), (None if tokens is None else Cache(tokens, pair), statistics)
 
 
@@ -301,7 +307,7 @@ class Stack(nn.Module):
     Returns hidden [B, T, E], the caches after it, and each block's statistics.
     """
 
-    shape: Shape
+    config: TransformerConfig
     causal: bool
     cross: bool
     dtype: Any = None
@@ -318,25 +324,25 @@ class Stack(nn.Module):
         train: bool = False,
         statistics: bool = False,
     ) -> tuple[Hidden, Any, Any]:
-        shape, how = self.shape, (self.causal, self.cross, train, statistics, self.dtype)
-        x = Dropout(shape.dropout, train)(x)
-        block_class = nn.remat(Block, prevent_cse=not shape.scan) if shape.remat else Block
-        if shape.scan:
+        config, how = self.config, (self.causal, self.cross, train, statistics, self.dtype)
+        x = Dropout(config.dropout, train)(x)
+        block_class = nn.remat(Block, prevent_cse=not config.scan) if config.remat else Block
+        if config.scan:
             loop = nn.scan(
                 block_class,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
-                length=shape.layers,
+                length=config.num_layers,
             )
-            x, (cache, found) = loop(shape, *how, name="block")(x, lengths, memory, memory_lengths, cache)
+            x, (cache, found) = loop(config, *how, name="block")(x, lengths, memory, memory_lengths, cache)
         else:
-            names = ["block"] if shape.shared else [f"block_{layer}" for layer in range(shape.layers)]
-            blocks = [block_class(shape, *how, name=name) for name in names]
-            caches, outs = cache or [None] * shape.layers, []
-            for layer in range(shape.layers):
+            names = ["block"] if config.share_layers else [f"block_{layer}" for layer in range(config.num_layers)]
+            blocks = [block_class(config, *how, name=name) for name in names]
+            caches, outs = cache or [None] * config.num_layers, []
+            for layer in range(config.num_layers):
                 block = blocks[layer % len(blocks)]
                 x, out = block(x, lengths, memory, memory_lengths, caches[layer])
                 outs.append(out)
             cache, found = zip(*outs, strict=True)
-        return norm(shape, self.dtype, "norm")(x), cache, found
+        return norm(config, self.dtype, "norm")(x), cache, found

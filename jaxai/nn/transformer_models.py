@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxai.nn.transformer import Hidden, Lengths, Memory, MemoryLengths, Shape, Stack, Tokens, lengths_of
+from jaxai.nn.transformer import Hidden, Lengths, Memory, MemoryLengths, Stack, Tokens, TransformerConfig, lengths_of
 from jaxai.ops.dense import dense as product
 from jaxai.typing import Array
 
@@ -17,29 +17,29 @@ class Embedding(nn.Module):
     where these are learned, ``logits`` [E, V] where they are not tied."""
 
     vocabulary: int
-    shape: Shape
+    config: TransformerConfig
     dtype: Any = None
 
     def setup(self) -> None:
-        shape, init = self.shape, nn.initializers.normal(self.shape.init_std)
-        self.tokens = self.param("tokens", init, (self.vocabulary, shape.width))
-        if shape.position == "learned":
-            self.positions = self.param("positions", init, (shape.max_length, shape.width))
-        if not shape.tied:
-            self.kernel = self.param("logits", init, (shape.width, self.vocabulary))
+        config, init = self.config, nn.initializers.normal(self.config.init_std)
+        self.tokens = self.param("tokens", init, (self.vocabulary, config.embed_dim))
+        if config.position == "learned":
+            self.positions = self.param("positions", init, (config.max_length, config.embed_dim))
+        if not config.tied:
+            self.kernel = self.param("logits", init, (config.embed_dim, self.vocabulary))
 
     def __call__(self, tokens: Tokens, before: Lengths = None) -> Hidden:
         """``before``: how many tokens of each row came earlier."""
         x, T = jnp.take(self.tokens, tokens, axis=0), tokens.shape[1]
-        if self.shape.position == "learned":
-            if self.shape.max_length < T:
-                raise ValueError(f"{T} tokens, but max_length={self.shape.max_length} positions were learned")
+        if self.config.position == "learned":
+            if self.config.max_length < T:
+                raise ValueError(f"{T} tokens, but max_length={self.config.max_length} positions were learned")
             start = jnp.zeros((1, 1), jnp.int32) if before is None else before[:, None]
             x = x + jnp.take(self.positions, start + jnp.arange(T)[None], axis=0)
         return x.astype(self.dtype or x.dtype)
 
     def logits(self, x: Hidden) -> Float[Array, "B T V"]:
-        kernel = self.tokens.T if self.shape.tied else self.kernel
+        kernel = self.tokens.T if self.config.tied else self.kernel
         return product(x, kernel.astype(x.dtype)).astype(jnp.float32)
 
 
@@ -50,24 +50,24 @@ class LanguageModel(nn.Module):
     With ``statistics`` ``out["statistics"]`` has the attention of each block. ``train`` needs an rng ``dropout``.
     Raises ValueError for more tokens than learned positions.
 
-    >>> model, tokens = LanguageModel(65, Shape(width=32, layers=2)), jnp.zeros((1, 8), int)
+    >>> model, tokens = LanguageModel(65, TransformerConfig(embed_dim=32, num_layers=2)), jnp.zeros((1, 8), int)
     >>> variables = model.init(jax.random.key(0), tokens)
-    >>> logits, out = model.apply(variables, tokens, cache=init_cache(model.shape, batch=1, capacity=16))
+    >>> logits, out = model.apply(variables, tokens, cache=init_cache(model.config, batch=1, capacity=16))
     >>> logits.shape, lengths_of(out["cache"]).tolist()
     ((1, 8, 65), [8])
     """
 
     vocabulary: int
-    shape: Shape
+    config: TransformerConfig
     dtype: Any = None
 
     @nn.compact
     def __call__(
         self, tokens: Tokens, *, cache: Any = None, train: bool = False, statistics: bool = False
     ) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
-        embedding = Embedding(self.vocabulary, self.shape, self.dtype, name="embedding")
+        embedding = Embedding(self.vocabulary, self.config, self.dtype, name="embedding")
         x = embedding(tokens, None if cache is None else lengths_of(cache))
-        decoder = Stack(self.shape, causal=True, cross=False, dtype=self.dtype, name="decoder")
+        decoder = Stack(self.config, causal=True, cross=False, dtype=self.dtype, name="decoder")
         x, cache, found = decoder(x, cache=cache, train=train, statistics=statistics)
         return embedding.logits(x), {"cache": cache, "statistics": found}
 
@@ -76,21 +76,21 @@ class Encoder(nn.Module):
     """Tokens [B, T], of which ``lengths`` [B] are real, to hidden [B, T, E]; every token sees all real ones."""
 
     vocabulary: int
-    shape: Shape
+    config: TransformerConfig
     dtype: Any = None
 
     @nn.compact
     def __call__(
         self, tokens: Tokens, lengths: Lengths = None, *, train: bool = False, statistics: bool = False
     ) -> tuple[Hidden, dict[str, Any]]:
-        x = Embedding(self.vocabulary, self.shape, self.dtype, name="embedding")(tokens)
-        encoder = Stack(self.shape, causal=False, cross=False, dtype=self.dtype, name="encoder")
+        x = Embedding(self.vocabulary, self.config, self.dtype, name="embedding")(tokens)
+        encoder = Stack(self.config, causal=False, cross=False, dtype=self.dtype, name="encoder")
         x, _, found = encoder(x, lengths, train=train, statistics=statistics)
         return x, {"statistics": found}
 
 
 class EncoderDecoder(nn.Module):
-    """An encoder and a decoder of one shape with one embedding: the logits of the next target token, [B, T, V].
+    """An encoder and a decoder of one config with one embedding: the logits of the next target token, [B, T, V].
 
     Source and target tokens int [B, S] and [B, T], of the source ``source_lengths`` [B] real. To decode, call `encode`
     once, `decode` with its memory [M, S, E] and an `init_cache` of B = M * beams rows, then `decode` with the cache it
@@ -98,13 +98,13 @@ class EncoderDecoder(nn.Module):
     """
 
     vocabulary: int
-    shape: Shape
+    config: TransformerConfig
     dtype: Any = None
 
     def setup(self) -> None:
-        self.embedding = Embedding(self.vocabulary, self.shape, self.dtype)
-        self.encoder = Stack(self.shape, causal=False, cross=False, dtype=self.dtype)
-        self.decoder = Stack(self.shape, causal=True, cross=True, dtype=self.dtype)
+        self.embedding = Embedding(self.vocabulary, self.config, self.dtype)
+        self.encoder = Stack(self.config, causal=False, cross=False, dtype=self.dtype)
+        self.decoder = Stack(self.config, causal=True, cross=True, dtype=self.dtype)
 
     def __call__(
         self, source: Int[Array | np.ndarray, "B S"], target: Tokens, source_lengths: Lengths = None, **how: bool

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from jaxai.typing import Array, Images
 
 
-def folded(images: Images, size: int) -> Float[Array, "B rows columns F"]:
+def space_to_depth(images: Images, size: int) -> Float[Array, "B rows columns F"]:
     """Squares of ``size`` x ``size`` pixels as channels (space to depth). ValueError where they don't fit."""
     B, height, width, C = images.shape
     if size < 1 or height % size or width % size:
@@ -15,8 +15,8 @@ def folded(images: Images, size: int) -> Float[Array, "B rows columns F"]:
     return x.reshape(B, height // size, width // size, -1)
 
 
-def unfolded(maps: Float[Array, "B rows columns F"], size: int) -> Images:
-    """The inverse of `folded` (depth to space)."""
+def depth_to_space(maps: Float[Array, "B rows columns F"], size: int) -> Images:
+    """The inverse of `space_to_depth` (depth to space)."""
     B, rows, columns, F = maps.shape
     x = maps.reshape(B, rows, columns, size, size, F // size**2).swapaxes(2, 3)
     return x.reshape(B, rows * size, columns * size, -1)

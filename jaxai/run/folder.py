@@ -13,17 +13,11 @@ from typing import Any, cast
 
 import jax
 
-from jaxai.config import Common, Finished
+from jaxai.config import Common, Finished, is_resumable
 from jaxai.distributed.processes import barrier, first_process
 from jaxai.run.files import rename_to_free, write_json
 
 logger = logging.getLogger(__name__)
-
-FREE = {"steps", "platform", "devices", "workdir", "data_dir", "text", "resume", "tensorboard"}
-FREE |= {"steps_per_call", "parts", "on_collapse", "collapse_after"}
-FREE |= {"mesh", "shard_parameters", "coordinator", "num_processes", "process_id", "watchdog"}
-FREE |= {"checkpoint_seconds", "checkpoint_every", "keep", "keep_lowest", "keep_highest", "on_nonfinite"}
-"""Options that may differ between two starts of one run; every other one, and the data, is part of what the run is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +143,7 @@ def locked(run: Run) -> Iterator[None]:
         os.close(descriptor)
 
 
-def revived[T](kind: type[T], values: Mapping[str, Any]) -> T:
+def config_from_json[T](kind: type[T], values: Mapping[str, Any]) -> T:
     """The dataclass of a config.json's values, dataclasses within it too; what it does not name keeps its default.
 
     Raises TypeError or ValueError for values that no such config has.
@@ -159,7 +153,7 @@ def revived[T](kind: type[T], values: Mapping[str, Any]) -> T:
         if field.name in values:
             value, hint = values[field.name], kinds[field.name]
             if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-                value = revived(cast(type, hint), value)
+                value = config_from_json(cast(type, hint), value)
             made[field.name] = tuple(value) if isinstance(value, list) else value
     return kind(**made)
 
@@ -186,7 +180,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def run_identity(experiment: str, config: Common, data: Mapping[str, Any]) -> dict[str, Any]:
     """What must be equal for two starts to be one run, as JSON values."""
-    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
+    free = {field.name for field in dataclasses.fields(config) if is_resumable(field)}
+    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in free}
     if taken := fields.keys() & {"experiment", "data"}:
         raise ValueError(
             f"{type(config).__name__}.{min(taken)} is a name of config.json's own: call the field otherwise"

@@ -18,10 +18,10 @@ Step = Callable[[Any, Any], tuple[Any, dict[str, Array]]]
 
 CALL_SECONDS, LONGEST_CALL = 0.03, 32  # of a call on an accelerator; the host needs some 1 ms for each
 SKIPPED, WORST = "skipped", "worst_leaf"
-"""What `skipping` adds to the metrics."""
+"""What `skip_nonfinite` adds to the metrics."""
 
 
-class Take:
+class CompiledStep:
     """A step as compiled programs: (state, the rows of some batches) -> (state, each metric [steps]).
 
     The state is donated. A call takes 1 to ``limit`` steps; on a CPU one program takes any number of them, and what a
@@ -36,7 +36,7 @@ class Take:
         def fed(state: PyTree, rows: PyTree, arrays: PyTree) -> tuple[PyTree, dict[str, Array]]:
             return step(state, feed.batch(arrays, rows))
 
-        function = scanned(fed) if fixed else several(fed, limit) if limit > 1 else single(fed)
+        function = scanned(fed) if fixed else multi_step(fed, limit) if limit > 1 else single(fed)
         self._function = jax.jit(function, donate_argnums=0, out_shardings=(shardings, None))
         self._feed, self._padded, self._sharding = feed, 0 if fixed else limit, batch_sharding(mesh, axis=1)
         self._programs: dict[tuple, Any] = {}
@@ -92,7 +92,7 @@ def scanned(step: FedStep) -> Program:
     return loop
 
 
-def several(step: FedStep, limit: int) -> Program:
+def multi_step(step: FedStep, limit: int) -> Program:
     """The first ``count`` steps; the metrics of the others are 0."""
 
     def loop(state: PyTree, stack: PyTree, arrays: PyTree, count: Array) -> tuple[PyTree, dict[str, Array]]:
@@ -124,7 +124,7 @@ def steps_a_call(seconds: float, apart: int) -> int:
     return max(divisors, default=most)
 
 
-def skipping(step: Step) -> Step:
+def skip_nonfinite(step: Step) -> Step:
     """A step of which nothing is applied, but that it counts, where a metric or a float of the new state is not finite.
 
     Adds the metrics ``skipped``, 1 or 0, and ``worst_leaf``, the number of the state's float leaf (of `float_leaves`)

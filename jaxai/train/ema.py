@@ -7,7 +7,7 @@ from jaxtyping import Array, ArrayLike
 from jaxai.typing import PyTree
 
 
-def average_decay(step: ArrayLike, batch_size: int, half_life: float, ramp_up: float = 0.05) -> Array:
+def ema_decay(step: ArrayLike, batch_size: int, half_life: float, ramp_up: float = 0.05) -> Array:
     """Decay per step of a moving average whose half-life is counted in images.
 
     decay = 0.5 ** (batch_size / min(half_life, ramp_up * images seen)): early on the average forgets faster, so that it
@@ -17,6 +17,6 @@ def average_decay(step: ArrayLike, batch_size: int, half_life: float, ramp_up: f
     return 0.5 ** (batch_size / jnp.minimum(half_life, ramp_up * images_seen))
 
 
-def update_average(average: PyTree, params: PyTree, decay: ArrayLike) -> PyTree:
+def update_ema(ema_params: PyTree, params: PyTree, decay: ArrayLike) -> PyTree:
     """decay * average + (1 - decay) * params, leaf by leaf."""
-    return jax.tree.map(lambda a, p: p + decay * (a - p), average, params)
+    return jax.tree.map(lambda a, p: p + decay * (a - p), ema_params, params)

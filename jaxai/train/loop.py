@@ -16,16 +16,16 @@ from jax.sharding import Mesh
 
 from jaxai.config import Training
 from jaxai.distributed.mesh import on_accelerator
-from jaxai.distributed.processes import local, local_mesh, watched
+from jaxai.distributed.processes import local, local_mesh, watchdog
 from jaxai.distributed.sharding import state_sharding
-from jaxai.errors import Interrupted, Setback
+from jaxai.errors import Interrupted, Rollback
 from jaxai.run.checkpoint import Checkpoints
 from jaxai.run.folder import Run, check_same, locked
 from jaxai.run.log import MetricsLog, Progress
-from jaxai.train.compiled_step import Step, Take, skipping, steps_a_call
+from jaxai.train.compiled_step import CompiledStep, Step, skip_nonfinite, steps_a_call
 from jaxai.train.feed import Batches, feed_of
-from jaxai.train.nonfinite import Finite, Taken
-from jaxai.train.rollback import go_back, read_setbacks, with_other_noise
+from jaxai.train.nonfinite import CallResult, NonFiniteMonitor
+from jaxai.train.rollback import read_rollbacks, roll_back, with_new_keys
 from jaxai.train.signals import Signals
 from jaxai.typing import PyTree
 
@@ -82,9 +82,9 @@ def fit(
 
     There is a checkpoint after every ``config.checkpoint_seconds``, at multiples of ``config.checkpoint_every``, where
     ``config.save_evaluations`` at those of ``every``, and after the last step; it is written while the training goes
-    on. Metrics that are not finite are treated as `Finite` says; nothing of such a step is saved. A `Setback` deletes
-    the checkpoints after its step and goes on from the newest that is left, or from the start, on the same batches with
-    other noise; ``setbacks.json`` lists them, the fourth raises Stopped. SIGTERM and SIGINT save and raise Interrupted.
+    on. `NonFiniteMonitor` handles metrics that are not finite; nothing of such a step is saved. A `Rollback` deletes
+    the checkpoints after its step and resumes from the newest one left, or from the start, on the same batches with a
+    new key; ``rollbacks.json`` lists them, the fourth raises Stopped. SIGTERM and SIGINT save and raise Interrupted.
     Raises ValueError where another process trains in the run's folder, and Stopped where a checkpoint can't be written.
     """
     with jax.set_mesh(mesh), locked(run), Signals(mesh) as signals:
@@ -129,11 +129,11 @@ class Loop:
         self.durations: list[float] = []
         self.feed = feed_of(self.batches, self.mesh, resident=self.accelerator)
         self.first = self.batches.get_state()
-        self.setbacks = read_setbacks(self.run)
-        self.take: Take | None = None
+        self.rollbacks = read_rollbacks(self.run)
+        self.take: CompiledStep | None = None
 
     def run_until_done(self) -> Result:
-        """Begin, advance, and begin again after each setback."""
+        """Begin, advance, and begin again after each rollback."""
         while True:
             state, start, pending = self.begin()
             if start >= self.config.steps and pending is None:
@@ -145,9 +145,9 @@ class Loop:
             with closing(log), closing(bar):
                 try:
                     return Result(local(self.advance(take, state, start, pending, log, bar), self.mesh), **self.times)
-                except Setback as setback:
+                except Rollback as rollback:
                     self.times["train_seconds"] += self.clock.lap()
-                    go_back(self.run, self.checkpoints, setback, self.setbacks)
+                    roll_back(self.run, self.checkpoints, rollback, self.rollbacks)
 
     def begin(self) -> tuple[PyTree, int, dict[str, float] | None]:
         """The state to go on from, its step, and that step's metrics where its functions are still to be called."""
@@ -164,17 +164,17 @@ class Loop:
         else:
             state = jax.jit(self.init, out_shardings=self.shardings)()
             self.batches.set_state(self.first)
-        if self.setbacks and self.setbacks[-1]["to"] == start:
-            other = partial(with_other_noise, number=len(self.setbacks))
+        if self.rollbacks and self.rollbacks[-1]["to"] == start:
+            other = partial(with_new_keys, number=len(self.rollbacks))
             state = jax.jit(other, out_shardings=self.shardings)(state)
         return state, start, pending
 
-    def compiled(self, state: PyTree) -> Take:
+    def compiled(self, state: PyTree) -> CompiledStep:
         """The step, compiled once."""
         if self.take is None:
-            step = skipping(self.step) if self.config.on_nonfinite == "skip" else self.step
+            step = skip_nonfinite(self.step) if self.config.on_nonfinite == "skip" else self.step
             limit, how = self.length or 1, {"fixed": self.accelerator}
-            self.take = Take(step, self.shardings, self.feed, self.mesh, limit, **how)
+            self.take = CompiledStep(step, self.shardings, self.feed, self.mesh, limit, **how)
             self.clock.lap()
             self.take.compile(state)
             if self.accelerator and limit > 1:
@@ -183,7 +183,7 @@ class Loop:
             self.times["compile_seconds"] += seconds
         return self.take
 
-    def measured(self, take: Take, state: PyTree, metrics: PyTree, began: float) -> None:
+    def measured(self, take: CompiledStep, state: PyTree, metrics: PyTree, began: float) -> None:
         """Note how long a single step took; after some of them choose how many a call takes, and compile that."""
         jax.block_until_ready(metrics)
         self.durations.append(time.perf_counter() - began)
@@ -201,7 +201,13 @@ class Loop:
         self.length = length
 
     def advance(
-        self, take: Take, state: PyTree, start: int, pending: dict[str, float] | None, log: MetricsLog, bar: Progress
+        self,
+        take: CompiledStep,
+        state: PyTree,
+        start: int,
+        pending: dict[str, float] | None,
+        log: MetricsLog,
+        bar: Progress,
     ) -> PyTree:
         """The state at the last step."""
 
@@ -209,7 +215,7 @@ class Loop:
             log.write(step, values)
             bar.update(step, values)
 
-        finite, steps = Finite(self.run, self.config.on_nonfinite), self.config.steps
+        finite, steps = NonFiniteMonitor(self.run, self.config.on_nonfinite), self.config.steps
         if (pending is not None or not start) and (values := (pending or {}) | self.call_due(start, state)):
             write(start, values)
             if start:
@@ -221,11 +227,11 @@ class Loop:
             count = self.steps_of_call(done)
             rows = [next(self.feed.rows) for _ in range(count)]
             began = time.perf_counter()
-            with self.watched():
+            with self.watchdog():
                 state, metrics = take(state, rows)
                 if self.length is None:
                     self.measured(take, state, metrics, began)
-                ready, late = late, Taken(done, count, metrics, [ids_of(row) for row in rows])
+                ready, late = late, CallResult(done, count, metrics, [ids_of(row) for row in rows])
                 if ready:  # one call late: the device works while the host fetches and prepares
                     for row in finite.rows(ready, state):
                         write(*row)
@@ -235,7 +241,7 @@ class Loop:
             if not save and not self.is_due(done):
                 continue
             values = {}
-            with self.watched():
+            with self.watchdog():
                 for step, values in finite.rows(late, state):
                     if step < done:
                         write(step, values)
@@ -250,15 +256,15 @@ class Loop:
                 signal, pending = interrupted.number, values
             if save or signal:  # which may have come meanwhile
                 log.flush()
-                with self.watched():
+                with self.watchdog():
                     self.save(done, state, values, pending)
             if signal:
                 raise Interrupted(signal)
         return state
 
-    def watched(self) -> AbstractContextManager[None]:
+    def watchdog(self) -> AbstractContextManager[None]:
         """What must not take longer than the watchdog allows, with several processes."""
-        return watched(self.config.watchdog if jax.process_count() > 1 else 0.0)
+        return watchdog(self.config.watchdog if jax.process_count() > 1 else 0.0)
 
     def stops(self) -> list[int]:
         """After every multiple of which numbers of steps the host has something to do."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxai.errors import Setback
+from jaxai.errors import Rollback
 from jaxai.run.files import write_json
 from jaxai.run.folder import Run
 from jaxai.train.compiled_step import SKIPPED, WORST, float_leaves
@@ -23,7 +23,7 @@ LIMIT = 10  # steps skipped one after the other
 
 
 @dataclasses.dataclass(frozen=True)
-class Taken:
+class CallResult:
     """What one call did: the ``count`` steps after ``done``, their metrics on the device, the ids of their examples."""
 
     done: int
@@ -32,17 +32,17 @@ class Taken:
     ids: list[Any]
 
 
-class Finite:
-    """Reads the metrics of steps; one that is not finite is reported in the run's ``nonfinite.json``, and then...
+class NonFiniteMonitor:
+    """Fetch the metrics of steps, report non-finite ones in ``nonfinite.json``, follow a policy.
 
-    ``abort`` raises FloatingPointError; ``rollback`` raises Setback; ``skip``, whose steps are `skipping`, warns, and
-    raises FloatingPointError at the tenth such step in a row.
+    ``abort`` raises FloatingPointError; ``rollback`` raises Rollback; ``skip`` (with steps from `skip_nonfinite`)
+    warns, and raises FloatingPointError at the tenth such step in a row.
     """
 
     def __init__(self, run: Run, policy: Policy) -> None:
         self._run, self._policy, self._in_a_row = run, policy, 0
 
-    def rows(self, taken: Taken, state: PyTree) -> Iterator[tuple[int, dict[str, float]]]:
+    def rows(self, taken: CallResult, state: PyTree) -> Iterator[tuple[int, dict[str, float]]]:
         """(step, its metrics) on the host. ``state`` may be further than that step, or the one after it."""
         columns = jax.device_get(dict(taken.metrics))
         for row in range(taken.count):
@@ -78,7 +78,7 @@ class Finite:
     def _act(self, step: int, what: str) -> None:
         message = f"{what} at step {step}, see {self._run.folder / 'nonfinite.json'}"
         if self._policy == "rollback":
-            raise Setback(message, well=step - 1)
+            raise Rollback(message, last_good_step=step - 1)
         self._in_a_row += 1
         if self._policy == "abort":
             advice = "lower the learning rate and start again with --resume never, or go on with --on-nonfinite skip"

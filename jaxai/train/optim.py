@@ -24,7 +24,7 @@ class Adam:
     warmup: int = 0
     """Steps over which the learning rate rises linearly from 0."""
     final_rate: float = 1.0
-    """The learning rate at the horizon, as a share of learning_rate; a cosine leads there from the warm-up's end."""
+    """Learning rate after decay_steps as a share of learning_rate; a cosine leads there after the warm-up."""
     weight_decay: float = 0.0
     decay: Literal["all", "matrices"] = "all"
     """What decays: all parameters, or only kernels and embeddings: neither a ``bias`` nor a ``scale``."""
@@ -53,7 +53,7 @@ class Airbench:
     weight_decay: float = 2e-6
     """Of biases and head: an example's share in what a parameter shrinks by in a step, before the rates' decay."""
     whitening_share: float = 3 / 8
-    """The share of the horizon in which the whitening bias is trained."""
+    """The share of the decay_steps in which the whitening bias is trained."""
 
     def __post_init__(self) -> None:
         if not min(self.filter_rate, self.bias_rate, self.head_rate) > 0:
@@ -62,17 +62,17 @@ class Airbench:
             raise ValueError("weight_decay must be 0 or more, whitening_share more than 0 and at most 1")
 
 
-def schedule(config: Adam, horizon: int) -> optax.Schedule:
-    """The learning rate at a step: linear warm-up, then a cosine to its final share at ``horizon``, then constant."""
+def schedule(config: Adam, decay_steps: int) -> optax.Schedule:
+    """Learning rate schedule: linear warm-up, a cosine to the final share at ``decay_steps``, then constant."""
     rate, start = config.learning_rate, 0.0 if config.warmup else config.learning_rate
-    if horizon <= config.warmup:
-        raise ValueError(f"horizon {horizon} must exceed warmup {config.warmup}")
-    return optax.warmup_cosine_decay_schedule(start, rate, config.warmup, horizon, rate * config.final_rate)
+    if decay_steps <= config.warmup:
+        raise ValueError(f"decay_steps {decay_steps} must exceed warmup {config.warmup}")
+    return optax.warmup_cosine_decay_schedule(start, rate, config.warmup, decay_steps, rate * config.final_rate)
 
 
-def optimizer(config: Adam, horizon: int) -> optax.GradientTransformation:
-    """The optax transformation of a config whose learning rate takes its course over ``horizon`` steps."""
-    rate = schedule(config, horizon)
+def optimizer(config: Adam, decay_steps: int) -> optax.GradientTransformation:
+    """The optax transformation of a config whose learning rate takes its course over ``decay_steps`` steps."""
+    rate = schedule(config, decay_steps)
     mask = None if config.decay == "all" else matrices
     parts = [optax.add_decayed_weights(config.weight_decay, mask)] if config.weight_decay else []
     tx = optax.chain(scale_by_adam(config.beta1, config.beta2), *parts, optax.scale_by_learning_rate(rate))
@@ -123,10 +123,10 @@ def matrices(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ("bias", "scale"), params)
 
 
-def airbench_optimizer(config: Airbench, horizon: int, batch_size: int) -> optax.GradientTransformation:
+def airbench_optimizer(config: Airbench, decay_steps: int, batch_size: int) -> optax.GradientTransformation:
     """The transformation for parameters of `jaxai.nn.cnn.AirbenchCNN`, on gradients of the mean loss over a batch.
 
-    All rates fall linearly to 0 over ``horizon`` steps, that of the whitening bias over its share of them. A kernel w
+    All rates fall linearly to 0 over ``decay_steps``, that of the whitening bias over its share of them. A kernel w
     becomes sqrt(outputs) w / |w| - rate * Muon's update, orthogonalised with 3 Newton-Schulz steps as a matrix of
     outputs by the rest (momentum 0.6, Nesterov). Biases and head follow ``batch_size`` times their gradient, plus
     weight_decay * batch_size / rate of themselves. The whitening kernel stays.
@@ -147,15 +147,15 @@ def airbench_optimizer(config: Airbench, horizon: int, batch_size: int) -> optax
         scale_by_muon(
             ns_steps=3, beta=0.6, weight_dimension_numbers=lambda kernels: jax.tree.map(lambda _: as_matrix, kernels)
         ),
-        optax.scale_by_learning_rate(optax.linear_schedule(config.filter_rate, 0.0, horizon)),
+        optax.scale_by_learning_rate(optax.linear_schedule(config.filter_rate, 0.0, decay_steps)),
         rescale_kernels(),
     )
     transforms: dict[Hashable, optax.GradientTransformation] = {
         "whitening kernel": optax.set_to_zero(),
-        "whitening bias": sgd(config.bias_rate, max(1, round(config.whitening_share * horizon))),
+        "whitening bias": sgd(config.bias_rate, max(1, round(config.whitening_share * decay_steps))),
         "kernel": muon,
-        "bias": sgd(config.bias_rate, horizon),
-        "head": sgd(config.head_rate, horizon),
+        "bias": sgd(config.bias_rate, decay_steps),
+        "head": sgd(config.head_rate, decay_steps),
     }
     return optax.partition(transforms, airbench_groups)
 
@@ -176,7 +176,7 @@ def rescale_kernels() -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree.map(rescaled, updates, params))
 
 
-def cosine(step: ArrayLike, start: float, end: float, horizon: int) -> Array:
-    """From ``start`` at step 0 to ``end`` at step ``horizon`` along half a cosine, then constant."""
-    share = jnp.clip(step / max(horizon, 1), 0.0, 1.0)
+def cosine(step: ArrayLike, start: float, end: float, decay_steps: int) -> Array:
+    """From ``start`` at step 0 to ``end`` at step ``decay_steps`` along half a cosine, then constant."""
+    share = jnp.clip(step / max(decay_steps, 1), 0.0, 1.0)
     return end + (start - end) * 0.5 * (1.0 + jnp.cos(math.pi * share))

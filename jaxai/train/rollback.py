@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxai.distributed.processes import first_process
-from jaxai.errors import Setback, Stopped
+from jaxai.errors import Rollback, Stopped
 from jaxai.run.checkpoint import Checkpoints
 from jaxai.run.files import write_json
 from jaxai.run.folder import Run
@@ -23,35 +23,35 @@ logger = logging.getLogger(__name__)
 LIMIT = 3  # after so many a run stops
 
 
-def go_back(run: Run, checkpoints: Checkpoints, setback: Setback, setbacks: list[dict[str, Any]]) -> None:
-    """Delete the checkpoints after the step at which all was well, note it, say so. Stopped at the fourth time."""
-    if len(setbacks) == LIMIT:
-        raise Stopped(f"{setback}; {LIMIT} times before it went back (setbacks.json): change the training")
-    well = setback.well
+def roll_back(run: Run, checkpoints: Checkpoints, rollback: Rollback, rollbacks: list[dict[str, Any]]) -> None:
+    """Delete the checkpoints after the last good step, record and log it. Raises Stopped at the fourth rollback."""
+    if len(rollbacks) == LIMIT:
+        raise Stopped(f"{rollback}; {LIMIT} times before it went back (rollbacks.json): change the training")
+    good = rollback.last_good_step
     if jax.process_count() > 1:  # the first knows all of the run's metrics
-        well = int(multihost_utils.broadcast_one_to_all(np.int32(well)))
-    to = checkpoints.drop_after(well)
-    setbacks.append({"reason": str(setback), "to": to})
+        good = int(multihost_utils.broadcast_one_to_all(np.int32(good)))
+    to = checkpoints.drop_after(good)
+    rollbacks.append({"reason": str(rollback), "to": to})
     if first_process():
-        write_json(run.shared / "setbacks.json", {"setbacks": setbacks})
-    logger.warning("%s: back to step %d, with other noise", setback, to)
+        write_json(run.shared / "rollbacks.json", {"rollbacks": rollbacks})
+    logger.warning("%s: back to step %d, with other noise", rollback, to)
 
 
-def read_setbacks(run: Run) -> list[dict[str, Any]]:
+def read_rollbacks(run: Run) -> list[dict[str, Any]]:
     """The ``reason`` of each time that this run went back, and the step ``to`` which it did."""
-    path = run.shared / "setbacks.json"
+    path = run.shared / "rollbacks.json"
     if not path.exists():
         return []
     try:
-        setbacks = json.loads(path.read_bytes())["setbacks"]
-        if all(isinstance(entry["reason"], str) and isinstance(entry["to"], int) for entry in setbacks):
-            return setbacks
+        rollbacks = json.loads(path.read_bytes())["rollbacks"]
+        if all(isinstance(entry["reason"], str) and isinstance(entry["to"], int) for entry in rollbacks):
+            return rollbacks
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise ValueError(f"{path} is damaged: --resume never moves the run aside and starts anew")
 
 
-def with_other_noise(state: PyTree, number: int) -> PyTree:
+def with_new_keys(state: PyTree, number: int) -> PyTree:
     """A state whose typed keys are new, for each number >= 1 other ones."""
     fold = partial(jax.random.fold_in, data=2**32 - 1 - number)  # a number that no step has
 

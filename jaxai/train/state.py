@@ -9,14 +9,14 @@ from flax import struct
 class TrainState:
     """State of supervised training.
 
-    ``step`` int32 [], updates done; ``params`` and ``average`` (their moving average, or None) float32 pytrees;
+    ``step`` int32 [], updates done; ``params`` and ``ema_params`` (their moving average, or None) float32 pytrees;
     ``opt_state`` of optax; ``key`` a typed key that never changes: a step's randomness is ``fold_in(key, step)``;
     ``carry`` what the loss function hands from a batch to the next, such as a recurrent network's state, or None.
     """
 
     step: Any
     params: Any
-    average: Any
+    ema_params: Any
     opt_state: Any
     key: Any
     carry: Any = None

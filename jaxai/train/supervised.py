@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxai.distributed.sharding import whole
-from jaxai.train.ema import average_decay, update_average
+from jaxai.distributed.sharding import gather_params
+from jaxai.train.ema import ema_decay, update_ema
 from jaxai.train.state import TrainState
 from jaxai.typing import Array, PyTree
 
@@ -19,11 +19,11 @@ CarryLossFn = Callable[[PyTree, PyTree, Array, PyTree], tuple[Array, tuple[dict[
 
 
 def init_state(
-    params: PyTree, tx: optax.GradientTransformation, key: Array, *, keep_average: bool = False, carry: Any = None
+    params: PyTree, tx: optax.GradientTransformation, key: Array, *, keep_ema: bool = False, carry: Any = None
 ) -> TrainState:
-    """The state before the first step; ``key`` a typed key; ``average`` is None without ``keep_average``."""
-    average = jax.tree.map(jnp.copy, params) if keep_average else None
-    return TrainState(jnp.zeros((), "int32"), params, average, tx.init(params), key, carry)
+    """The state before the first step; ``key`` a typed key; ``ema_params`` is None without ``keep_ema``."""
+    ema_params = jax.tree.map(jnp.copy, params) if keep_ema else None
+    return TrainState(jnp.zeros((), "int32"), params, ema_params, tx.init(params), key, carry)
 
 
 def train_step(
@@ -32,60 +32,66 @@ def train_step(
     *,
     loss_fn: LossFn | CarryLossFn,
     tx: optax.GradientTransformation,
-    average_half_life: float = 0.0,
-    parts: int = 1,
+    ema_half_life: float = 0.0,
+    accumulation_steps: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update of all parameters: params - tx(grad of the loss over the batch).
 
-    ``average_half_life``, in examples, must be positive where ``state.average`` is kept. With ``parts`` above 1 loss,
-    metrics and gradient are the means of those of so many equal parts of the batch, computed one after the other: less
-    memory, and on CPU up to 1.2 times the speed, as a part stays in the cache. It is the same step where ``loss_fn`` is
-    a mean over examples. Metrics: ``loss``, those of ``loss_fn``, and the norms of gradient, parameters and update, all
-    float32 []. ValueError for a batch that has no such parts.
+    ``ema_half_life``, in examples, must be positive if ``state.ema_params`` is kept. ``accumulation_steps`` > 1 split
+    the batch into that many equal parts, computed one after the other, and average loss, metrics and gradient over
+    them: less memory, and on CPU up to 1.2 times the speed, as a part stays in the cache. The step is the same if
+    ``loss_fn`` is a mean over examples. Metrics: ``loss``, those of ``loss_fn``, and the norms of gradient, parameters
+    and update, all float32 []. ValueError if ``accumulation_steps`` does not divide the batch.
 
     With a ``state.carry``, ``loss_fn`` is a `CarryLossFn`. No gradient flows into it: that is truncated backpropagation
-    through time. ValueError for ``parts`` above 1.
+    through time. ValueError for ``accumulation_steps`` above 1.
     """
     key = jax.random.fold_in(state.key, state.step)
     carry = state.carry
     if carry is None:
-        (loss, metrics), grads = gradient(cast(LossFn, loss_fn), whole(state.params), batch, key, parts)
-    elif parts == 1:
+        (loss, metrics), grads = gradient(
+            cast(LossFn, loss_fn), gather_params(state.params), batch, key, accumulation_steps
+        )
+    elif accumulation_steps == 1:
         value_and_grad = jax.value_and_grad(cast(CarryLossFn, loss_fn), has_aux=True)
-        (loss, (metrics, carry)), grads = value_and_grad(whole(state.params), batch, key, carry)
+        (loss, (metrics, carry)), grads = value_and_grad(gather_params(state.params), batch, key, carry)
     else:
-        raise ValueError(f"parts={parts} with a carry, which belongs to the whole batch: give parts=1")
+        raise ValueError(
+            f"accumulation_steps={accumulation_steps} with a carry, which belongs to the whole batch: give 1"
+        )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    average = state.average
-    if average is not None:
+    ema_params = state.ema_params
+    if ema_params is not None:
         batch_size = len(jax.tree.leaves(batch)[0])
-        average = update_average(average, params, average_decay(state.step, batch_size, average_half_life))
+        ema_params = update_ema(ema_params, params, ema_decay(state.step, batch_size, ema_half_life))
     metrics = {"loss": loss, **metrics, **norms(grads, params, updates)}
-    return TrainState(state.step + 1, params, average, opt_state, state.key, carry), metrics
+    return TrainState(state.step + 1, params, ema_params, opt_state, state.key, carry), metrics
 
 
 def gradient(
-    loss_fn: LossFn, params: PyTree, batch: PyTree, key: Array, parts: int
+    loss_fn: LossFn, params: PyTree, batch: PyTree, key: Array, accumulation_steps: int
 ) -> tuple[tuple[Array, dict[str, Array]], PyTree]:
     """((loss, metrics), gradient), the means over equal parts of the batch, of which each has a key of its own."""
     of_part = jax.value_and_grad(loss_fn, has_aux=True)
-    if parts == 1:
+    if accumulation_steps == 1:
         return of_part(params, batch, key)
     size = len(jax.tree.leaves(batch)[0])
-    if parts < 1 or size % parts:
-        raise ValueError(f"parts={parts} for a batch of {size}: give a divisor of it")
+    if accumulation_steps < 1 or size % accumulation_steps:
+        raise ValueError(f"accumulation_steps={accumulation_steps} for a batch of {size}: give a divisor of it")
 
     def add(total: PyTree, part: PyTree) -> tuple[PyTree, None]:
         index, examples = part
         values = of_part(params, examples, jax.random.fold_in(key, index))
-        return jax.tree.map(lambda a, b: a + b / parts, total, values), None
+        return jax.tree.map(lambda a, b: a + b / accumulation_steps, total, values), None
 
-    # Part i has every parts-th example from i: so each device has its share of every part that divides over them.
-    examples = jax.tree.map(lambda x: x.reshape(size // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    # Part i has every accumulation_steps-th example from i on: each device holds its share of every part.
+    examples = jax.tree.map(
+        lambda x: x.reshape(size // accumulation_steps, accumulation_steps, *x.shape[1:]).swapaxes(0, 1), batch
+    )
     shapes = jax.eval_shape(of_part, params, batch, key)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.result_type(x.dtype, jnp.float32)), shapes)
-    return jax.lax.scan(add, zeros, (jnp.arange(parts), examples))[0]
+    return jax.lax.scan(add, zeros, (jnp.arange(accumulation_steps), examples))[0]
 
 
 def cross_entropy(logits: Array, labels: Array) -> tuple[Array, dict[str, Array]]:

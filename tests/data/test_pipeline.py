@@ -6,15 +6,15 @@ import threading
 import numpy as np
 import pytest
 
-from jaxai.data import Dataset
+from jaxai.data import ImageDataset
 from jaxai.data.pipeline import batches
 from jaxai.train.feed import GatheredBatches
 
 
-def numbered(n: int) -> Dataset:
+def numbered(n: int) -> ImageDataset:
     """A data set whose labels are the row numbers."""
     images = np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1)
-    return Dataset("numbers", "train", images, np.arange(n, dtype=np.int32), n, "made up", False, "0" * 16)
+    return ImageDataset("numbers", "train", images, np.arange(n, dtype=np.int32), n, "made up", False, "0" * 16)
 
 
 def labels_of(iterator, steps: int) -> np.ndarray:

@@ -50,7 +50,7 @@ def test_one_process_reads_everything():
 
 
 @pytest.mark.parametrize(
-    ("shape", "parts", "spec"),
+    ("shape", "accumulation_steps", "spec"),
     [
         ((64, 128), {"data": 4}, PartitionSpec(None, "data")),
         ((128, 64), {"data": 4}, PartitionSpec("data")),

@@ -12,7 +12,7 @@ import pytest
 from flax.errors import ScopeParamShapeError
 
 from jaxai import cli
-from jaxai.data import Dataset, load
+from jaxai.data import ImageDataset, load
 from jaxai.data.images import official as official
 from jaxai.nn.cnn import ArticleCNN
 from jaxai.run.checkpoint import Checkpoints
@@ -126,9 +126,9 @@ def test_classes_without_examples_are_named_in_the_summary(tmp_path):
     assert [area is None for area in figures["auc_per_class"]] == [False] + [True] * 8 + [False]
 
 
-def digits_of(side: int, channels: int) -> Dataset:
+def digits_of(side: int, channels: int) -> ImageDataset:
     images, labels = np.zeros((4, side, side, channels), np.uint8), np.zeros(4, np.int32)
-    return Dataset("digits", "train", images, labels, 10, "made here", False, "")
+    return ImageDataset("digits", "train", images, labels, 10, "made here", False, "")
 
 
 @pytest.mark.parametrize(("recipe", "side"), [("article", 1), ("article", 17), ("airbench", 24)])
@@ -156,11 +156,11 @@ def test_too_small_images_are_named_by_the_network(key):
     ("options", "message"),
     [
         ({"steps_per_call": 0}, "--steps-per-call must be at least 1"),
-        ({"parts": 3}, "--parts must divide --batch-size 64"),
-        ({"optimizer": Adam(warmup=9000)}, "horizon 7812 must exceed warmup 9000"),
+        ({"accumulation_steps": 3}, "--accumulation-steps must divide --batch-size 64"),
+        ({"optimizer": Adam(warmup=9000)}, "decay_steps 7812 must exceed warmup 9000"),
         ({"recipe": "airbench", "optimizer": Adam(beta1=0.5)}, r"--optimizer\.\* does nothing with --recipe airbench"),
         ({"airbench": Airbench(head_rate=0.5)}, r"--airbench\.\* does nothing with --recipe article"),
-        ({"recipe": "airbench", "parts": 2}, "--parts 2 needs --recipe article"),
+        ({"recipe": "airbench", "accumulation_steps": 2}, "--accumulation-steps 2 needs --recipe article"),
         ({"recipe": "airbench", "steps_per_call": 8}, "--steps-per-call 8 needs the article's network"),
         ({"channels": (64, 64, 64), "steps_per_call": 8}, "--steps-per-call 8 needs the article's network"),
     ],

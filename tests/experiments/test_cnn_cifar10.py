@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from jaxai.data import Dataset
+from jaxai.data import ImageDataset
 from jaxai.data.pipeline import batches
 from jaxai.distributed.mesh import make_mesh
 from jaxai.nn.cnn import ArticleCNN
@@ -87,8 +87,8 @@ def test_the_network_is_the_articles(key):
     assert sum(x.size for x in jax.tree.leaves(variables)) == 122_570
     features = network.apply(variables, images, method="features")
     assert features.shape == (2, 4, 4, 64)
-    whole, parts = network.apply(variables, images), network.apply(variables, features, method="head")
-    np.testing.assert_array_equal(whole, parts)
+    whole, accumulation_steps = network.apply(variables, images), network.apply(variables, features, method="head")
+    np.testing.assert_array_equal(whole, accumulation_steps)
 
 
 def test_airbench_through_the_command(tmp_path):
@@ -115,7 +115,7 @@ def stripes(rng, count):
         labels[:, None, None] < 2, standing, standing.transpose(0, 2, 1)
     )
     images = images.clip(0, 255).astype(np.uint8)
-    return Dataset("stripes", "train", images, labels, 4, "made up", False, "0" * 16)
+    return ImageDataset("stripes", "train", images, labels, 4, "made up", False, "0" * 16)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,9 @@ def test_airbench_learns_and_goes_on(experiment, tmp_path):
     """Colour alone would give half of it, direction too."""
     rng = np.random.default_rng(0)
     data, scored = stripes(rng, 400), stripes(rng, 130)
-    config = experiment.Config(recipe="airbench", channels=(8, 16, 16), batch_size=60, horizon=12, checkpoint_every=6)
+    config = experiment.Config(
+        recipe="airbench", channels=(8, 16, 16), batch_size=60, decay_steps=12, checkpoint_every=6
+    )
     network, mesh = experiment.build(config, data), make_mesh(1, batch_size=60)
     for steps in (6, 12):
         until = dataclasses.replace(config, steps=steps)

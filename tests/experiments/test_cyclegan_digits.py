@@ -116,7 +116,7 @@ def test_bad_input_is_one_line_and_exit_code_2(experiment, tmp_path, capsys):
         (["--look", "bold"], "--look"),
         (["--cycle-weight", "-1"], "--cycle-weight must be at least 0"),
         (["--widths", "8"], "--widths must be two positive numbers"),
-        (["--average-half-life", "0"], "--average-half-life must be positive"),
+        (["--ema-half-life", "0"], "--ema-half-life must be positive"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--data-dir", str(tmp_path / "none")], "none"),
     ]:

@@ -171,7 +171,7 @@ def test_four_devices_differ_from_one_by_rounding_alone(experiment):
         (["--full-data"], ["wants all of MNIST", "--data-dir"]),
         (["--blocks", "-1"], ["--blocks must be at least 0"]),
         (["--augment", "saturation"], ["--augment saturation needs colour"]),
-        (["--adaptive", "1000"], ["--adaptive", "--augment"]),
+        (["--ada-images", "1000"], ["--ada-images", "--augment"]),
         (["--unknown", "1"], ["--unknown"]),
     ],
 )
@@ -202,7 +202,7 @@ def test_every_preset_makes_networks_that_take_a_step(experiment):
 def test_adaptive_augmentation_follows_the_discriminator(experiment, loss):
     """Up where it tells real from generated, down where it takes all for real; a shift of D alone says nothing."""
     augment = "brightness", "translation", "cutout"
-    config = dataclasses.replace(experiment.PRESETS["debug"], loss=loss, augment=augment, adaptive=1000.0)
+    config = dataclasses.replace(experiment.PRESETS["debug"], loss=loss, augment=augment, ada_images=1000.0)
     step, init = experiment.training(config, *experiment.networks(config))
     images = np.random.default_rng(0).integers(0, 256, (16, 28, 28, 1), dtype=np.uint8)
     state = init().replace(strength=jnp.asarray(0.5))

@@ -39,7 +39,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
     for arguments, word in [
         (["--fixed", "-1"], "--fixed"),
         (["--widths", "8", "8", "8"], "--widths must be one or two"),
-        (["--average-half-life", "0"], "--average-half-life"),
+        (["--ema-half-life", "0"], "--ema-half-life"),
         (["--latent-seeds", "0"], "--latent-seeds"),
         (["--optimizer.warmup", "9000"], "warmup"),
         (["--data-dir", str(tmp_path / "none")], "none"),

@@ -42,8 +42,8 @@ def test_a_collapsed_run_stops_or_goes_back(tmp_path):
     assert "step 20: the generator has collapsed" in line
     with pytest.raises(Stopped, match="3 times before it went back"):
         start(load(SCRIPT), tmp_path / "run", "--on-collapse", "rollback", "--collapse-after", "20")
-    setbacks = json.loads((tmp_path / "run" / "setbacks.json").read_text())["setbacks"]
-    assert [setback["to"] for setback in setbacks] == [0, 0, 0]
+    rollbacks = json.loads((tmp_path / "run" / "rollbacks.json").read_text())["rollbacks"]
+    assert [rollback["to"] for rollback in rollbacks] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_collapsed_run_stops_or_goes_back(tmp_path):
         {"spectral": True},
         {"unroll": 2},
         {"loss": "least_squares"},
-        {"average_half_life": 1000.0},
+        {"ema_half_life": 1000.0},
     ],
     ids=lambda remedy: ",".join(map(str, remedy.values())),
 )
@@ -77,9 +77,9 @@ def test_every_remedy_changes_the_training(remedy):
 
     (state, metrics), (other, _) = two_steps(dataclasses.replace(plain, **remedy)), two_steps(plain)
     assert all(jnp.isfinite(value) for value in metrics.values())
-    if "average_half_life" in remedy:
-        assert other.average is None
-        other = dataclasses.replace(other, generator=state.average)
+    if "ema_half_life" in remedy:
+        assert other.ema_params is None
+        other = dataclasses.replace(other, generator=state.ema_params)
     kernel, before = (np.asarray(jax.tree.leaves(x.generator)[-1]) for x in (state, other))
     assert np.abs(kernel - before).max() > 1e-7
 
@@ -89,7 +89,7 @@ def test_the_penalty_keeps_its_weight_unless_another_end_is_given():
     points = {"points": jax.random.normal(jax.random.key(1), (2, 16, 2))}
 
     def late_loss(**changes):
-        config = experiment.Config(**SMALL, penalty="r1", penalty_weight=10.0, horizon=100, **changes)
+        config = experiment.Config(**SMALL, penalty="r1", penalty_weight=10.0, decay_steps=100, **changes)
         step, init = experiment.training(config)
         _, metrics = jax.jit(step)(init().replace(step=jnp.full(2, 100)), points)
         return float(metrics["discriminator_loss"]), float(metrics["penalty"])
@@ -102,7 +102,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
     experiment = load(SCRIPT)
     for arguments, word in [
         (["--packing", "3"], "--packing 3 does not divide --batch-size 128"),
-        (["--deviation", "--batch-size", "20"], "--deviation"),
+        (["--minibatch-stddev", "--batch-size", "20"], "--minibatch-stddev"),
         (["--gans", "0"], "--gans"),
         (["--noise", "-1"], "--noise"),
         (["--noise", "inf"], "--noise must be finite"),

@@ -122,7 +122,9 @@ def test_what_cannot_be_restored_is_one_line(experiment, runs, tmp_path, capsys)
 @pytest.mark.parametrize("adversarial", [False, True])
 def test_every_task_comes_closer_to_the_originals(experiment, task, adversarial):
     """Some steps on eight images, which the network then restores better than it got them."""
-    config = dataclasses.replace(experiment.PRESETS["debug"], task=task, adversarial=adversarial, width=16, horizon=400)
+    config = dataclasses.replace(
+        experiment.PRESETS["debug"], task=task, adversarial=adversarial, width=16, decay_steps=400
+    )
     damage, restorer = experiment.damaging(config), experiment.Restorer(config.width, config.blocks)
     step, init = experiment.training(config, restorer, damage, (28, 28, 1))
     images = experiment.load("mnist", "test", embedded_only=True).images[:8]

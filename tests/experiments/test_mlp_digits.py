@@ -120,7 +120,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
     ("changes", "message"),
     [
         ({"hidden": 0}, "--hidden must be at least 1, got 0"),
-        ({"test_every": 0}, "--test-every must be at least 1"),
+        ({"eval_every": 0}, "--eval-every must be at least 1"),
         ({"learning_rate": -1.0}, "--learning-rate must be positive, got -1"),
     ],
 )

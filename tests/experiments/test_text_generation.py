@@ -73,7 +73,7 @@ def test_the_share_of_the_peak():
     experiment = load(SCRIPT)
     config = experiment.PRESETS["nanogpt"]
     assert config.dtype == "bfloat16"
-    network = experiment.build("transformer", 65, config.shape, config.recurrent, config.dtype)
+    network = experiment.build("transformer", 65, config.transformer, config.rnn, config.dtype)
     shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
     devices = np.array([SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")] * 2)
     mesh = SimpleNamespace(devices=devices, size=2)
@@ -87,7 +87,9 @@ def test_the_share_of_the_peak():
 
 def test_a_batch_in_parts_is_the_same_batch(finished, tmp_path):
     whole, _ = finished
-    result = run(SCRIPT, tmp_path / "run", "--steps", "5", "--parts", "3", "--devices", "2", "--mesh", "data=2")
+    result = run(
+        SCRIPT, tmp_path / "run", "--steps", "5", "--accumulation-steps", "3", "--devices", "2", "--mesh", "data=2"
+    )
     assert result.returncode == 0, result.stderr
     losses = [
         [json.loads(line).get("loss", 0.0) for line in (folder / "metrics.jsonl").read_text().splitlines()[:6]]
@@ -136,7 +138,7 @@ def test_statistics_of_a_long_text_and_maps_of_a_short_one(finished, monkeypatch
 
 def test_a_recurrent_network_goes_on_with_its_state(tmp_path, capsys):
     """Interrupted and continued it is the run in one go, bit for bit; then it writes, and has no attention to draw."""
-    network = "--network", "recurrent", "--recurrent.width", "16", "--eval-batches", "0", "--batch-size", "64"
+    network = "--network", "recurrent", "--rnn.width", "16", "--eval-batches", "0", "--batch-size", "64"
     once, twice = tmp_path / "once", tmp_path / "twice"
     for workdir, steps in ((once, "20"), (twice, "10"), (twice, "20")):
         result = run(SCRIPT, workdir, "--steps", steps, *network)
@@ -167,8 +169,8 @@ def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path, capsys):
         (["--batch-size", "0"], "--batch-size"),
         (["--length", "1"], "--length must be at least 2"),
         (["--text", str(tmp_path / "short.txt"), "--length", "200"], "the 120 tokens that validate"),
-        (["--shape.heads", "3"], "heads=3"),
-        (["--length", "128", "--shape.position", "learned", "--shape.max-length", "64"], "--length 128"),
+        (["--transformer.num_heads", "3"], "heads=3"),
+        (["--length", "128", "--transformer.position", "learned", "--transformer.max-length", "64"], "--length 128"),
     ]:
         assert word in refusal(capsys, partial(start, experiment, tmp_path / "run", *arguments))
         assert not (tmp_path / "run").exists()

@@ -80,8 +80,8 @@ def test_both_networks_learn_from_images_and_labels(experiment, networks):
         (["--patch", "5"], "--patch 5 does not divide images of 28x28"),
         (["--attention"], "--attention is for convolutional networks"),
         (["--widths", "8"], "--widths must be two positive numbers"),
-        (["--shape.position", "rotary"], "--shape.position must be learned"),
-        (["--average-half-life", "0"], "--average-half-life must be positive"),
+        (["--transformer.position", "rotary"], "--transformer.position must be learned"),
+        (["--ema-half-life", "0"], "--ema-half-life must be positive"),
         (["--dataset", "svhn"], "--dataset"),
     ],
 )

@@ -81,7 +81,9 @@ def test_chunks_hold_every_sentence_once():
 
 def test_loss_is_the_smoothed_cross_entropy_over_real_tokens():
     experiment = load(SCRIPT)
-    network = experiment.EncoderDecoder(9, experiment.Shape(width=8, layers=1, heads=2, hidden=8, init_std=0.5))
+    network = experiment.EncoderDecoder(
+        9, experiment.TransformerConfig(embed_dim=8, num_layers=1, num_heads=2, hidden_dim=8, init_std=0.5)
+    )
     batch = {"source": np.array([[4, 5, 6], [7, 0, 0]]), "target": np.array([[1, 4, 5, 2], [1, 6, 2, 0]])}
     params = network.init(experiment.jax.random.key(0), batch["source"], batch["target"])["params"]
     loss, metrics = experiment.loss_fn(network, 0.1, params, batch, experiment.jax.random.key(1))
@@ -114,7 +116,7 @@ def test_bad_input_is_one_line_and_exit_code_2(finished, folder, tmp_path, capsy
         (["--vocabulary-size", "10"], "choose at least"),
         (["--beams", "0"], "--beams"),
         (["--label-smoothing", "1"], "--label-smoothing"),
-        (["--shape.position", "learned"], "leave it rotary"),
+        (["--transformer.position", "learned"], "leave it rotary"),
     ]:
         assert word in refusal(capsys, partial(start, experiment, tmp_path / "run", *arguments))
         assert not (tmp_path / "run").exists()

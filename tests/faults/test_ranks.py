@@ -40,7 +40,7 @@ import sys
 from functools import partial
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np, optax
-from jaxai.data import Dataset
+from jaxai.data import ImageDataset
 from jaxai.data.pipeline import batches
 from jaxai.train import loop
 from jaxai.train.run import Run
@@ -51,7 +51,7 @@ loop.on_accelerator = lambda mesh: True
 loop.steps_a_call = lambda seconds, apart: 3 + index  # the first process's choice counts
 rng, tx = np.random.default_rng(0), optax.adam(1e-2)
 images, labels = rng.integers(0, 256, (50, 4, 4, 1), np.uint8), rng.integers(0, 3, 50).astype(np.int32)
-data = Dataset("numbers", "train", images, labels, 3, "made up", False, "0" * 16)
+data = ImageDataset("numbers", "train", images, labels, 3, "made up", False, "0" * 16)
 
 def loss_fn(params, batch, key):
     return cross_entropy(batch["image"].reshape(len(batch["image"]), -1) / 255.0 @ params["weights"], batch["label"])

@@ -6,8 +6,8 @@ import logging
 import numpy as np
 import pytest
 
-from jaxai.errors import Setback, Stopped
-from jaxai.gan.collapse import Watch, Watched
+from jaxai.errors import Rollback, Stopped
+from jaxai.gan.collapse import CollapseConfig, CollapseMonitor
 from jaxai.run.folder import Run
 
 REAL = np.random.default_rng(0).normal(size=(200, 6))
@@ -22,7 +22,7 @@ def watch(tmp_path):
     rows.append({"step": 200, "relative_distance": 0.9, "relative_classes": 0.2})
     run = Run(tmp_path)
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return lambda policy: Watch(Watched(on_collapse=policy, collapse_after=100), run, REAL, LABELS)
+    return lambda policy: CollapseMonitor(CollapseConfig(on_collapse=policy, collapse_after=100), run, REAL, LABELS)
 
 
 def test_real_examples_are_as_varied_as_themselves(watch):
@@ -49,9 +49,9 @@ def test_a_collapse_is_told_once_stops_or_goes_back(watch, samples, labels, word
     assert record.getMessage().startswith("step 100: the generator has collapsed")
     with pytest.raises(Stopped, match=words):
         watch("stop").act(150, found)
-    with pytest.raises(Setback, match=words) as setback:
+    with pytest.raises(Rollback, match=words) as rollback:
         watch("rollback").act(150, found)
-    assert setback.value.well == 150
+    assert rollback.value.well == 150
     assert watch("stop").act(50, found) == found
 
 
@@ -66,22 +66,24 @@ def test_a_second_collapse_is_told_again(watch, caplog):
 def test_a_run_that_was_never_well_starts_over(tmp_path):
     run = Run(tmp_path)
     run.metrics.write_text('{"step": 0, "relative_distance": 0.1}\n{"step": 1, "loss": 2.0}\n')
-    with pytest.raises(Setback) as setback:
-        Watch(Watched(on_collapse="rollback", collapse_after=1), run, REAL).act(50, {"relative_distance": 0.1})
-    assert setback.value.well == 0
+    with pytest.raises(Rollback) as rollback:
+        CollapseMonitor(CollapseConfig(on_collapse="rollback", collapse_after=1), run, REAL).act(
+            50, {"relative_distance": 0.1}
+        )
+    assert rollback.value.well == 0
 
 
 def test_without_a_classifier_the_distance_alone_counts(tmp_path):
-    plain = Watch(Watched(), Run(tmp_path), REAL)
+    plain = CollapseMonitor(CollapseConfig(), Run(tmp_path), REAL)
     assert plain.measure(REAL) == pytest.approx({"relative_distance": 1})
 
 
 def test_bad_options():
     with pytest.raises(ValueError, match="--collapse-after must be at least 1"):
-        Watched(collapse_after=0)
+        CollapseConfig(collapse_after=0)
 
 
 def test_evaluations_are_saved_where_a_collapse_leads_back_to_one():
-    assert Watched(on_collapse="rollback").save_evaluations
-    assert Watched(keep_lowest=("loss",)).save_evaluations
-    assert not Watched(on_collapse="stop").save_evaluations
+    assert CollapseConfig(on_collapse="rollback").save_evaluations
+    assert CollapseConfig(keep_lowest=("loss",)).save_evaluations
+    assert not CollapseConfig(on_collapse="stop").save_evaluations

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from jaxai.gan.image_to_image import Restorer, Translator
-from jaxai.ops.resampling import folded, unfolded
+from jaxai.ops.resampling import depth_to_space, space_to_depth
 
 
 def test_folding_moves_squares_into_channels_and_back(key):
     images = jax.random.normal(key, (2, 4, 6, 3))
-    maps = folded(images, 2)
+    maps = space_to_depth(images, 2)
     assert maps.shape == (2, 2, 3, 12)
     np.testing.assert_array_equal(maps[1, 1, 2], images[1, 2:4, 4:6].reshape(-1))
-    np.testing.assert_array_equal(unfolded(maps, 2), images)
+    np.testing.assert_array_equal(depth_to_space(maps, 2), images)
 
 
 @pytest.mark.parametrize("hinted", [False, True])
@@ -32,7 +32,7 @@ def test_restorer_starts_as_the_identity_for_images_of_any_size(key, hinted):
 
 def test_fold_must_divide_the_image():
     with pytest.raises(ValueError, match="fold=2 does not divide images of 5x4"):
-        folded(jnp.zeros((1, 5, 4, 1)), 2)
+        space_to_depth(jnp.zeros((1, 5, 4, 1)), 2)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (1, 1)])

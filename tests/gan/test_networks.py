@@ -15,9 +15,9 @@ from jaxai.gan.networks import (
 )
 from jaxai.gan.penalties import r1
 from jaxai.gan.transformer_networks import TransformerDiscriminator, TransformerGenerator
-from jaxai.nn.transformer import Shape
+from jaxai.nn.transformer import TransformerConfig
 
-BLOCKS = Shape(width=8, layers=1, heads=2, hidden=8, position="learned")
+BLOCKS = TransformerConfig(embed_dim=8, num_layers=1, num_heads=2, hidden_dim=8, position="learned")
 GENERATORS = [
     ArticleGenerator(hidden=(8,), channels=(4, 4)),
     Generator((8, 4), 16, 1),

@@ -9,9 +9,9 @@ import pytest
 
 from jaxai.gan.losses import LOSSES
 from jaxai.gan.regularizers import pack
-from jaxai.gan.state import init_gan_state, initial
+from jaxai.gan.state import init_fn, init_gan_state
 from jaxai.gan.step import apply, from_noise, gan_step
-from jaxai.train.ema import average_decay
+from jaxai.train.ema import ema_decay
 from tests.helpers import SHAPE, TinyDiscriminator, TinyGenerator, generator_loss, tiny_gan
 
 
@@ -81,9 +81,9 @@ def test_step_is_the_plain_update(loss, gamma):
         chex.assert_trees_all_close(new.generator, generator, rtol=0, atol=1e-9)
         np.testing.assert_allclose(metrics["discriminator_loss"], d_value, rtol=1e-12)
         np.testing.assert_allclose(metrics["generator_loss"], g_value, rtol=1e-12)
-        decay = float(average_decay(0, 4, 50.0))
-        mixed = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.average, generator)
-        chex.assert_trees_all_close(new.average, mixed, rtol=0, atol=1e-9)
+        decay = float(ema_decay(0, 4, 50.0))
+        mixed = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema_params, generator)
+        chex.assert_trees_all_close(new.ema_params, mixed, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("loss", ["relativistic", "hinge"])
@@ -92,8 +92,8 @@ def test_generator_sees_packed_noisy_examples_and_the_discriminators_answer(loss
     with jax.enable_x64(True):
         txs = optax.sgd(1.0), optax.sgd(1.0)
         pair = jnp.zeros((2, *SHAPE[:2], 2 * SHAPE[2]))
-        first = initial(TinyGenerator(), jnp.zeros((1, 8))), initial(TinyDiscriminator(), pair)
-        state = to_float64(init_gan_state(jax.random.key(0), *first, txs=txs, keep_average=False))
+        first = init_fn(TinyGenerator(), jnp.zeros((1, 8))), init_fn(TinyDiscriminator(), pair)
+        state = to_float64(init_gan_state(jax.random.key(0), *first, txs=txs, keep_ema=False))
         real = jax.random.normal(jax.random.key(7), (4, *SHAPE), "float64")
         new, _ = gan_step(
             state,
@@ -101,7 +101,7 @@ def test_generator_sees_packed_noisy_examples_and_the_discriminators_answer(loss
             generate=from_noise(TinyGenerator(), 8, 4),
             discriminate=lambda params, x: apply(TinyDiscriminator(), jax.tree.map(lambda x: x / 2, params), x),
             loss=LOSSES[loss],
-            view=lambda x, key, state: pack(3 * x + state.step, 2),
+            augment_fn=lambda x, key, state: pack(3 * x + state.step, 2),
             reconstruction=lambda fakes: 5 * (fakes**2).mean(),
             unroll=2,
             unroll_rate=0.2,
@@ -151,5 +151,5 @@ def test_steps_draw_fresh_noise_and_states_are_reproducible():
 
 def test_average_forgets_half_after_its_half_life():
     step = 10**6 // 32
-    assert average_decay(step, 32, 3200.0) ** 100 == pytest.approx(0.5, rel=1e-5)
-    assert average_decay(0, 32, 3200.0) == pytest.approx(0.5**20)  # ramp: half-life of 5 % of the images seen
+    assert ema_decay(step, 32, 3200.0) ** 100 == pytest.approx(0.5, rel=1e-5)
+    assert ema_decay(0, 32, 3200.0) == pytest.approx(0.5**20)  # ramp: half-life of 5 % of the images seen

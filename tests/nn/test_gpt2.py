@@ -59,7 +59,7 @@ def gpt2(ids, w):
 def test_logits(arrays, prefix):
     extra = {f"{prefix}h.0.attn.bias": np.ones((1, 1, 12, 12)), "lm_head.weight": arrays["wte.weight"]}
     vocabulary, shape, params = from_gpt2({prefix + name: a for name, a in arrays.items()} | extra, heads=HEADS)
-    assert (vocabulary, shape.width, shape.layers, shape.heads, shape.max_length) == (19, 16, 2, 4, 12)
+    assert (vocabulary, shape.embed_dim, shape.num_layers, shape.num_heads, shape.max_length) == (19, 16, 2, 4, 12)
     network = LanguageModel(vocabulary, shape)
     ids = np.random.default_rng(1).integers(0, 19, (1, 9)).astype(np.int32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), ids)["params"]

@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 
 from jaxai.nn.reader import Reader
-from jaxai.nn.transformer import Shape
+from jaxai.nn.transformer import TransformerConfig
 from tests.ops.oracle import compiled
 
-SHAPE = Shape(width=16, layers=2, heads=2, hidden=16, position="learned", max_length=8, shared=True, init_std=0.3)
+SHAPE = TransformerConfig(
+    embed_dim=16,
+    num_layers=2,
+    num_heads=2,
+    hidden_dim=16,
+    position="learned",
+    max_length=8,
+    share_layers=True,
+    init_std=0.3,
+)
 
 
 def story(seed=0, facts=5, width=4):
@@ -53,7 +62,7 @@ def test_order_of_words_and_of_facts_counts(reader):
 
 def test_a_word_starts_as_nearly_the_same_at_every_place():
     facts, count, question = story()
-    network = Reader(9, 5, dataclasses.replace(SHAPE, width=256, heads=4, mimetic=True))
+    network = Reader(9, 5, dataclasses.replace(SHAPE, embed_dim=256, num_heads=4, mimetic=True))
     params = compiled(network.init)(jax.random.key(0), facts, count, question)["params"]
     first, second = 1 + params["places"][:2]
     word = params["words"][1]
@@ -63,7 +72,7 @@ def test_a_word_starts_as_nearly_the_same_at_every_place():
 
 def test_one_block_for_all_layers(reader):
     _, params, _ = reader
-    deeper = Reader(9, 5, dataclasses.replace(SHAPE, layers=5))
+    deeper = Reader(9, 5, dataclasses.replace(SHAPE, num_layers=5))
     again = compiled(deeper.init)(jax.random.key(0), *story())["params"]
     assert jax.tree.map(jnp.shape, again) == jax.tree.map(jnp.shape, params)
     assert set(params) == {"words", "places", "recency", "blocks", "labels"}

@@ -14,11 +14,11 @@ import pytest
 
 from jaxai.nn.decoding.generation import generate
 from jaxai.nn.decoding.sampling import Sampling, sample
-from jaxai.nn.rnn import Recurrent, RecurrentLanguageModel, RecurrentShape, init_state, reset_state
+from jaxai.nn.rnn import Recurrent, RecurrentLanguageModel, RNNConfig, init_state, reset_state
 from tests.ops.oracle import compiled
 
 CELLS = {"rnn": 1, "lstm": 4, "gru": 3}
-TINY = RecurrentShape(width=5, layers=2)
+TINY = RNNConfig(hidden_dim=5, num_layers=2)
 TOLERANCE = 1e-5  # float32; values of size 1
 
 
@@ -50,9 +50,9 @@ def carried_over(cell, layers):
 def test_outputs_and_states_are_those_of_pytorch_packed(cell, bidirectional):
     directions, lengths = 1 + bidirectional, np.array([6, 1, 4])
     theirs, layers = recorded(cell, directions)
-    network = Recurrent(RecurrentShape(cell, 4, 2), bidirectional)
+    network = Recurrent(RNNConfig(cell, 4, 2), bidirectional)
     parts = range(1 + (cell == "lstm"))
-    like = jax.tree.structure(init_state(network.shape, 3, bidirectional=bidirectional))
+    like = jax.tree.structure(init_state(network.config, 3, bidirectional=bidirectional))
     states = [theirs[f"state_{part}"][place] for place in range(2 * directions) for part in parts]
     outputs, after = compiled(network.apply)(
         {"params": carried_over(cell, layers)}, theirs["x"], lengths, jax.tree.unflatten(like, states)
@@ -83,7 +83,7 @@ def flax_cell(cell, params):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_layer_is_flax_s_cell(cell, key):
-    shape, x = RecurrentShape(cell, 5, 1), jax.random.normal(key, (2, 7, 3))
+    shape, x = RNNConfig(cell, 5, 1), jax.random.normal(key, (2, 7, 3))
     network = Recurrent(shape)
     params = network.init(key, x)["params"]
     flax, theirs = flax_cell(cell, params["layer_0"])
@@ -110,7 +110,7 @@ def test_a_layer_is_flax_s_cell(cell, key):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_initial_parameters_are_pytorch_s_but_for_the_forget_gate(cell, key):
-    params = Recurrent(RecurrentShape(cell, 100, 1)).init(key, jnp.zeros((1, 1, 50)))["params"]["layer_0"]
+    params = Recurrent(RNNConfig(cell, 100, 1)).init(key, jnp.zeros((1, 1, 50)))["params"]["layer_0"]
     forget = np.asarray(params["bias"][100:200]) if cell == "lstm" else np.ones(1)
     np.testing.assert_array_equal(forget, 1)
     for name, x in params.items():
@@ -199,10 +199,10 @@ def test_reset_rows_begin_anew():
 )
 def test_bad_shapes_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        RecurrentShape(**options)
+        RNNConfig(**options)
 
 
 def test_a_misspelt_cell_is_named():
     shape = SimpleNamespace(**vars(TINY) | {"cell": "lstn"})
     with pytest.raises(ValueError, match="cell must be one of lstm, gru, rnn, got 'lstn'"):
-        inspect.unwrap(RecurrentShape.__post_init__)(shape)  # without the tests' own type checker
+        inspect.unwrap(RNNConfig.__post_init__)(shape)  # without the tests' own type checker

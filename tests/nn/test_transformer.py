@@ -9,11 +9,11 @@ import optax
 import pytest
 from scipy.special import erf
 
-from jaxai.nn.transformer import Shape, init_cache, lengths_of, reorder_cache
+from jaxai.nn.transformer import TransformerConfig, init_cache, lengths_of, reorder_cache
 from jaxai.nn.transformer_models import Encoder, EncoderDecoder, LanguageModel
 from tests.ops.oracle import compiled
 
-TINY = Shape(width=16, layers=2, heads=4, init_std=0.2)
+TINY = TransformerConfig(embed_dim=16, num_layers=2, num_heads=4, init_std=0.2)
 SHAPES = {
     "default": TINY,
     "GPT-2": dataclasses.replace(TINY, position="learned", max_length=12, activation="gelu_tanh"),
@@ -75,10 +75,10 @@ class Oracle:
         return np.concatenate(out, -1)
 
     def heads(self, x, layer):
-        return self.dense(x, layer).reshape(len(x), -1, self.shape.head_size).swapaxes(0, 1)
+        return self.dense(x, layer).reshape(len(x), -1, self.shape.head_dim).swapaxes(0, 1)
 
     def attention(self, x, layer, causal):
-        N, K = self.shape.heads, self.shape.kv_heads or self.shape.heads
+        N, K = self.shape.num_heads, self.shape.num_kv_heads or self.shape.num_heads
         queries, keys, values = np.split(self.heads(x, layer["query_key_value"]), [N, N + K])
         if self.shape.position == "rotary":
             queries, keys = (np.stack([self.turned(x) for x in heads]) for heads in (queries, keys))
@@ -101,8 +101,8 @@ class Oracle:
         return embedding["tokens"][ids] + learned
 
     def stack(self, x, params, causal, memory=None):
-        for number in range(self.shape.layers):
-            block = params["block" if self.shape.shared else f"block_{number}"]
+        for number in range(self.shape.num_layers):
+            block = params["block" if self.shape.share_layers else f"block_{number}"]
             x = x + self.attention(self.norm(x, block["norm_attention"]), block["attention"], causal)
             if memory is not None:
                 x = x + self.cross_attention(self.norm(x, block["norm_cross"]), memory, block["cross_attention"])
@@ -124,7 +124,7 @@ def test_logits_are_those_of_numpy(name, key):
     logits, _ = compiled(network.apply)({"params": params}, ids)
     assert logits.dtype == jnp.float32
     for row in range(2):
-        np.testing.assert_allclose(logits[row], Oracle(network.shape, params).logits(ids[row]), atol=TOLERANCE)
+        np.testing.assert_allclose(logits[row], Oracle(network.config, params).logits(ids[row]), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -135,7 +135,7 @@ def test_translations_are_those_of_numpy(name, key):
     params = initialised(network, source, target, lengths, key=key)
     logits, _ = compiled(network.apply)({"params": params}, source, target, lengths)
     for row, length in enumerate(lengths):
-        desired = Oracle(network.shape, params).logits(target[row], source[row, :length])
+        desired = Oracle(network.config, params).logits(target[row], source[row, :length])
         np.testing.assert_allclose(logits[row], desired, atol=TOLERANCE)
 
 
@@ -144,7 +144,7 @@ def test_hidden_states_of_an_encoder_are_those_of_numpy(name, key):
     network, ids = Encoder(11, SHAPES[name]), tokens(1, 9)
     params = initialised(network, ids, key=key)
     hidden, _ = compiled(network.apply)({"params": params}, ids)
-    oracle = Oracle(network.shape, params)
+    oracle = Oracle(network.config, params)
     desired = oracle.stack(oracle.embedded(ids[0]), oracle.params["encoder"], False)
     np.testing.assert_allclose(hidden[0], desired, atol=TOLERANCE)
 
@@ -160,15 +160,18 @@ def test_parameters_of_a_tiny_translator(key):
 def test_parameters_of_nanogpt_s_networks(key):
     """nanoGPT prints 0.80M and 10.65M for these, without the positions."""
     for shape, count in [
-        (Shape(position="learned", max_length=64, bias=False), 804_096),
-        (Shape(width=384, layers=6, heads=6, position="learned", max_length=256, bias=False), 10_745_088),
+        (TransformerConfig(position="learned", max_length=64, bias=False), 804_096),
+        (
+            TransformerConfig(embed_dim=384, num_layers=6, num_heads=6, position="learned", max_length=256, bias=False),
+            10_745_088,
+        ),
     ]:
         params = jax.eval_shape(LanguageModel(65, shape).init, key, jnp.zeros((1, 8), int))["params"]
         assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
 
 
 def test_initialisation_is_gpt2_s(key):
-    network = LanguageModel(50, Shape(width=64, layers=8, position="learned", max_length=32))
+    network = LanguageModel(50, TransformerConfig(embed_dim=64, num_layers=8, position="learned", max_length=32))
     params = compiled(network.init)(key, tokens(1, 4))["params"]
     block = params["decoder"]["block_3"]
     for kernel, std in [
@@ -202,7 +205,7 @@ def test_cache_continues_the_text(name, key):
     @compiled
     def both(params):
         whole, _ = network.apply({"params": params}, ids)
-        cache, parts = init_cache(network.shape, 2, 10), []
+        cache, parts = init_cache(network.config, 2, 10), []
         for first, last in [(0, 5), (5, 6), (6, 9)]:
             logits, out = network.apply({"params": params}, ids[:, first:last], cache=cache)
             cache = out["cache"]
@@ -246,7 +249,7 @@ def test_scan_decodes_with_a_stacked_cache(key):
     def both():
         variables = network.init(key, ids)
         whole, _ = network.apply(variables, ids)
-        first, out = network.apply(variables, ids[:, :4], cache=init_cache(network.shape, 2, 8))
+        first, out = network.apply(variables, ids[:, :4], cache=init_cache(network.config, 2, 8))
         second, out = network.apply(variables, ids[:, 4:], cache=out["cache"])
         return whole, jnp.concatenate([first, second], 1), lengths_of(out["cache"])
 
@@ -290,7 +293,7 @@ def test_beams_decode_as_the_whole_target(scan, key):
         repeated = np.repeat(source, 3, 0), target, np.repeat(lengths, 3)
         whole, _ = network.apply({"params": params}, *repeated)
         memory, _ = network.apply({"params": params}, source, lengths, method="encode")
-        cache, parts = init_cache(network.shape, 6, 8), []
+        cache, parts = init_cache(network.config, 6, 8), []
         for step in range(5):
             logits, out = network.apply(
                 {"params": params}, target[:, step : step + 1], memory, lengths, cache=cache, method="decode"
@@ -317,7 +320,7 @@ def test_reordered_beams_go_on_from_their_parents(scan, key):
         whole, _ = network.apply({"params": params}, np.repeat(source, 3, 0), chosen, np.repeat(lengths, 3))
         memory, _ = network.apply({"params": params}, source, lengths, method="encode")
         decode = lambda *inputs, cache: network.apply({"params": params}, *inputs, cache=cache, method="decode")  # noqa: E731
-        _, out = decode(target[:, :3], memory, lengths, cache=init_cache(network.shape, 6, 8))
+        _, out = decode(target[:, :3], memory, lengths, cache=init_cache(network.config, 6, 8))
         logits, _ = decode(chosen[:, 3:], None, lengths, cache=reorder_cache(out["cache"], parents))
         return whole[:, 3:], logits
 

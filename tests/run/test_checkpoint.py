@@ -25,9 +25,9 @@ from jaxai.train.supervised import init_state
 from tests.helpers import same_bits
 
 
-def state_of(params: dict, *, tx=None, seed_type: str | None = None, keep_average: bool = False):
+def state_of(params: dict, *, tx=None, seed_type: str | None = None, keep_ema: bool = False):
     key = jax.random.key(1, impl=seed_type)
-    return init_state(params, tx or optax.adam(1e-3), key, keep_average=keep_average)
+    return init_state(params, tx or optax.adam(1e-3), key, keep_ema=keep_ema)
 
 
 def params_of(inputs: int = 3, dtype: str = "float32", **more) -> dict:
@@ -64,7 +64,7 @@ def test_the_same_model_comes_back(folder):
         (lambda: state_of(params_of(more=jnp.ones(()))), r"params/more is absent, not float32\[\]"),
         (lambda: state_of({"bias": jnp.zeros(4)}), r"params/bias is absent, not float32\[4\]"),
         (lambda: state_of(params_of(), tx=optax.sgd(1e-3)), r"opt_state/0/count is int32\[\], not absent"),
-        (lambda: state_of(params_of(), keep_average=True), r"average/dense/bias is absent, not float32\[4\]"),
+        (lambda: state_of(params_of(), keep_ema=True), r"ema_params/dense/bias is absent, not float32\[4\]"),
         (lambda: state_of(params_of(), seed_type="rbg"), r"key is uint32\[2\], not uint32\[4\]"),
     ],
 )

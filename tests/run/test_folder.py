@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 
 from jaxai.config import Common
-from jaxai.run.folder import began_embedded, open_run, read_config, revived
+from jaxai.run.folder import began_embedded, config_from_json, open_run, read_config
 from jaxai.run.log import MetricsLog, keep_until
 from jaxai.train.optim import Adam
 
@@ -35,9 +35,9 @@ class Nested(Config):
 def test_a_config_comes_back_from_its_file(tmp_path):
     config = Nested(workdir=tmp_path, width=8, widths=(3,), optimizer=Adam(beta1=0.5))
     run = open_run("test", config, DATA)
-    assert revived(Nested, read_config(run.folder)) == dataclasses.replace(config, workdir=None)
+    assert config_from_json(Nested, read_config(run.folder)) == dataclasses.replace(config, workdir=None)
     with pytest.raises(TypeError):
-        revived(Nested, {"seed": "a"})
+        config_from_json(Nested, {"seed": "a"})
 
 
 def test_a_field_may_not_be_called_as_the_identity_s_own(tmp_path):

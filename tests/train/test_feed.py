@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxai.data import Dataset
+from jaxai.data import ImageDataset
 from jaxai.data.images.domains import unpaired_batches
 from jaxai.data.images.stacked import stack_batches
 from jaxai.data.pipeline import batches
@@ -18,7 +18,7 @@ from tests.helpers import Blobs
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (50, 28, 28, 1), np.uint8)
 LABELS = RNG.integers(0, 10, 50).astype(np.int32)
-DATA = Dataset("numbers", "train", IMAGES, LABELS, 10, "made up", False, "0" * 16)
+DATA = ImageDataset("numbers", "train", IMAGES, LABELS, 10, "made up", False, "0" * 16)
 TEXT = RNG.integers(0, 80, 500)
 KINDS = {
     "images": lambda: batches(DATA, 8, seed=1),

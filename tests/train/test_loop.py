@@ -21,18 +21,18 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jaxai.config import Training
-from jaxai.data import Dataset
+from jaxai.data import ImageDataset
 from jaxai.data.pipeline import batches
 from jaxai.distributed.mesh import make_mesh
-from jaxai.errors import Interrupted, Setback, Stopped
-from jaxai.gan.collapse import Watched
+from jaxai.errors import Interrupted, Rollback, Stopped
+from jaxai.gan.collapse import CollapseConfig
 from jaxai.run import checkpoint as checkpoint
 from jaxai.run.checkpoint import UNFINISHED, Checkpoints, read_manifest
 from jaxai.run.folder import Run
-from jaxai.train.compiled_step import Take, scanned, several, steps_a_call
+from jaxai.train.compiled_step import CompiledStep, multi_step, scanned, steps_a_call
 from jaxai.train.loop import Every, fit
-from jaxai.train.nonfinite import Finite
-from jaxai.train.rollback import with_other_noise
+from jaxai.train.nonfinite import NonFiniteMonitor
+from jaxai.train.rollback import with_new_keys
 from jaxai.train.supervised import cross_entropy, init_state, train_step
 from tests.helpers import Blobs, hex_losses, same_bits, tiny_gan
 
@@ -120,13 +120,13 @@ def accelerated(monkeypatch):
 
 def taken_steps(monkeypatch) -> list[int]:
     """How many steps each call takes from now on."""
-    taken, call = [], Take.__call__
+    taken, call = [], CompiledStep.__call__
 
     def note(self, state, rows):
         taken.append(len(rows))
         return call(self, state, rows)
 
-    monkeypatch.setattr(Take, "__call__", note)
+    monkeypatch.setattr(CompiledStep, "__call__", note)
     return taken
 
 
@@ -217,11 +217,11 @@ def test_only_loops_for_accelerators_have_a_known_length():
         return state + rows["x"].sum() + arrays, {"loss": rows["x"].mean()}
 
     arguments = jnp.zeros(()), {"x": jnp.ones((4, 8))}, jnp.ones(()), jnp.int32(4)
-    fixed, counted = (str(jax.make_jaxpr(loop)(*arguments)) for loop in (scanned(step), several(step, 4)))
+    fixed, counted = (str(jax.make_jaxpr(loop)(*arguments)) for loop in (scanned(step), multi_step(step, 4)))
     assert "scan[" in fixed
     assert "while[" not in fixed
     assert "while[" in counted
-    found, expected = scanned(step)(*arguments), several(step, 4)(*arguments)
+    found, expected = scanned(step)(*arguments), multi_step(step, 4)(*arguments)
     assert found[0] == expected[0] == 36
     assert found[1]["loss"].tolist() == expected[1]["loss"].tolist() == [1.0] * 4
 
@@ -239,7 +239,7 @@ def images_run():
     """(step, init, batches) of a linear model on 50 images in memory."""
     rng, tx = np.random.default_rng(0), optax.adam(1e-2)
     images, labels = rng.integers(0, 256, (50, 4, 4, 1), np.uint8), rng.integers(0, 3, 50).astype(np.int32)
-    data = Dataset("numbers", "train", images, labels, 3, "made up", False, "0" * 16)
+    data = ImageDataset("numbers", "train", images, labels, 3, "made up", False, "0" * 16)
 
     def loss_fn(params, batch, key):
         pixels = batch["image"].reshape(len(batch["image"]), -1) / 255.0
@@ -291,7 +291,7 @@ def test_a_report_names_the_examples_of_data_on_the_device(tmp_path, accelerated
 
 def test_the_next_call_is_on_its_way_before_the_last_ones_metrics_are_read(tmp_path, monkeypatch):
     """So its batch is made and sent while the device works; a checkpoint knows the batches that were used, no more."""
-    events, take, rows = [], Take.__call__, Finite.rows
+    events, take, rows = [], CompiledStep.__call__, NonFiniteMonitor.rows
 
     def noted_take(self, state, batch):
         events.append("call")
@@ -301,8 +301,8 @@ def test_the_next_call_is_on_its_way_before_the_last_ones_metrics_are_read(tmp_p
         events.append(f"read {taken.done + 1}")
         return rows(self, taken, state)
 
-    monkeypatch.setattr(Take, "__call__", noted_take)
-    monkeypatch.setattr(Finite, "rows", noted_rows)
+    monkeypatch.setattr(CompiledStep, "__call__", noted_take)
+    monkeypatch.setattr(NonFiniteMonitor, "rows", noted_rows)
     train(tmp_path, 5, checkpoint_every=3)
     reads = ["read 1", "call", "read 2", "read 3"]
     assert events == ["call", "call", *reads, "call", "call", "read 4", "read 5"]
@@ -368,12 +368,12 @@ def test_there_is_a_checkpoint_every_so_many_seconds(tmp_path, monkeypatch):
     assert saved == [4, 6, 10, 12, 14]
     saved.clear()
     options |= {"steps_per_call": 3, "every": [Every(7, lambda done, state: {})]}
-    several = train(tmp_path / "several", 14, batches=Ticking(monkeypatch), **options)
+    multi_step = train(tmp_path / "several", 14, batches=Ticking(monkeypatch), **options)
     assert saved == [6, 10, 14]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),  # XLA may round apart in two programs
         whole.state.generator,
-        several.state.generator,
+        multi_step.state.generator,
     )
     saved.clear()
     train(tmp_path / "none", 14, batches=Ticking(monkeypatch), checkpoint_seconds=0.0, checkpoint_every=0)
@@ -392,9 +392,9 @@ def test_the_best_evaluations_are_saved(tmp_path):
 def test_a_collapse_leads_back_to_the_evaluation_before(tmp_path, monkeypatch):
     """However many checkpoints there were since."""
     saved = saved_steps(monkeypatch)
-    options = {"checkpoint_every": 1, "kind": Watched, "on_collapse": "rollback"}
+    options = {"checkpoint_every": 1, "kind": CollapseConfig, "on_collapse": "rollback"}
     train(tmp_path, 10, every=[Every(4, Trouble(at=8, well=4, times=1))], **options)
-    (told,) = json.loads((tmp_path / "setbacks.json").read_text())["setbacks"]
+    (told,) = json.loads((tmp_path / "rollbacks.json").read_text())["rollbacks"]
     assert told["to"] == 4
     assert saved == [*range(1, 8), *range(5, 11)]
 
@@ -478,7 +478,7 @@ class Trouble:
     def __call__(self, done, state):
         if done == self.at and self.left:
             self.left -= 1
-            raise Setback(f"step {done}: trouble", self.well)
+            raise Rollback(f"step {done}: trouble", self.well)
         return {}
 
 
@@ -492,14 +492,14 @@ def test_a_setback_goes_on_from_where_all_was_well_with_other_noise(tmp_path, se
     assert [step for step, *_ in losses[0]] == list(range(1, 13))
     assert losses[0][:3] == losses[1][:3]
     assert all(a != b for a, b in zip(losses[0][3:], losses[1][3:], strict=True))
-    told = json.loads((tmp_path / "back" / "setbacks.json").read_text())["setbacks"]
+    told = json.loads((tmp_path / "back" / "rollbacks.json").read_text())["rollbacks"]
     assert told == [{"reason": "step 9: trouble", "to": 3}] * 2
     assert not same_bits(back.state.generator, whole.state.generator)
 
 
 def test_a_run_that_was_set_back_and_broke_off_goes_on_bit_for_bit(tmp_path):
     whole = train(tmp_path / "whole", 12, every=[Every(3, Trouble(6, 3, 1))], checkpoint_every=3)
-    for stop in (4, 7):  # right after the setback, and one checkpoint later
+    for stop in (4, 7):  # right after the rollback, and one checkpoint later
         folder, trouble = tmp_path / str(stop), Trouble(6, 3, 1)
 
         def stops(done, state, stop=stop, trouble=trouble):
@@ -517,9 +517,9 @@ def test_a_run_that_was_set_back_and_broke_off_goes_on_bit_for_bit(tmp_path):
 def test_several_gans_get_noise_of_their_own_again():
     _, init = tiny_gan()
     state = jax.vmap(lambda key: jax.jit(init)().replace(key=key))(jax.random.split(jax.random.key(0), 3))
-    keys = [jax.random.key_data(with_other_noise(state, number).key).tolist() for number in (0, 1, 2)]
+    keys = [jax.random.key_data(with_new_keys(state, number).key).tolist() for number in (0, 1, 2)]
     assert len({tuple(key) for row in keys for key in row}) == 9
-    one = with_other_noise(state.replace(key=state.key[1]), 2)
+    one = with_new_keys(state.replace(key=state.key[1]), 2)
     assert jax.random.key_data(one.key).tolist() == keys[2][1]
 
 
@@ -535,7 +535,7 @@ def test_what_a_kill_leaves_of_a_dropped_checkpoint_is_cleaned_up(tmp_path):
 def test_setbacks_without_a_checkpoint_start_over_and_the_fourth_stops(tmp_path):
     with pytest.raises(Stopped, match="step 4: trouble; 3 times before"):
         train(tmp_path / "run", 12, every=[Every(2, Trouble(at=4, well=2, times=9))], checkpoint_every=6)
-    assert len(json.loads((tmp_path / "run" / "setbacks.json").read_text())["setbacks"]) == 3
+    assert len(json.loads((tmp_path / "run" / "rollbacks.json").read_text())["rollbacks"]) == 3
     assert steps_of(tmp_path / "run")[-1] <= 4
 
 
@@ -613,7 +613,7 @@ def test_a_step_that_is_not_finite_is_skipped_on_request(tmp_path, steps_per_cal
     assert all("worst_leaf" not in line for line in lines)
     report = json.loads((tmp_path / "nonfinite.json").read_text())
     assert (report["step"], report["batch"]) == (4, 3)
-    assert report["worst_leaf"].split("/")[0] in {"generator", "discriminator", "average", "discriminator_opt"}
+    assert report["worst_leaf"].split("/")[0] in {"generator", "discriminator", "ema_params", "discriminator_opt"}
     assert "at step 4, see" in caplog.text
     assert "the step is skipped" in caplog.text
 
@@ -666,7 +666,7 @@ def test_ten_skipped_steps_in_a_row_stop_the_run(tmp_path):
 def test_a_step_that_is_not_finite_sets_back_on_request(tmp_path):
     options = {"on_nonfinite": "rollback", "checkpoint_every": 3}
     train(tmp_path / "once", 9, batches=Once(), **options)
-    (told,) = json.loads((tmp_path / "once" / "setbacks.json").read_text())["setbacks"]
+    (told,) = json.loads((tmp_path / "once" / "rollbacks.json").read_text())["rollbacks"]
     assert (told["to"], "is nan at step 4" in told["reason"]) == (3, True)
     with pytest.raises(Stopped, match=r"at step 4, see .*; 3 times before it went back"):
         train(tmp_path / "rotten", 9, batches=Rotten(), **options)

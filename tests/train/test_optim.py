@@ -43,13 +43,13 @@ def muon(kernel, gradients, rate):
     return trajectory
 
 
-def sgd(parameter, gradients, rate, horizon):
+def sgd(parameter, gradients, rate, decay_steps):
     """PyTorch's SGD with Nesterov momentum 0.85 on the summed loss, with coupled weight decay."""
     momentum, parameter, trajectory = 0.0, np.asarray(parameter, np.float64), []
     for step, gradient in enumerate(gradients):
         total = BATCH * gradient + 2e-6 * BATCH / rate * parameter
         momentum = 0.85 * momentum + total
-        parameter = parameter - rate * max(0, 1 - step / horizon) * (total + 0.85 * momentum)
+        parameter = parameter - rate * max(0, 1 - step / decay_steps) * (total + 0.85 * momentum)
         trajectory.append(parameter)
     return trajectory
 

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxai.train.ema import average_decay
+from jaxai.train.ema import ema_decay
 from jaxai.train.optim import Adam, cosine, optimizer, schedule
 from jaxai.train.supervised import gradient, init_state, train_step
 
@@ -27,10 +27,8 @@ def problem(key):
 def test_step_is_one_gradient_step(key):
     batch, params = problem(key)
     tx = optax.sgd(0.1)
-    state = init_state(params, tx, jax.random.key(5), keep_average=True)
-    new, metrics = jax.jit(lambda s, b: train_step(s, b, loss_fn=loss_fn, tx=tx, average_half_life=1000.0))(
-        state, batch
-    )
+    state = init_state(params, tx, jax.random.key(5), keep_ema=True)
+    new, metrics = jax.jit(lambda s, b: train_step(s, b, loss_fn=loss_fn, tx=tx, ema_half_life=1000.0))(state, batch)
     (loss, _), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         params, batch, jax.random.fold_in(jax.random.key(5), 0)
     )
@@ -40,8 +38,8 @@ def test_step_is_one_gradient_step(key):
     np.testing.assert_allclose(metrics["gradient_norm"], jnp.linalg.norm(grads["w"]), rtol=1e-6)
     np.testing.assert_allclose(metrics["update_norm"], 0.1 * jnp.linalg.norm(grads["w"]), rtol=1e-6)
     np.testing.assert_allclose(metrics["parameter_norm"], jnp.linalg.norm(wanted), rtol=1e-6)
-    decay = average_decay(0, 16, 1000.0)
-    np.testing.assert_allclose(new.average["w"], decay * params["w"] + (1 - decay) * wanted, rtol=1e-5)
+    decay = ema_decay(0, 16, 1000.0)
+    np.testing.assert_allclose(new.ema_params["w"], decay * params["w"] + (1 - decay) * wanted, rtol=1e-5)
     assert int(new.step) == 1
     assert "largest_error" in metrics
 
@@ -51,8 +49,8 @@ def test_without_average_none_is_kept(key):
     tx = optax.sgd(0.1)
     state = init_state(params, tx, key)
     new, _ = train_step(state, batch, loss_fn=loss_fn, tx=tx)
-    assert state.average is None
-    assert new.average is None
+    assert state.ema_params is None
+    assert new.ema_params is None
     chex.assert_trees_all_equal_structs(state, new)
 
 
@@ -68,13 +66,16 @@ def test_parts_of_a_batch_make_the_same_step(key, devices):
 
     tx = optax.adam(0.1)
     state = init_state(params, tx, key)
-    step = jax.jit(train_step, static_argnames=("loss_fn", "tx", "parts"))
-    whole, *others = (step(state, batch, loss_fn=without_noise, tx=tx, parts=parts) for parts in (1, 2, 8))
+    step = jax.jit(train_step, static_argnames=("loss_fn", "tx", "accumulation_steps"))
+    whole, *others = (
+        step(state, batch, loss_fn=without_noise, tx=tx, accumulation_steps=accumulation_steps)
+        for accumulation_steps in (1, 2, 8)
+    )
     for other in others:
         # Sums in another order; where a gradient is near 0, Adam's first step could amplify it, but none is here.
         chex.assert_trees_all_close((other[0].params, other[1]), (whole[0].params, whole[1]), rtol=1e-5)
-    with pytest.raises(ValueError, match="parts=3 for a batch of 16: give a divisor"):
-        train_step(state, batch, loss_fn=without_noise, tx=tx, parts=3)
+    with pytest.raises(ValueError, match="accumulation_steps=3 for a batch of 16: give a divisor"):
+        train_step(state, batch, loss_fn=without_noise, tx=tx, accumulation_steps=3)
 
 
 def windowed(params, batch, key, carry):
@@ -120,8 +121,8 @@ def test_rows_that_begin_anew_forget_the_carry():
 def test_a_carry_belongs_to_the_whole_batch(key):
     batch, params = problem(key)
     state = init_state(params, optax.sgd(0.1), key, carry=jnp.zeros(16))
-    with pytest.raises(ValueError, match=r"parts=2 with a carry, .* give parts=1"):
-        train_step(state, batch, loss_fn=windowed, tx=optax.sgd(0.1), parts=2)
+    with pytest.raises(ValueError, match=r"accumulation_steps=2 with a carry, .* give 1"):
+        train_step(state, batch, loss_fn=windowed, tx=optax.sgd(0.1), accumulation_steps=2)
 
 
 def test_parts_draw_noise_of_their_own(key):
@@ -130,7 +131,10 @@ def test_parts_draw_noise_of_their_own(key):
     def noise(params, batch, key):
         return params["w"] * jax.random.normal(key), {}
 
-    losses = {parts: float(gradient(noise, params, batch, key, parts)[0][0]) for parts in (1, 2, 4)}
+    losses = {
+        accumulation_steps: float(gradient(noise, params, batch, key, accumulation_steps)[0][0])
+        for accumulation_steps in (1, 2, 4)
+    }
     assert len(set(losses.values())) == 3
 
 
@@ -139,7 +143,7 @@ def test_schedules_take_their_course_over_the_horizon():
     np.testing.assert_allclose([rate(s) for s in (0, 5, 10, 60, 110, 500)], [0, 0.5, 1, 0.55, 0.1, 0.1], rtol=1e-6)
     assert schedule(Adam(learning_rate=0.5), 10)(10**6) == 0.5
     assert schedule(Adam(learning_rate=0.5, warmup=4), 10)(2) == 0.25
-    with pytest.raises(ValueError, match="horizon 4 must exceed warmup 4"):
+    with pytest.raises(ValueError, match="decay_steps 4 must exceed warmup 4"):
         schedule(Adam(warmup=4), 4)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import UInt8
 
-from jaxai.typing import Array, Float, Images, Int, Key
+from jaxai.typing import Array, Images, Int, Key
 
 AnyImages = UInt8[Array, "B height width C"] | Images
 
@@ -87,35 +87,6 @@ def cutout(key: Key[Array, ""], images: AnyImages, size: int, value: float = 0) 
 
 
 @partial(jax.jit, static_argnames="alpha")
-def mixup(
-    key: Key[Array, ""], images: Images, labels: Float[Array, "B classes"], alpha: float
-) -> tuple[Images, Float[Array, "B classes"]]:
-    """Each example mixed with another of the batch, l x_i + (1 - l) x_p(i), and the labels alike.
-
-    p is a random permutation, l ~ Beta(alpha, alpha) drawn for each example (the paper's equation; its code draws one l
-    a batch). ``labels`` are float rows that sum to 1, one-hot or soft, and so do the results.
-
-    Source: Zhang et al. 2018, arXiv 1710.09412. ValueError for images that are not float [B, H, W, C], as uint8 would
-    round the mixture, for labels that are not float [B, classes], and ``alpha`` <= 0.
-    """
-    _check(images)
-    if images.dtype == jnp.uint8:
-        raise ValueError("images: uint8, give floats: mixing would round to whole grey levels")
-    if labels.ndim != 2 or len(labels) != len(images) or not jnp.issubdtype(labels.dtype, jnp.floating):
-        raise ValueError(f"labels: {labels.dtype}{list(labels.shape)}, give floats of shape [{len(images)}, classes]")
-    if not alpha > 0:
-        raise ValueError(f"alpha={alpha}: must be greater than 0")
-    key_share, key_partner = jax.random.split(key)
-    shares = jax.random.beta(key_share, alpha, alpha, (len(images),))
-    partners = jax.random.permutation(key_partner, len(images))
-
-    def mix(x: Array) -> Array:
-        share, wide = shares.reshape(-1, *[1] * (x.ndim - 1)), x.astype(jnp.promote_types(x.dtype, shares.dtype))
-        return (share * wide + (1 - share) * wide[partners]).astype(x.dtype)
-
-    return mix(images), mix(labels)
-
-
 def _flip(images: Array, flips: Array) -> Array:
     return jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
 

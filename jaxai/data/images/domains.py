@@ -8,7 +8,7 @@ from jaxtyping import Float64, UInt8
 from PIL import Image
 
 from jaxai.data.pipeline import Gathered, check_rows, endless, own_rows
-from jaxai.data.random import integers
+from jaxai.data.random import Stream, integers
 
 Grey = UInt8[np.ndarray, "n height width 1"]
 Colour = UInt8[np.ndarray, "n height width 3"]
@@ -92,8 +92,8 @@ def unpaired_batches(
 
     def rows(index: int) -> dict[str, np.ndarray]:
         numbers = {
-            "a": integers(len(a), (batch_size,), seed, 4, index),
-            "b": integers(len(b), (batch_size,), seed, 5, index),
+            "a": integers(len(a), (batch_size,), seed, Stream.DOMAIN_A, index),
+            "b": integers(len(b), (batch_size,), seed, Stream.DOMAIN_B, index),
         }
         return {name: rows[mine].astype(np.int32) for name, rows in numbers.items()}
 

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from jaxai.data.pipeline import check_rows, endless, own_rows
-from jaxai.data.random import integers
+from jaxai.data.random import Stream, integers
 
 PHOTOS = {"train": ("astronaut", "coffee", "rocket", "brick", "grass", "gravel"), "test": ("chelsea", "camera")}
 """Names by split: no photograph is in both."""
@@ -64,8 +64,8 @@ def crop_batches(
     ends, mine = np.cumsum(places.prod(1)), own_rows(batch_size, process_index, process_count)
 
     def batch(index: int) -> dict[str, np.ndarray]:
-        numbers = integers(int(ends[-1]), (batch_size,), seed, 2, index)[mine]
-        symmetries = integers(8, (batch_size,), seed, 3, index)[mine]
+        numbers = integers(int(ends[-1]), (batch_size,), seed, Stream.CROPS, index)[mine]
+        symmetries = integers(8, (batch_size,), seed, Stream.SYMMETRIES, index)[mine]
         crops = []
         for number, symmetry in zip(numbers, symmetries, strict=True):
             which = int(np.searchsorted(ends, number, side="right"))

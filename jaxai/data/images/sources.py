@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from jaxai.data import embedded
-from jaxai.data.dataset import check_split
+from jaxai.data.dataset import Dataset, check_split
 from jaxai.data.images import official as official
 from jaxai.data.images import prepare as prepare
 from jaxai.data.images import tfds as tfds
@@ -20,13 +20,8 @@ logger = logging.getLogger("jaxai.data")
 
 
 @dataclasses.dataclass(frozen=True)
-class Dataset:
-    """A split in memory, read-only: ``images`` uint8 [n, height, width, C], ``labels`` int32 [n] < ``num_classes``.
-
-    ``source`` says in one line where it came from, ``embedded`` whether it is a set that the package carries.
-    ``fingerprint`` is the start of the SHA-256 over the bytes of images and labels, in hexadecimal: equal for the same
-    examples in the same order.
-    """
+class ImageDataset(Dataset):
+    """Labelled images, read-only: ``images`` uint8 [n, height, width, C], ``labels`` int32 [n] < ``num_classes``."""
 
     name: str
     split: str
@@ -37,12 +32,10 @@ class Dataset:
     embedded: bool
     fingerprint: str
 
-    def identity(self) -> dict[str, str | bool]:
-        """What a run that goes on must find again: name, fingerprint, whether embedded."""
-        return {"name": self.name, "fingerprint": self.fingerprint, "embedded": self.embedded}
 
-
-def load(name: str, split: str, *, data_dir: str | os.PathLike | None = None, embedded_only: bool = False) -> Dataset:
+def load(
+    name: str, split: str, *, data_dir: str | os.PathLike | None = None, embedded_only: bool = False
+) -> ImageDataset:
     """The split ``train`` or ``test`` of ``mnist``, ``fashion_mnist``, ``cifar10`` or ``digits8x8``.
 
     It takes the first of: a prepared tensorflow-datasets folder (under ``data_dir``, else in ``TFDS_DATA_DIR`` or
@@ -71,7 +64,9 @@ def load(name: str, split: str, *, data_dir: str | os.PathLike | None = None, em
     logger.info(source)
     fingerprint = hashlib.sha256(np.ascontiguousarray(images))
     fingerprint.update(labels)
-    return Dataset(name, split, images, labels, spec.num_classes, source, found is None, fingerprint.hexdigest()[:16])
+    return ImageDataset(
+        name, split, images, labels, spec.num_classes, source, found is None, fingerprint.hexdigest()[:16]
+    )
 
 
 def _find(spec: Spec, split: str, folder: Path | None) -> tuple[Arrays, str] | None:

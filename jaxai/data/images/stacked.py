@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int, Int64, UInt8
 
 from jaxai.data.pipeline import Gathered, check_rows, endless, own_rows
-from jaxai.data.random import integers
+from jaxai.data.random import Stream, integers
 from jaxai.typing import Array
 
 
@@ -19,7 +19,7 @@ def stacked[A: (np.ndarray, Array)](images: A, rows: Int[Array | np.ndarray, "B 
 
 def fixed_rows(count: int, n: int, seed: int) -> Int64[np.ndarray, "{count} 3"]:
     """Which images of n make each of ``count`` stacks."""
-    return integers(n, (count, 3), seed, 0)
+    return integers(n, (count, 3), seed, Stream.FIXED_STACKS)
 
 
 def stack_batches(
@@ -45,9 +45,9 @@ def stack_batches(
 
     def rows(index: int) -> dict[str, np.ndarray]:
         if table is None:
-            digits = integers(len(images), (batch_size, 3), seed, 1, index)
+            digits = integers(len(images), (batch_size, 3), seed, Stream.STACKS, index)
         else:
-            digits = table[integers(len(table), (batch_size,), seed, 1, index)]
+            digits = table[integers(len(table), (batch_size,), seed, Stream.STACKS, index)]
         return {"digits": digits[mine].astype(np.int32)}
 
     def gather(arrays: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:

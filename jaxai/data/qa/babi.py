@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from jaxai.data.dataset import check_split
+from jaxai.data.dataset import Dataset, check_split
 from jaxai.data.text.corpus import read_utf8
 
 logger = logging.getLogger("jaxai.data")
@@ -54,8 +54,8 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True)
-class Questions:
-    """Questions by the number of their task, and the tasks' ``titles``; ``source`` says where they came from.
+class Questions(Dataset):
+    """Questions by the number of their task, and the tasks' ``titles``.
 
     ``open_words`` are names, which mean nothing by themselves: a reader can see them as anonymous slots.
     """
@@ -73,16 +73,12 @@ class Questions:
         return tuple(itertools.chain.from_iterable(self.tasks.values()))
 
     @functools.cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The start of the SHA-256 over the tasks as ``to_lines`` writes them, in hexadecimal."""
         digest = hashlib.sha256()
         for task, questions in self.tasks.items():
             digest.update("\n".join([f"task {task}", *to_lines(questions), ""]).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()[:16]
-
-    def identity(self) -> dict[str, str | bool]:
-        """What a run that goes on must find again: name, fingerprint, whether embedded."""
-        return {"name": self.name, "fingerprint": self.fingerprint, "embedded": self.embedded}
 
 
 def load_babi(folder: str | os.PathLike, split: str, tasks: Iterable[int] = TASKS) -> Questions:

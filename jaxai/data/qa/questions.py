@@ -28,7 +28,7 @@ PAD = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Words:
+class Vocabulary:
     """What ids and labels stand for.
 
     Ids: 0 padding, 1 ... ``slots`` the slots, then ``words``. Labels: 0 ... ``slots`` - 1 the slots, then ``answers``.
@@ -48,7 +48,7 @@ class Words:
     @classmethod
     def build(
         cls, questions: Iterable[Question], slots: int, open_words: frozenset[str] | set[str] = frozenset()
-    ) -> "Words":
+    ) -> "Vocabulary":
         """The words and answers of training questions, without ``open_words``: those are always read as slots."""
         words: set[str] = set()
         answers: set[str] = set()
@@ -72,7 +72,7 @@ class Words:
         return {"slots": self.slots, "words": list(self.words), "answers": list(self.answers)}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Words":
+    def from_json(cls, value: dict[str, Any]) -> "Vocabulary":
         """The vocabulary that ``to_json`` wrote; ``ValueError`` for anything else."""
         lists = [value.get(name) for name in ("words", "answers")] if isinstance(value, dict) else [None]
         strings = all(isinstance(part, list) and all(isinstance(word, str) for word in part) for part in lists)
@@ -83,7 +83,7 @@ class Words:
 
 def encode(
     questions: Sequence[Question],
-    vocabulary: Words,
+    vocabulary: Vocabulary,
     *,
     max_facts: int | None = None,
     max_words: int | None = None,
@@ -107,7 +107,7 @@ def encode(
 
 def question_batches(
     questions: Sequence[Question],
-    vocabulary: Words,
+    vocabulary: Vocabulary,
     batch_size: int,
     *,
     seed: int,
@@ -151,7 +151,7 @@ def question_batches(
 
 
 def decode(
-    labels: Int32[np.ndarray, " B"], questions: Sequence[Question], arrays: Batch, vocabulary: Words
+    labels: Int32[np.ndarray, " B"], questions: Sequence[Question], arrays: Batch, vocabulary: Vocabulary
 ) -> list[str | None]:
     """The answers that predicted labels stand for: strings, or ``None`` for a slot that no word has and for -1.
 
@@ -170,7 +170,9 @@ def decode(
     return result
 
 
-def _arrays(questions: Sequence[Question], vocabulary: Words, max_facts: int | None, max_words: int | None) -> Batch:
+def _arrays(
+    questions: Sequence[Question], vocabulary: Vocabulary, max_facts: int | None, max_words: int | None
+) -> Batch:
     """The arrays of ``encode`` with slots 1, 2, ... in the order in which an example's unknown words appear."""
     if not questions:
         raise ValueError("questions is empty; give at least 1")
@@ -228,7 +230,7 @@ def _padded(ids: list[list[int]], lengths: np.ndarray, max_words: int | None) ->
     return result
 
 
-def _draw_slots(arrays: Batch, vocabulary: Words, raw: UInt64[np.ndarray, "B slots"]) -> Batch:
+def _draw_slots(arrays: Batch, vocabulary: Vocabulary, raw: UInt64[np.ndarray, "B slots"]) -> Batch:
     """The same examples with their slots permuted, each in the order of its random numbers."""
     n, slots = raw.shape
     ids = np.tile(np.arange(vocabulary.size, dtype=np.int32), (n, 1))

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Integer
 
 from jaxai.data import embedded
+from jaxai.data.dataset import Dataset
 from jaxai.data.pipeline import Gathered, check_rows, endless, own_rows
 from jaxai.data.random import integers
 
@@ -34,21 +35,14 @@ SHORTEST = 1_000  # characters: a tenth of it, the validation part, still holds 
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
-    """A text in memory. ``source`` says in one line where it came from, ``embedded`` whether the package carries it.
-
-    ``fingerprint`` is the start of the SHA-256 over its UTF-8 bytes, in hexadecimal.
-    """
+class Text(Dataset):
+    """A text in one ``string``."""
 
     name: str
     string: str = dataclasses.field(repr=False)
     source: str
     embedded: bool
     fingerprint: str
-
-    def identity(self) -> dict[str, str | bool]:
-        """What a run that goes on must find again: name, fingerprint, whether embedded."""
-        return {"name": self.name, "fingerprint": self.fingerprint, "embedded": self.embedded}
 
 
 def load_text(file: str | os.PathLike | None = None) -> Text:

@@ -19,6 +19,7 @@ from jaxtyping import Int32, Int64, Integer
 
 from jaxai.data import embedded
 from jaxai.data.buckets import grouped, length_groups
+from jaxai.data.dataset import Dataset
 from jaxai.data.pipeline import check_rows, endless
 from jaxai.data.text.corpus import read_utf8
 
@@ -29,23 +30,15 @@ Batch = dict[str, Int32[np.ndarray, "B _"]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairs:
-    """Sentences and their translations, equally many and none empty; ``origin`` says in one line where they came from.
-
-    ``embedded`` says whether the package carries them, ``fingerprint`` is the start of the SHA-256 over both sides'
-    lines, in hexadecimal.
-    """
+class Pairs(Dataset):
+    """Sentences and their translations, equally many and none empty."""
 
     name: str
     sources: tuple[str, ...] = dataclasses.field(repr=False)
     targets: tuple[str, ...] = dataclasses.field(repr=False)
-    origin: str
+    source: str
     embedded: bool
     fingerprint: str
-
-    def identity(self) -> dict[str, str | bool]:
-        """What a run that goes on must find again: name, fingerprint, whether embedded."""
-        return {"name": self.name, "fingerprint": self.fingerprint, "embedded": self.embedded}
 
 
 def load_pairs(folder: str | os.PathLike | None, split: str, source: str, target: str) -> Pairs:
@@ -65,14 +58,14 @@ def load_pairs(folder: str | os.PathLike | None, split: str, source: str, target
     sources, targets = zip(*kept, strict=True)
     data = "libreoffice" if folder is None else Path(folder).expanduser().resolve().name
     name = f"{data} {split} {source}-{target}"
-    origin = f"{name}: {len(kept):,} pairs{where}"
-    logger.info(origin)
+    line = f"{name}: {len(kept):,} pairs{where}"
+    logger.info(line)
     fingerprint = hashlib.sha256("\n".join(sources).encode() + b"\n\n" + "\n".join(targets).encode()).hexdigest()[:16]
-    return Pairs(name, sources, targets, origin, folder is None, fingerprint)
+    return Pairs(name, sources, targets, line, folder is None, fingerprint)
 
 
 def _read(root: Path, split: str, source: str, target: str) -> tuple[list[tuple[str, str]], str]:
-    """The pairs of two files, and the end of the origin line."""
+    """The pairs of two files, and the end of the source line."""
     paths = [_find(root, f"{split}.{language}") for language in (source, target)]
     lines = [_lines(path) for path in paths]
     if len(lines[0]) != len(lines[1]):

@@ -107,7 +107,7 @@ def translate(
         return jnp.asarray(logits)[:, -1], out["cache"]
 
     memory, _ = network.apply({"params": params}, source, lengths, method="encode")
-    empty = init_cache(network.shape, B * beams, max_length)
+    empty = init_cache(network.config, B * beams, max_length)
     _, filled = decode(params, empty, jnp.full((B * beams, 1), begin, jnp.int32), jnp.asarray(memory))
     return beam_search(
         decode,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxai.data.images.augmentation import alternating_flip, cutout, mixup, random_flip, random_translate
+from jaxai.data.images.augmentation import alternating_flip, cutout, random_flip, random_translate
 
 SHAPE = (5, 6, 7, 3)
 DTYPES = ["uint8", "float32", "bfloat16"]
@@ -23,10 +23,6 @@ KEEPING = {  # what takes and gives images alone
 def images(dtype="float32", shape=SHAPE):
     values = np.random.default_rng(0).integers(0, 256, shape)
     return jnp.asarray(values if dtype == "uint8" else values / 127.5 - 1, dtype)
-
-
-def labels(count=5):
-    return jax.nn.one_hot(jnp.arange(count), count)
 
 
 def same(actual, expected):
@@ -116,40 +112,6 @@ def test_cutout_hangs_over_every_border(key):
         assert holes[:, *corner].any(0).all()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_mixup_is_the_papers_mixture(key, dtype):
-    x, y = images(dtype), labels()
-    key_share, key_partner = jax.random.split(key)
-    shares = np.asarray(jax.random.beta(key_share, 0.4, 0.4, (5,)))
-    partners = np.asarray(jax.random.permutation(key_partner, 5))
-    mixed, soft = mixup(key, x, y, 0.4)
-    assert (mixed.dtype, soft.dtype) == (x.dtype, y.dtype)
-    wide = np.asarray(x, np.float32)
-    rtol = 1e-6 if dtype == "float32" else 2**-8  # bfloat16: the result is rounded once
-    for i, (share, j) in enumerate(zip(shares, partners, strict=True)):
-        expected = share * wide[i] + (1 - share) * wide[j]
-        np.testing.assert_allclose(np.asarray(mixed[i], np.float32), expected, rtol, atol=1e-6)
-        np.testing.assert_allclose(soft[i], share * y[i] + (1 - share) * y[j], rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize("alpha", [0.05, 1.0, 8.0])
-def test_mixtures_are_convex(key, alpha):
-    x = images(shape=(64, 2, 2, 1))
-    mixed, soft = mixup(key, x, labels(64), alpha)
-    assert mixed.min() >= x.min() - 1e-6
-    assert mixed.max() <= x.max() + 1e-6
-    np.testing.assert_allclose(soft.sum(1), 1, rtol=1e-6)
-    assert soft.min() >= 0
-    assert len(np.unique(soft.max(1).round(5))) > 16  # a share for each example, not one for the batch
-
-
-def test_mixed_images_keep_to_their_labels(key):
-    """Images that are their own one-hot labels stay equal to them."""
-    y = labels(6)
-    mixed, soft = mixup(key, y.reshape(6, 2, 3, 1), y, 1.0)
-    np.testing.assert_array_equal(mixed.reshape(6, 6), soft)
-
-
 @pytest.mark.parametrize("name", KEEPING)
 def test_the_key_decides_and_each_image_has_its_own_draw(key, name):
     f, one = KEEPING[name], images(shape=(1, 8, 8, 1))
@@ -161,13 +123,6 @@ def test_the_key_decides_and_each_image_has_its_own_draw(key, name):
     assert len({image.tobytes() for image in np.asarray(y)}) > 1
     keys = jax.random.split(key, 3)
     same(jax.vmap(f, (0, None))(keys, x), jnp.stack([f(k, x) for k in keys]))
-
-
-def test_mixup_under_jit_and_by_key(key):
-    x, y = images(), labels()
-    for actual, expected in zip(jax.jit(lambda k: mixup(k, x, y, 0.3))(key), mixup(key, x, y, 0.3), strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)  # another program rounds differently
-    assert (mixup(jax.random.key(1), x, y, 0.3)[0] != mixup(key, x, y, 0.3)[0]).any()
 
 
 def test_numpy_batches_as_the_pipeline_gives_them(key):
@@ -196,10 +151,6 @@ X = jnp.zeros((5, 6, 7, 1))
         (cutout, (X, 7), "size=7"),
         (cutout, (X.astype("uint8"), 2, 256), "value=256 for uint8"),
         (cutout, (X.astype("uint8"), 2, 0.5), "value=0.5 for uint8"),
-        (mixup, (X.astype("uint8"), labels(), 1.0), "images: uint8, give floats"),
-        (mixup, (X, labels().astype(int), 1.0), "labels: int32"),
-        (mixup, (X, labels(4), 1.0), r"labels: float32\[4, 4\], give floats of shape \[5, classes\]"),
-        (mixup, (X, labels(), 0.0), "alpha=0.0: must be greater than 0"),
     ],
 )
 def test_bad_input(key, f, args, message):

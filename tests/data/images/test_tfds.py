@@ -37,7 +37,7 @@ def small(tmp_path, monkeypatch) -> Path:
     return trust(monkeypatch, write_idx(tmp_path / "official"))
 
 
-def sorted_rows(dataset: jaxai.data.Dataset) -> list[bytes]:
+def sorted_rows(dataset: jaxai.data.ImageDataset) -> list[bytes]:
     return sorted(bytes([label]) + image.tobytes() for image, label in zip(dataset.images, dataset.labels, strict=True))
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from jaxai.data.qa import babi as babi
 from jaxai.data.qa.babi import Question, load_babi, parse, to_lines, write_babi
-from jaxai.data.qa.questions import Words, decode, encode, question_batches
+from jaxai.data.qa.questions import Vocabulary, decode, encode, question_batches
 from jaxai.data.qa.stories import OPEN_WORDS, load_stories
 
 STORY = """1 Mary moved to the bathroom.
@@ -319,7 +319,7 @@ def test_the_official_files(official):
     assert train.open_words == test.open_words == persons | {"greg", "brian", "lily", "julius", "bernhard"}
     for task, questions in test.tasks.items():
         assert parse("\n".join(to_lines(questions)), task, "file") == questions
-    vocabulary = Words.build(train.all, slots=0)
+    vocabulary = Vocabulary.build(train.all, slots=0)
     assert sum(encode(test.all, vocabulary, max_facts=5)["answer"] < 0) == 1  # a list that no training story has
 
 
@@ -336,12 +336,22 @@ OPEN = frozenset({"anna", "leo", "park", "barn"})
 
 
 def test_a_vocabulary_leaves_out_the_open_words():
-    vocabulary = Words.build([WHERE, WHAT], 3, OPEN)
+    vocabulary = Vocabulary.build([WHERE, WHAT], 3, OPEN)
     assert vocabulary.words == ("book", "carrying", "got", "is", "milk", "the", "to", "went", "what", "where")
     assert vocabulary.answers == ("book,milk",)
     assert (vocabulary.size, vocabulary.labels) == (1 + 3 + 10, 3 + 1)
-    assert Words.build(iter([WHERE]), 0).words == ("anna", "barn", "is", "leo", "park", "the", "to", "went", "where")
-    assert Words.from_json(json.loads(json.dumps(vocabulary.to_json()))) == vocabulary
+    assert Vocabulary.build(iter([WHERE]), 0).words == (
+        "anna",
+        "barn",
+        "is",
+        "leo",
+        "park",
+        "the",
+        "to",
+        "went",
+        "where",
+    )
+    assert Vocabulary.from_json(json.loads(json.dumps(vocabulary.to_json()))) == vocabulary
 
 
 @pytest.mark.parametrize(
@@ -358,14 +368,14 @@ def test_a_vocabulary_leaves_out_the_open_words():
 )
 def test_other_values_are_no_vocabulary(value, message):
     with pytest.raises(ValueError, match=message):
-        Words.from_json(value)
+        Vocabulary.from_json(value)
 
 
 # Arrays
 
 
 def test_arrays_without_slots():
-    vocabulary = Words.build([WHERE, WHAT], 0)
+    vocabulary = Vocabulary.build([WHERE, WHAT], 0)
     arrays = encode([WHERE, WHAT], vocabulary, max_facts=3, max_words=6)
     assert {name: (array.dtype, array.shape) for name, array in arrays.items()} == {
         "facts": (np.int32, (2, 3, 6)),
@@ -394,18 +404,18 @@ def test_arrays_without_slots():
 
 
 def test_the_last_facts_are_kept():
-    vocabulary = Words.build([WHERE, WHAT], 0)
+    vocabulary = Vocabulary.build([WHERE, WHAT], 0)
     whole, cut = encode([WHERE, WHAT], vocabulary), encode([WHERE, WHAT], vocabulary, max_facts=1)
     np.testing.assert_array_equal(cut["facts"], whole["facts"][:, 1:])
     assert cut["support"].tolist() == [[False], [True]]
     assert cut["fact_count"].tolist() == [1, 1]
-    lone = encode([asked("who", "no")], Words(0, ("who",), ("no",)))
+    lone = encode([asked("who", "no")], Vocabulary(0, ("who",), ("no",)))
     assert (lone["facts"].shape, lone["fact_count"].tolist()) == ((1, 1, 1), [0])
 
 
 def test_words_never_seen_become_slots_consistently():
     """Test stories under a training vocabulary: bijective, the answer goes along, other words stay."""
-    vocabulary = Words.build(load_stories("train", 20, seed=0).all, 12, OPEN_WORDS)
+    vocabulary = Vocabulary.build(load_stories("train", 20, seed=0).all, 12, OPEN_WORDS)
     questions = load_stories("test", 20, seed=0).all
     arrays = encode(questions, vocabulary, seed=3)
     names = ("", *(f"<{i}>" for i in range(12)), *vocabulary.words)
@@ -438,7 +448,7 @@ def test_words_never_seen_become_slots_consistently():
 
 
 def test_slots_depend_on_the_seed_and_come_equally_often():
-    vocabulary = Words.build([WHERE], 5, OPEN)
+    vocabulary = Vocabulary.build([WHERE], 5, OPEN)
     many = [WHERE] * 2_000
     first, again, other = (encode(many, vocabulary, seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first["facts"], again["facts"])
@@ -452,13 +462,13 @@ def test_slots_depend_on_the_seed_and_come_equally_often():
 
 
 def test_answers_that_cannot_be_given():
-    vocabulary = Words.build([WHERE, WHAT], 3, OPEN)
+    vocabulary = Vocabulary.build([WHERE, WHAT], 3, OPEN)
     strange = [dataclasses.replace(WHERE, answer=answer) for answer in ("garden", "park", "book,milk", "milk")]
-    labels = encode(strange, Words.build([WHERE, WHAT], 4, OPEN))["answer"]
+    labels = encode(strange, Vocabulary.build([WHERE, WHAT], 4, OPEN))["answer"]
     assert labels[[0, 2, 3]].tolist() == [-1, 4, -1]
     assert 0 <= labels[1] < 4
     with pytest.raises(ValueError, match="answer 'garden' is neither in vocabulary nor a word of its story"):
-        question_batches(strange[:1], Words.build([WHERE], 4, OPEN), 2, seed=0)
+        question_batches(strange[:1], Vocabulary.build([WHERE], 4, OPEN), 2, seed=0)
     with pytest.raises(
         ValueError, match=r"slots is 3, but question 1 has 4 words .* \(anna, park, leo, barn\); choose"
     ):
@@ -466,7 +476,7 @@ def test_answers_that_cannot_be_given():
 
 
 def test_a_label_of_no_word_is_none():
-    vocabulary = Words.build([WHERE, WHAT], 6, OPEN)
+    vocabulary = Vocabulary.build([WHERE, WHAT], 6, OPEN)
     arrays = encode([WHERE], vocabulary)
     labels = np.arange(vocabulary.labels, dtype=np.int32)
     *slots, last = [decode(labels[i : i + 1], [WHERE], arrays, vocabulary)[0] for i in labels]
@@ -486,10 +496,10 @@ def test_a_label_of_no_word_is_none():
     ],
 )
 def test_bad_arguments(change, message):
-    options = {"questions": [WHAT, WHERE], "vocabulary": Words.build([WHAT, WHERE], 0)} | change
+    options = {"questions": [WHAT, WHERE], "vocabulary": Vocabulary.build([WHAT, WHERE], 0)} | change
     with pytest.raises(ValueError, match=message):
         encode(options.pop("questions"), options.pop("vocabulary"), **options)
-    options = {"questions": [WHAT, WHERE], "vocabulary": Words.build([WHAT, WHERE], 0), "batch_size": 1, "seed": 0}
+    options = {"questions": [WHAT, WHERE], "vocabulary": Vocabulary.build([WHAT, WHERE], 0), "batch_size": 1, "seed": 0}
     with pytest.raises(ValueError, match=message):
         question_batches(**(options | change))
 
@@ -498,9 +508,9 @@ def test_bad_arguments(change, message):
 
 
 @pytest.fixture(scope="module")
-def own() -> tuple[tuple[Question, ...], Words]:
+def own() -> tuple[tuple[Question, ...], Vocabulary]:
     questions = load_stories("train", 4, seed=0).all
-    return questions, Words.build(questions, 12, OPEN_WORDS)
+    return questions, Vocabulary.build(questions, 12, OPEN_WORDS)
 
 
 def steps(iterator, count: int) -> list[dict[str, np.ndarray]]:
@@ -516,7 +526,7 @@ def assert_equal(first: list[dict], second: list[dict]) -> None:
 
 def test_every_question_comes_equally_often_with_other_slots():
     numbered = [dataclasses.replace(WHERE, task=number) for number in range(10)]
-    vocabulary = Words.build(numbered, 6, OPEN)
+    vocabulary = Vocabulary.build(numbered, 6, OPEN)
     batches = steps(question_batches(numbered, vocabulary, 4, seed=0), 50)
     assert {name: (array.dtype, array.shape) for name, array in batches[0].items()} == {
         "facts": (np.int32, (4, 2, 5)),
@@ -567,7 +577,7 @@ def test_order_and_slots_depend_on_the_seed_alone(own):
 def test_batches_are_the_same_in_every_version():
     """A resumed run relies on it."""
     numbered = [dataclasses.replace(WHERE, task=number) for number in range(5)]
-    batches = steps(question_batches(numbered, Words.build(numbered, 6, OPEN), 3, seed=1), 2)
+    batches = steps(question_batches(numbered, Vocabulary.build(numbered, 6, OPEN), 3, seed=1), 2)
     assert [batch["task"].tolist() for batch in batches] == [[3, 4, 1], [2, 3, 1]]
     assert [batch["answer"].tolist() for batch in batches] == [[5, 4, 2], [0, 4, 5]]
 

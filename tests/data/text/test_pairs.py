@@ -48,8 +48,8 @@ def test_lines_are_paired(tmp_path, caplog, pack, ending):
     assert pairs.sources == ("Ein Mann.", "Zwei\u2028Frauen.")
     assert pairs.targets == ("A man.", "Two\x0cwomen.")
     name = f"{tmp_path.name} train de-en"
-    assert pairs.origin == f"{name}: 2 pairs from {tmp_path / 'train.de'}{ending} and train.en{ending}"
-    assert caplog.messages == [pairs.origin]
+    assert pairs.source == f"{name}: 2 pairs from {tmp_path / 'train.de'}{ending} and train.en{ending}"
+    assert caplog.messages == [pairs.source]
     assert pairs.identity() == {"name": name, "fingerprint": pairs.fingerprint, "embedded": False}
     back = load_pairs(str(tmp_path), "train", "en", "de")
     assert (back.sources, back.targets) == (pairs.targets, pairs.sources)
@@ -60,7 +60,7 @@ def test_empty_lines_are_dropped_in_pairs_and_counted(tmp_path):
     write(tmp_path, "eins\n\ndrei\nvier\n", "one\ntwo\n \nfour\n")
     pairs = load_pairs(tmp_path, "train", "de", "en")
     assert list(zip(pairs.sources, pairs.targets, strict=True)) == [("eins", "one"), ("vier", "four")]
-    assert "2 pairs, without 2 with an empty side from" in pairs.origin
+    assert "2 pairs, without 2 with an empty side from" in pairs.source
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_the_embedded_pairs(caplog, split, count):
     pairs = load_pairs(None, split, "en", "de")
     assert pairs.embedded
     assert len(pairs.sources) == len(pairs.targets) == count
-    assert pairs.origin == f"libreoffice {split} en-de: {count:,} pairs of LibreOffice's interface texts, embedded"
-    assert caplog.messages == [pairs.origin]
+    assert pairs.source == f"libreoffice {split} en-de: {count:,} pairs of LibreOffice's interface texts, embedded"
+    assert caplog.messages == [pairs.source]
     assert pairs.identity() == {
         "name": f"libreoffice {split} en-de",
         "fingerprint": pairs.fingerprint,

@@ -10,7 +10,7 @@ import pytest
 from jaxai.nn.decoding.beam import beam_search, translate
 from jaxai.nn.decoding.generation import generate
 from jaxai.nn.decoding.sampling import Sampling
-from jaxai.nn.transformer import Shape, init_cache, reorder_cache
+from jaxai.nn.transformer import TransformerConfig, init_cache, reorder_cache
 from jaxai.nn.transformer_models import EncoderDecoder, LanguageModel
 from tests.ops.oracle import compiled
 
@@ -91,7 +91,7 @@ def test_few_beams_are_the_search_with_lists():
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_one_beam_of_a_transformer_is_greedy_decoding(scan, key):
-    network = LanguageModel(7, Shape(width=16, layers=2, heads=2, init_std=0.5, scan=scan))
+    network = LanguageModel(7, TransformerConfig(embed_dim=16, num_layers=2, num_heads=2, init_std=0.5, scan=scan))
     params = compiled(network.init)(key, jnp.zeros((1, 3), jnp.int32))["params"]
 
     def advance(params, cache, tokens):
@@ -102,8 +102,8 @@ def test_one_beam_of_a_transformer_is_greedy_decoding(scan, key):
     run = compiled(
         lambda cache: beam_search(advance, reorder_cache, params, cache, first, end=END, beams=1, max_length=6)
     )
-    sequences, _ = run(init_cache(network.shape, 2, 8))
-    empty = init_cache(network.shape, 2, 8)
+    sequences, _ = run(init_cache(network.config, 2, 8))
+    empty = init_cache(network.config, 2, 8)
     greedy = generate(advance, params, empty, np.asarray(first)[:, None], 6, key, Sampling(temperature=0))
     np.testing.assert_array_equal(sequences[:, 0], np.concatenate(list(greedy), 1))
 
@@ -132,7 +132,10 @@ def read_again(log_probabilities, begin, beams, length, penalty):
 def test_translations_are_those_of_reading_all_again(scan, penalty, key):
     """Two sentences of 6 and 3 tokens, three beams each; the other search has neither cache, padding nor batch."""
     V, K, T, begin = 9, 3, 7, 1
-    network = EncoderDecoder(V, Shape(width=16, layers=2, heads=4, kv_heads=2, tied=False, init_std=0.6, scan=scan))
+    network = EncoderDecoder(
+        V,
+        TransformerConfig(embed_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, tied=False, init_std=0.6, scan=scan),
+    )
     source, lengths = np.array([[2, 3, 4, 5, 6, 7], [8, 2, 5, 0, 0, 0]], np.int32), np.array([6, 3], np.int32)
     params = compiled(network.init)(key, source, source, lengths)["params"]
     sizes = {"begin": begin, "end": END, "beams": K, "max_length": T, "length_penalty": penalty}

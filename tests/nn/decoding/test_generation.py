@@ -9,11 +9,13 @@ import pytest
 
 from jaxai.nn.decoding.generation import generate
 from jaxai.nn.decoding.sampling import Sampling, sample
-from jaxai.nn.transformer import Shape, init_cache
+from jaxai.nn.transformer import TransformerConfig, init_cache
 from jaxai.nn.transformer_models import LanguageModel
 from tests.ops.oracle import compiled
 
-NETWORK = LanguageModel(13, Shape(width=16, layers=2, heads=2, position="learned", max_length=16, init_std=0.5))
+NETWORK = LanguageModel(
+    13, TransformerConfig(embed_dim=16, num_layers=2, num_heads=2, position="learned", max_length=16, init_std=0.5)
+)
 
 
 def advance(params, cache, tokens):
