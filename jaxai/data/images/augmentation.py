@@ -86,7 +86,6 @@ def cutout(key: Key[Array, ""], images: AnyImages, size: int, value: float = 0) 
     return jnp.where((rows[:, :, None] & columns[:, None])[..., None], jnp.asarray(value, images.dtype), images)
 
 
-@partial(jax.jit, static_argnames="alpha")
 def _flip(images: Array, flips: Array) -> Array:
     return jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
 
