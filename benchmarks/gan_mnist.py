@@ -41,7 +41,7 @@ from jaxai.gan.losses import LOSSES
 from jaxai.gan.networks import ArticleDiscriminator, ArticleGenerator
 from jaxai.gan.state import init_fn, init_gan_state
 from jaxai.gan.step import apply, from_noise, gan_step
-from jaxai.metrics.digits import preprocess
+from jaxai.ops.pixels import to_signed
 from jaxai.metrics.generation import evaluate_digits, evaluation_size
 from jaxai.train.optim import Adam, optimizer
 
@@ -125,7 +125,7 @@ class Article:
         self._batches = batches(load("mnist", "train", data_dir=data_dir), BATCH, seed=0)
 
         def step(state: Any, batch: dict[str, jax.Array]) -> Any:
-            return gan_step(state, preprocess(batch["image"]), loss=LOSSES["non_saturating"], txs=(tx, tx), **how)
+            return gan_step(state, to_signed(batch["image"]), loss=LOSSES["non_saturating"], txs=(tx, tx), **how)
 
         first = init_fn(generator, jnp.zeros((1, 100))), init_fn(discriminator, jnp.zeros((2, 28, 28, 1)))
         init = partial(init_gan_state, jax.random.key(0), *first, txs=(tx, tx), keep_ema=False)

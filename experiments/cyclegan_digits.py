@@ -32,7 +32,7 @@ from jaxai.config import Training
 from jaxai.data import ImageDataset, load
 from jaxai.data.images.domains import DRAWN, TO_GREY, Look, unpaired_batches
 from jaxai.distributed.mesh import make_mesh, processes
-from jaxai.gan.image_to_image import Translator
+from jaxai.gan.networks import Translator
 from jaxai.gan.losses import LOSSES
 from jaxai.gan.networks import Discriminator
 from jaxai.gan.penalties import r1_r2

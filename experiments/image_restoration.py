@@ -33,7 +33,7 @@ from jaxai.data import ImageDataset, load
 from jaxai.data.images.photos import Photo, crop_batches, load_photos, with_halves
 from jaxai.data.pipeline import batches
 from jaxai.distributed.mesh import make_mesh, processes
-from jaxai.gan.image_to_image import Restorer
+from jaxai.gan.networks import Restorer
 from jaxai.gan.losses import LOSSES
 from jaxai.gan.networks import Discriminator
 from jaxai.gan.penalties import r1_r2

@@ -209,7 +209,7 @@ def test_memory_does_not_grow_with_steps_and_positions():
 def test_attributions_find_what_the_digit_classifier_reads():
     """Logits fall most without the 20 highest of the ink's pixels, less without any 20, least without the lowest."""
     pixels, targets = (array[:16] for array in mnist("test"))
-    params, x = digits.load(), digits.preprocess(pixels)
+    params, x = digits.load(), to_signed(pixels)
 
     def logits(x):
         return digits.apply(params, x)[0]

@@ -50,10 +50,8 @@ class CollapseMonitor:
     ``real`` [n, ...] are as many as are generated, with their ``labels`` [n] where there is a classifier.
     """
 
-    def __init__(
-        self, config: CollapseConfig, run: Run, real: Num[np.ndarray, "n ..."], labels: Labels | None = None
-    ) -> None:
-        self._config, self._run = config, run
+    def __init__(self, config: CollapseConfig, real: Num[np.ndarray, "n ..."], labels: Labels | None = None) -> None:
+        self._config = config
         self._distance = pairwise_distance(real)
         self._classes = None if labels is None else effective_classes(labels)
         self._told = False
@@ -67,17 +65,17 @@ class CollapseMonitor:
             found["relative_classes"] = effective_classes(labels) / self._classes
         return found
 
-    def act(self, done: int, found: dict[str, float]) -> dict[str, float]:
-        """Hand through what was measured. On a collapse warn, once until it is over; or Stopped, or Rollback."""
+    def act(self, run: Run, step: int, found: dict[str, float]) -> dict[str, float]:
+        """Return the measurements. On a collapse warn once until it is over, or raise Stopped or Rollback."""
         signs = [MEANING[name].format(value) for name, value in found.items() if value < HALF]
-        if not signs or done < self._config.collapse_after:
+        if not signs or step < self._config.collapse_after:
             self._told = False
             return found
-        message = f"step {done}: the generator has collapsed: {' and '.join(signs)}"
+        message = f"step {step}: the generator has collapsed: {' and '.join(signs)}"
         if self._config.on_collapse == "stop":
             raise Stopped(message)
         if self._config.on_collapse == "rollback":
-            raise Rollback(message, last_good_step=last_good_step(self._run))
+            raise Rollback(message, last_good_step=last_good_step(run))
         if not self._told:
             logger.warning("%s; --on-collapse stop or rollback would do something about it", message)
         self._told = True

@@ -1,4 +1,4 @@
-"""Commands of a finished GAN run: ``sample`` draws, ``invert`` finds the latents of given images."""
+"""Commands of a finished GAN run: ``sample`` draws images, ``invert`` finds the latents of given images."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,40 +14,44 @@ from flax import linen as nn
 from jaxai import plots
 from jaxai.config import Finished
 from jaxai.gan.latents import invert, truncated
-from jaxai.gan.sampler import in_blocks
 from jaxai.gan.step import apply
-from jaxai.metrics.digits import preprocess
-from jaxai.run.folder import finished_folder, read_config
-from jaxai.run.weights import read_weights
+from jaxai.ops.batched import map_batches
+from jaxai.ops.pixels import to_signed
+from jaxai.run.finished import FinishedRun, load_run
 from jaxai.typing import Array, PyTree
-
-FILES = ("model.safetensors", "summary.json")  # of a finished run
-
 
 STARTS = 4  # of an inversion, for each image
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
-    """A finished run's generator: latents [B, Z], and labels [B] where it has ``classes``, to images in [-1, 1]."""
+class TrainedGenerator:
+    """A generator from latents [B, Z], and labels [B] if it has ``classes``, to images in [-1, 1].
 
-    generator: nn.Module
+    ``test_images(data_dir)`` are images uint8 [n, height, width, C] that it was not trained on, and labels [n].
+    """
+
+    network: nn.Module
     latent_size: int
     classes: int
-    test: Callable[[Path | None], tuple[np.ndarray, np.ndarray]]
-    """From a --data-dir images uint8 [n, height, width, C] that it never saw, and their labels [n]."""
+    test_images: Callable[[Path | None], tuple[np.ndarray, np.ndarray]]
+
+    def draw(self, params: PyTree, latents: Array, labels: np.ndarray) -> np.ndarray:
+        """Images uint8 of latents [n, Z]; ``labels`` [n] are ignored without classes."""
+        inputs = [np.asarray(latents), *([labels.astype(np.int32)] if self.classes else [])]
+        generate = jax.jit(partial(apply, self.network))
+        return plots.to_pixels(map_batches(lambda rows: generate(params, *rows), inputs))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample(Finished):
-    """Let a finished run draw: single images and a sheet of them, in a folder of their own."""
+    """Draw images with a finished run: single files and a sheet of them, in a new folder."""
 
     count: int = 64
     """How many."""
     truncation: float = 0.0
-    """Latents lie within this many deviations: less variety, fewer oddities; 0: anywhere."""
+    """Bound of the latents in standard deviations, for less variety and fewer artefacts; 0: none."""
     label: int | None = None
-    """The class, of a run that knows classes; without it all of them in turn."""
+    """The class, for a conditional generator; all classes in turn by default."""
     seed: int = 0
     """Of the latents."""
     out: Path | None = None
@@ -61,7 +65,7 @@ class Sample(Finished):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Invert(Finished):
-    """Find the latents of images that a finished run never saw: inverted.png, below the images what it draws."""
+    """Find the latents of test images: inverted.png has the images above what a finished run draws from the latents."""
 
     count: int = 10
     """How many images."""
@@ -78,25 +82,39 @@ class Invert(Finished):
         self.check_at_least(0, "seed")
 
 
-def commands(name: str, build: Callable[[dict[str, Any]], Trained]) -> dict[str, Any]:
-    """The commands ``sample`` and ``invert`` of an experiment; ``build`` makes the generator of a run's config."""
-    return {"sample": (partial(sample, name, build), Sample), "invert": (partial(inverted, name, build), Invert)}
+def generator_commands[ConfigT](
+    name: str, kind: type[ConfigT], generator_of: Callable[[ConfigT], TrainedGenerator]
+) -> dict[str, Any]:
+    """The commands ``sample`` and ``invert`` of an experiment whose configs are of this ``kind``."""
+
+    def load(options: Finished) -> tuple[FinishedRun[ConfigT], TrainedGenerator, PyTree]:
+        run = load_run(name, kind, options)
+        generator = generator_of(run.config)
+        inputs = [jnp.zeros((1, generator.latent_size)), *([jnp.zeros(1, jnp.int32)] if generator.classes else [])]
+        params = run.params(lambda key: generator.network.init(key, *inputs)["params"])
+        return run, generator, jax.tree.map(jnp.asarray, params)
+
+    def sample_run(options: Sample) -> None:
+        sample(*load(options), options)
+
+    def invert_run(options: Invert) -> None:
+        invert_images(*load(options), options)
+
+    return {"sample": (sample_run, Sample), "invert": (invert_run, Invert)}
 
 
-def sample(name: str, build: Callable[[dict[str, Any]], Trained], options: Sample) -> None:
-    """Sampler, write, say where. ValueError for a label that the run does not know and a folder that holds files."""
-    folder = finished_folder(name, options, FILES)
-    trained, params = restored(folder, build)
-    if options.label is not None and not 0 <= options.label < trained.classes:
-        known = f"this run knows 0 to {trained.classes - 1}" if trained.classes else "this run knows no classes"
+def sample(run: FinishedRun, generator: TrainedGenerator, params: PyTree, options: Sample) -> None:
+    """Draw and write images, and print where. ValueError for an unknown label and a folder that holds files."""
+    if options.label is not None and not 0 <= options.label < generator.classes:
+        known = f"this run knows 0 to {generator.classes - 1}" if generator.classes else "this run knows no classes"
         raise ValueError(f"--label {options.label}: {known}")
-    out = options.out or folder / f"images_{options.seed}"
+    out = options.out or run.folder / f"images_{options.seed}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: give another --out or --seed")
     limit = options.truncation or np.inf
-    latents = truncated(jax.random.key(options.seed), options.count, trained.latent_size, limit)
-    labels = np.arange(options.count) % max(trained.classes, 1) if options.label is None else options.label
-    images = drawn(trained, params, latents, np.broadcast_to(labels, options.count))
+    latents = truncated(jax.random.key(options.seed), options.count, generator.latent_size, limit)
+    labels = np.arange(options.count) % max(generator.classes, 1) if options.label is None else options.label
+    images = generator.draw(params, latents, np.broadcast_to(labels, options.count))
     out.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(images):
         plots.save_png(out / f"{number:05d}.png", image, scale=1)
@@ -104,37 +122,17 @@ def sample(name: str, build: Callable[[dict[str, Any]], Trained], options: Sampl
     print(f"{options.count} images and sheet.png in {out}")
 
 
-def inverted(name: str, build: Callable[[dict[str, Any]], Trained], options: Invert) -> None:
-    """Invert, draw, say how close it came."""
-    folder = finished_folder(name, options, FILES)
-    trained, params = restored(folder, build)
-    images, labels = trained.test(options.data_dir)
+def invert_images(run: FinishedRun, generator: TrainedGenerator, params: PyTree, options: Invert) -> None:
+    """Invert test images, draw what their latents give, and print the mean squared difference."""
+    images, labels = generator.test_images(options.data_dir)
     images, labels = images[: options.count], labels[: options.count].astype(np.int32)
-    inputs = [jnp.asarray(labels)] if trained.classes else []
+    inputs = [jnp.asarray(labels)] if generator.classes else []
 
     def generate(latents: Array) -> Array:
-        return apply(trained.generator, params, latents, *inputs)
+        return apply(generator.network, params, latents, *inputs)
 
-    start = jax.random.normal(jax.random.key(options.seed), (STARTS, len(images), trained.latent_size))
-    latents, left = jax.jit(partial(invert, generate, steps=options.steps))(preprocess(images), start)
-    rows = np.concatenate([images, drawn(trained, params, latents, labels)])
-    plots.save_png(folder / "inverted.png", plots.grid(rows, columns=len(images)))
-    print(f"mean squared difference {float(left.mean()):.4f} of images in [-1, 1]: {folder / 'inverted.png'}")
-
-
-def restored(folder: Path, build: Callable[[dict[str, Any]], Trained]) -> tuple[Trained, PyTree]:
-    """A run's generator and its parameters. ValueError where the files are damaged or another run's."""
-    try:
-        trained = build(read_config(folder))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder} holds no run of this experiment ({error}): train one first") from error
-    labels = [jnp.zeros(1, jnp.int32)] if trained.classes else []
-    latents = jnp.zeros((1, trained.latent_size))
-    shapes = jax.eval_shape(trained.generator.init, jax.random.key(0), latents, *labels)["params"]
-    return trained, jax.tree.map(jnp.asarray, read_weights(folder / "model.safetensors", shapes))
-
-
-def drawn(trained: Trained, params: PyTree, latents: Array, labels: np.ndarray) -> np.ndarray:
-    """Images uint8 of latents, of the labels' classes where the run knows classes."""
-    inputs = [np.asarray(latents), *([labels.astype(np.int32)] if trained.classes else [])]
-    return plots.to_pixels(in_blocks(jax.jit(partial(apply, trained.generator)), params, *inputs))
+    start = jax.random.normal(jax.random.key(options.seed), (STARTS, len(images), generator.latent_size))
+    latents, left = jax.jit(partial(invert, generate, steps=options.steps))(to_signed(images), start)
+    rows = np.concatenate([images, generator.draw(params, latents, labels)])
+    plots.save_png(run.folder / "inverted.png", plots.grid(rows, columns=len(images)))
+    print(f"mean squared difference {float(left.mean()):.4f} of images in [-1, 1]: {run.folder / 'inverted.png'}")

@@ -1,15 +1,15 @@
 """Samples from a generator, always from the same latents."""
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array
 
 from jaxai.gan.state import GanState
 from jaxai.gan.step import apply
+from jaxai.ops.batched import map_batches
+from jaxai.train.keys import Keys
 from jaxai.typing import PyTree
 
 
@@ -18,20 +18,13 @@ def sampling_params(state: GanState) -> PyTree:
     return state.generator if state.ema_params is None else state.ema_params
 
 
-def in_blocks(generate: Callable[..., Array], params: PyTree, *inputs: np.ndarray) -> np.ndarray:
-    """generate(params, ...) of inputs [n, ...] in blocks of 100 rows, the last filled up, so that it compiles once."""
-    count = len(inputs[0])
-    blocks = [np.arange(first, first + 100) % count for first in range(0, count, 100)]
-    return np.concatenate(jax.device_get([generate(params, *(x[rows] for x in inputs)) for rows in blocks]))[:count]
-
-
 class Sampler:
     """Draws examples from a state; with ``classes`` of the classes 0, 1, ... in turn."""
 
-    def __init__(self, generator: nn.Module, latent_size: int, seed: int, classes: int = 0) -> None:
+    def __init__(self, generator: nn.Module, latent_size: int, keys: Keys, classes: int = 0) -> None:
         self._apply = jax.jit(partial(apply, generator))
         self._latent_size, self.classes = latent_size, classes
-        self._key = jax.random.key(seed)
+        self._key = keys.root
 
     def latents(self, count: int, purpose: int) -> np.ndarray:
         """float32 [count, latent_size], the same for the same purpose."""
@@ -47,7 +40,8 @@ class Sampler:
         if self.classes:
             labels = np.arange(len(latents)) if labels is None else labels
             inputs.append(labels.astype(np.int32) % self.classes)
-        return in_blocks(self._apply, sampling_params(state), *inputs)
+        params = sampling_params(state)
+        return map_batches(lambda rows: self._apply(params, *rows), inputs)
 
     def __call__(self, state: GanState, count: int, purpose: int = 1) -> np.ndarray:
         """Examples from the first ``count`` latents of always the same noise, float32 [count, ...]."""

@@ -15,8 +15,9 @@ import safetensors.numpy
 from jax import lax
 from jaxtyping import Float
 
+from jaxai.ops.pixels import to_signed
 from jaxai.ops.pool import max_pool
-from jaxai.typing import Array, Images, Int, Key, Pixels
+from jaxai.typing import Array, Int, Key, Pixels
 
 SHA256 = "961c7672120ebf56bfb85a3d232f3e2519320cecb4d4d843ddee2b4fe3c66473"
 CONVOLUTIONS = ((5, 1, 24, "SAME"), (3, 24, 48, "VALID"), (3, 48, 64, "SAME"))  # size, channels in, out, padding
@@ -53,13 +54,6 @@ def apply(
     x = x.reshape(len(x), -1)
     features = jax.nn.relu(x @ params["dense0.kernel"] + params["dense0.bias"][None])
     return features @ params["dense1.kernel"] + params["dense1.bias"][None], features
-
-
-def preprocess(images: Pixels) -> Images:
-    """x / 127.5 - 1: uint8 [B,28,28,1] to the float32 in [-1, 1] that ``apply`` takes. ValueError for other dtypes."""
-    if images.dtype != jnp.uint8:
-        raise ValueError(f"images: {images.dtype}, give uint8, 0 to 255")
-    return jnp.asarray(images).astype(jnp.float32) / 127.5 - 1
 
 
 def load() -> dict[str, Array]:
@@ -111,5 +105,5 @@ def confidence(features: Float[np.ndarray, "n 64"]) -> Float[np.ndarray, " n"]:
 @jax.jit
 def _forward(params: dict[str, Array], images: Pixels) -> tuple[Float[Array, "B 64"], Int[Array, " B"]]:
     with jax.default_matmul_precision("highest"):  # the same features on every device, no TF32 or bfloat16
-        logits, features = apply(params, preprocess(images))
+        logits, features = apply(params, to_signed(images))
     return features, logits.argmax(-1)

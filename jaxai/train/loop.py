@@ -47,12 +47,14 @@ class Every:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The state after the last step, and where the time went (seconds, over all starts of the run).
+    """The state after the last ``step``, its mesh, and where the time went (seconds, over all starts of the run).
 
     ``train_seconds`` is all but compiling, ``evaluation_seconds`` the part of it in which `Every`'s functions ran.
     """
 
     state: Any
+    step: int
+    mesh: Mesh
     compile_seconds: float
     train_seconds: float
     evaluation_seconds: float
@@ -137,14 +139,15 @@ class Loop:
         while True:
             state, start, pending = self.begin()
             if start >= self.config.steps and pending is None:
-                return Result(local(state, self.mesh), **self.times)
+                return Result(local(state, self.mesh), start, self.mesh, **self.times)
             take = self.compiled(state)
             again = pending is not None or not start  # the line of this step is to be written
             log = MetricsLog(self.run.metrics, start - again, tensorboard=self.config.tensorboard)
             bar = Progress(self.run.shared.name, start, self.config.steps, self.show)
             with closing(log), closing(bar):
                 try:
-                    return Result(local(self.advance(take, state, start, pending, log, bar), self.mesh), **self.times)
+                    state = self.advance(take, state, start, pending, log, bar)
+                    return Result(local(state, self.mesh), self.config.steps, self.mesh, **self.times)
                 except Rollback as rollback:
                     self.times["train_seconds"] += self.clock.lap()
                     roll_back(self.run, self.checkpoints, rollback, self.rollbacks)

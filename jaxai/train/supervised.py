@@ -1,5 +1,6 @@
 """One step of supervised training, and evaluation: pure functions, jitted where they are called."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import optax
 
 from jaxai.distributed.sharding import gather_params
 from jaxai.train.ema import ema_decay, update_ema
+from jaxai.train.keys import Keys
 from jaxai.train.state import TrainState
 from jaxai.typing import Array, PyTree
 
@@ -16,63 +18,19 @@ LossFn = Callable[[PyTree, PyTree, Array], tuple[Array, dict[str, Array]]]
 """(params, batch, key) -> (loss [], metrics)."""
 CarryLossFn = Callable[[PyTree, PyTree, Array, PyTree], tuple[Array, tuple[dict[str, Array], PyTree]]]
 """(params, batch, key, carry) -> (loss [], (metrics, the next batch's carry))."""
+Gradient = Callable[[LossFn, PyTree, PyTree, Array], tuple[tuple[Array, dict[str, Array]], PyTree]]
+"""(loss_fn, params, batch, key) -> ((loss, metrics), gradient by params)."""
 
 
-def init_state(
-    params: PyTree, tx: optax.GradientTransformation, key: Array, *, keep_ema: bool = False, carry: Any = None
-) -> TrainState:
-    """The state before the first step; ``key`` a typed key; ``ema_params`` is None without ``keep_ema``."""
-    ema_params = jax.tree.map(jnp.copy, params) if keep_ema else None
-    return TrainState(jnp.zeros((), "int32"), params, ema_params, tx.init(params), key, carry)
-
-
-def train_step(
-    state: TrainState,
-    batch: PyTree,
-    *,
-    loss_fn: LossFn | CarryLossFn,
-    tx: optax.GradientTransformation,
-    ema_half_life: float = 0.0,
-    accumulation_steps: int = 1,
-) -> tuple[TrainState, dict[str, Array]]:
-    """One update of all parameters: params - tx(grad of the loss over the batch).
-
-    ``ema_half_life``, in examples, must be positive if ``state.ema_params`` is kept. ``accumulation_steps`` > 1 split
-    the batch into that many equal parts, computed one after the other, and average loss, metrics and gradient over
-    them: less memory, and on CPU up to 1.2 times the speed, as a part stays in the cache. The step is the same if
-    ``loss_fn`` is a mean over examples. Metrics: ``loss``, those of ``loss_fn``, and the norms of gradient, parameters
-    and update, all float32 []. ValueError if ``accumulation_steps`` does not divide the batch.
-
-    With a ``state.carry``, ``loss_fn`` is a `CarryLossFn`. No gradient flows into it: that is truncated backpropagation
-    through time. ValueError for ``accumulation_steps`` above 1.
-    """
-    key = jax.random.fold_in(state.key, state.step)
-    carry = state.carry
-    if carry is None:
-        (loss, metrics), grads = gradient(
-            cast(LossFn, loss_fn), gather_params(state.params), batch, key, accumulation_steps
-        )
-    elif accumulation_steps == 1:
-        value_and_grad = jax.value_and_grad(cast(CarryLossFn, loss_fn), has_aux=True)
-        (loss, (metrics, carry)), grads = value_and_grad(gather_params(state.params), batch, key, carry)
-    else:
-        raise ValueError(
-            f"accumulation_steps={accumulation_steps} with a carry, which belongs to the whole batch: give 1"
-        )
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema_params = state.ema_params
-    if ema_params is not None:
-        batch_size = len(jax.tree.leaves(batch)[0])
-        ema_params = update_ema(ema_params, params, ema_decay(state.step, batch_size, ema_half_life))
-    metrics = {"loss": loss, **metrics, **norms(grads, params, updates)}
-    return TrainState(state.step + 1, params, ema_params, opt_state, state.key, carry), metrics
-
-
-def gradient(
-    loss_fn: LossFn, params: PyTree, batch: PyTree, key: Array, accumulation_steps: int
+def mean_gradient(
+    loss_fn: LossFn, params: PyTree, batch: PyTree, key: Array, *, accumulation_steps: int = 1
 ) -> tuple[tuple[Array, dict[str, Array]], PyTree]:
-    """((loss, metrics), gradient), the means over equal parts of the batch, of which each has a key of its own."""
+    """((loss, metrics), gradient of the loss), averaged over ``accumulation_steps`` equal parts of the batch.
+
+    The parts are computed one after the other, each with a key of its own: less memory, and on CPU up to 1.2 times the
+    speed, as a part stays in the cache. Equal to the gradient over the batch if ``loss_fn`` is a mean over examples.
+    ValueError if ``accumulation_steps`` does not divide the batch.
+    """
     of_part = jax.value_and_grad(loss_fn, has_aux=True)
     if accumulation_steps == 1:
         return of_part(params, batch, key)
@@ -92,6 +50,80 @@ def gradient(
     shapes = jax.eval_shape(of_part, params, batch, key)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.result_type(x.dtype, jnp.float32)), shapes)
     return jax.lax.scan(add, zeros, (jnp.arange(accumulation_steps), examples))[0]
+
+
+def init_state(
+    params: PyTree, tx: optax.GradientTransformation, key: Array, *, keep_ema: bool = False, carry: Any = None
+) -> TrainState:
+    """The state before the first step; ``key`` a typed key; ``ema_params`` is None without ``keep_ema``."""
+    ema_params = jax.tree.map(jnp.copy, params) if keep_ema else None
+    return TrainState(jnp.zeros((), "int32"), params, ema_params, tx.init(params), key, carry)
+
+
+def train_step(
+    state: TrainState,
+    batch: PyTree,
+    *,
+    loss_fn: LossFn | CarryLossFn,
+    tx: optax.GradientTransformation,
+    ema_half_life: float = 0.0,
+    gradient: Gradient = mean_gradient,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update of all parameters: params - tx(gradient of the loss over the batch).
+
+    ``ema_half_life``, in examples, must be positive if ``state.ema_params`` is kept. Metrics: ``loss``, those of
+    ``loss_fn``, and the norms of gradient, parameters and update, all float32 [].
+
+    With a ``state.carry``, ``loss_fn`` is a `CarryLossFn`. No gradient flows into it: that is truncated backpropagation
+    through time. ValueError for a ``gradient`` with a carry.
+    """
+    key = jax.random.fold_in(state.key, state.step)
+    carry = state.carry
+    if carry is None:
+        (loss, metrics), grads = gradient(cast(LossFn, loss_fn), gather_params(state.params), batch, key)
+    elif gradient is mean_gradient:
+        value_and_grad = jax.value_and_grad(cast(CarryLossFn, loss_fn), has_aux=True)
+        (loss, (metrics, carry)), grads = value_and_grad(gather_params(state.params), batch, key, carry)
+    else:
+        raise ValueError("gradient= with a carry, which belongs to the whole batch: leave it out")
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = state.ema_params
+    if ema_params is not None:
+        batch_size = len(jax.tree.leaves(batch)[0])
+        ema_params = update_ema(ema_params, params, ema_decay(state.step, batch_size, ema_half_life))
+    metrics = {"loss": loss, **metrics, **norms(grads, params, updates)}
+    return TrainState(state.step + 1, params, ema_params, opt_state, state.key, carry), metrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Supervised:
+    """Trainer of one network by `train_step`.
+
+    ``init_params`` maps a key to the parameters. ``gradient`` may be replaced, for instance by
+    ``partial(mean_gradient, accumulation_steps=4)``. ``carry`` is the first batch's, for a `CarryLossFn`.
+    """
+
+    init_params: Callable[[Array], PyTree]
+    loss_fn: LossFn | CarryLossFn
+    tx: optax.GradientTransformation
+    ema_half_life: float = 0.0
+    gradient: Gradient = mean_gradient
+    carry: PyTree = None
+
+    def init(self, keys: Keys) -> TrainState:
+        """The state before the first step, with a moving average if ``ema_half_life`` is positive."""
+        key_params, key = jax.random.split(keys.root)
+        return init_state(self.init_params(key_params), self.tx, key, keep_ema=self.ema_half_life > 0, carry=self.carry)
+
+    def step(self, state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
+        """One update of all parameters."""
+        options: dict[str, Any] = {"ema_half_life": self.ema_half_life, "gradient": self.gradient}
+        return train_step(state, batch, loss_fn=self.loss_fn, tx=self.tx, **options)
+
+    def params(self, state: TrainState) -> PyTree:
+        """The trained parameters: their moving average if there is one."""
+        return state.params if state.ema_params is None else state.ema_params
 
 
 def cross_entropy(logits: Array, labels: Array) -> tuple[Array, dict[str, Array]]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxai.gan.image_to_image import Restorer, Translator
+from jaxai.gan.networks import Restorer, Translator
 from jaxai.ops.resampling import depth_to_space, space_to_depth
 
 

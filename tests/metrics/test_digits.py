@@ -38,7 +38,7 @@ def test_shapes_and_size(key):
 
 def test_preprocess_covers_minus_one_to_one():
     pixels = np.array([0, 255, 51], np.uint8).reshape(3, 1, 1, 1)
-    np.testing.assert_allclose(digits.preprocess(pixels).ravel(), [-1, 1, -0.6], atol=1e-6)  # float32
+    np.testing.assert_allclose(to_signed(pixels).ravel(), [-1, 1, -0.6], atol=1e-6)  # float32
 
 
 def test_file_is_the_one_named_in_the_module(monkeypatch):
@@ -55,7 +55,7 @@ def test_batches_do_not_change_the_result():
     images = np.random.default_rng(0).integers(0, 256, (501, 28, 28, 1), np.uint8)
     features, labels = digits.features_and_labels(images)
     assert (features.shape, features.dtype, labels.shape) == ((501, 64), np.float32, (501,))
-    logits, expected = digits.apply(digits.load(), digits.preprocess(images[-3:]))
+    logits, expected = digits.apply(digits.load(), to_signed(images[-3:]))
     np.testing.assert_allclose(features[-3:], expected, rtol=1e-4, atol=1e-5)  # float32, another batch size
     assert (labels[-3:] == logits.argmax(-1)).all()
     assert digits.features_and_labels(jnp.asarray(images[:1]))[0].shape == (1, 64)
@@ -78,4 +78,4 @@ def test_accuracy_on_the_official_test_set():
 def test_pixels_of_another_range_are_named(monkeypatch):
     monkeypatch.setattr(config, "jaxtyping_disable", True)  # users have no such checks before ours
     with pytest.raises(ValueError, match="images: float32, give uint8, 0 to 255"):
-        digits.preprocess(np.zeros((1, 28, 28, 1), np.float32))
+        to_signed(np.zeros((1, 28, 28, 1), np.float32))

@@ -1,0 +1,124 @@
+"""Trainer of two adversaries, and the options that GAN experiments share."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+from jaxtyping import Key
+
+from jaxai.gan.collapse import CollapseConfig
+from jaxai.gan.losses import Loss
+from jaxai.gan.penalties import PENALTIES, Penalty, Values
+from jaxai.gan.sampler import sampling_params
+from jaxai.gan.state import GanState, Optimizers, init_gan_state
+from jaxai.gan.step import gan_step
+from jaxai.train.keys import Keys
+from jaxai.train.optim import Adam, cosine
+from jaxai.typing import Array, PyTree, Samples
+
+Batch = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gan:
+    """Trainer of a generator and a discriminator by `gan_step`, whose arguments the other fields are.
+
+    ``init_generator`` and ``init_discriminator`` map a key to parameters (`init_fn`). ``real(batch)`` takes the real
+    examples [B, ...] from a batch, ``generate(params, key, batch)`` makes as many, ``discriminate(params, examples,
+    batch)`` judges them, ``reconstruction(generated, batch)`` is a further loss [] of the generator.
+    """
+
+    init_generator: Callable[[Array], PyTree]
+    init_discriminator: Callable[[Array], PyTree]
+    real: Callable[[Batch], Samples]
+    generate: Callable[[PyTree, Key[Array, ""], Batch], Samples]
+    discriminate: Callable[[PyTree, Samples, Batch], Values]
+    loss: Loss
+    txs: Optimizers
+    penalty: tuple[Penalty, Callable[[Array], Array]] | None = None
+    reconstruction: Callable[[Samples, Batch], Array] | None = None
+    augment_fn: Callable[[Samples, Key[Array, ""], GanState], Samples] | None = None
+    unroll: int = 0
+    unroll_rate: float = 0.1
+    ada_images: float = 0.0
+    ema_half_life: float = 0.0
+
+    def init(self, keys: Keys) -> GanState:
+        """The state before the first step, with a moving average if ``ema_half_life`` is positive."""
+        return init_gan_state(
+            keys.root,
+            self.init_generator,
+            self.init_discriminator,
+            txs=self.txs,
+            keep_ema=self.ema_half_life > 0,
+            adaptive=self.ada_images > 0,
+        )
+
+    def step(self, state: GanState, batch: Batch) -> tuple[GanState, dict[str, Array]]:
+        """One update of both networks."""
+        reconstruction = self.reconstruction
+        return gan_step(
+            state,
+            self.real(batch),
+            generate=lambda params, key: self.generate(params, key, batch),
+            discriminate=lambda params, examples: self.discriminate(params, examples, batch),
+            loss=self.loss,
+            txs=self.txs,
+            penalty=self.penalty,
+            reconstruction=None if reconstruction is None else lambda generated: reconstruction(generated, batch),
+            augment_fn=self.augment_fn,
+            unroll=self.unroll,
+            unroll_rate=self.unroll_rate,
+            ada_images=self.ada_images,
+            ema_half_life=self.ema_half_life,
+        )
+
+    def params(self, state: GanState) -> PyTree:
+        """The generator's parameters that draw the samples."""
+        return sampling_params(state)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GanConfig(CollapseConfig):
+    """Options of experiments with a generator and a discriminator of images."""
+
+    widths: tuple[int, ...] = (64, 32)
+    """Channels at the lowest resolution, at twice that, ...; each width doubles the resolution (convolutions)."""
+    hidden: int = 512
+    """Width of the dense layer next to the latents and next to the logit."""
+    blocks: int = 0
+    """Residual blocks at each resolution (convolutions)."""
+    latent_size: int = 64
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations; parameters are float32."""
+    loss: Literal["non_saturating", "relativistic"] = "relativistic"
+    penalty: Literal["none", "r1", "r2", "r1_r2"] = "r1_r2"
+    """Gradient penalty on the discriminator."""
+    penalty_weight: float = 1.0
+    """Its weight at the first step."""
+    final_penalty_weight: float = 0.1
+    """Its weight from step decay_steps on, along a cosine."""
+    decay_steps: int = 4500
+    """Steps over which penalty and learning rate take their course."""
+    batch_size: int = 64
+    optimizer: Adam = Adam(learning_rate=2e-3, beta1=0.0, beta2=0.99, final_rate=0.1)
+    ema_half_life: float = 10_000.0
+    """Half-life, in images, of the generator's moving average that draws the samples; 0: no average."""
+    eval_every: int = 250
+    """Steps between two evaluations, each with a grid of samples."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_at_least(1, "hidden", "latent_size", "decay_steps", "batch_size", "eval_every")
+        self.check_at_least(0, "blocks", "penalty_weight", "final_penalty_weight", "ema_half_life")
+        if not 1 <= len(self.widths) <= 2 or min(self.widths) < 1:
+            raise ValueError(f"--widths must be one or two positive numbers (28 halves twice), got {self.widths}")
+
+    @property
+    def weighted_penalty(self) -> tuple[Penalty, Callable[[Array], Array]] | None:
+        """The penalty and its weight as a function of the step, for `Gan`; None for ``none``."""
+        if self.penalty == "none":
+            return None
+        ends: dict[str, Any] = {"start": self.penalty_weight, "end": self.final_penalty_weight}
+        return PENALTIES[self.penalty], partial(cosine, **ends, decay_steps=self.decay_steps)

@@ -1,0 +1,35 @@
+"""Random streams of one seed."""
+
+import jax
+
+from jaxai.typing import Array
+
+
+class Keys:
+    """Named streams of one root key, so that no two uses of a seed share a key.
+
+    ``parameters`` for initial values, ``steps`` for the training steps (each folds in its number), ``sampling`` for
+    samples, ``evaluation`` for scores.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.root = jax.random.key(seed)
+
+    @property
+    def parameters(self) -> Array:
+        return self._stream(0)
+
+    @property
+    def steps(self) -> Array:
+        return self._stream(1)
+
+    @property
+    def sampling(self) -> Array:
+        return self._stream(2)
+
+    @property
+    def evaluation(self) -> Array:
+        return self._stream(3)
+
+    def _stream(self, number: int) -> Array:
+        return jax.random.fold_in(self.root, number)
