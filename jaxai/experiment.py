@@ -140,12 +140,17 @@ def summarize(run: Run, task: Task, result: Result, evaluation: Evaluation) -> d
     return summary
 
 
-def splits(name: str, config: Training, dataset: str, *, held_out: int = 0) -> tuple[ImageDataset, ImageDataset]:
-    """Training and test images of a data set; a run that began with the embedded set continues with it.
+def training_split(name: str, config: Training, dataset: str) -> ImageDataset:
+    """Training images of a data set; a run that began with the embedded set continues with it."""
+    return load(dataset, "train", data_dir=config.data_dir, embedded_only=began_embedded(name, config))
 
-    With ``held_out`` the last so many training images are left out and returned in place of the test set.
+
+def splits(name: str, config: Training, dataset: str, *, held_out: int = 0) -> tuple[ImageDataset, ImageDataset]:
+    """`training_split` and the test images.
+
+    With ``held_out`` the last so many training images are left out and returned in place of the test images.
     """
-    train = load(dataset, "train", data_dir=config.data_dir, embedded_only=began_embedded(name, config))
+    train = training_split(name, config, dataset)
     if not held_out:
         return train, load(dataset, "test", data_dir=config.data_dir, embedded_only=train.embedded)
     kept = len(train.labels) - held_out
