@@ -11,6 +11,7 @@ them instead of the test set, to choose hyper-parameters.
 import dataclasses
 import hashlib
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +19,13 @@ import numpy as np
 import optax
 import safetensors.numpy
 
-from jaxai import cli
+from jaxai import experiment
 from jaxai.config import Training
-from jaxai.data import ImageDataset, load
-from jaxai.data.pipeline import batches
-from jaxai.distributed.mesh import make_mesh, processes
+from jaxai.data import batches
 from jaxai.metrics import digits
-from jaxai.run.folder import began_embedded, open_run
-from jaxai.train.loop import fit
-from jaxai.train.optim import Adam, optimizer
-from jaxai.train.state import TrainState
-from jaxai.train.supervised import init_state, train_step
+from jaxai.ops import to_signed
+from jaxai.run import Run
+from jaxai.train import Adam, Result, Supervised, optimizer
 
 NAME = "digit_classifier"
 
@@ -44,7 +41,7 @@ class Config(Training):
     ema_half_life: float = 22_000.0
     """Half-life, in images, of the averaged parameters, which are the result."""
     held_out: int = 0
-    """So many of the training images are left out and scored instead of the test set."""
+    """Number of training images to leave out and to score in place of the test images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,57 +55,37 @@ PRESETS = {
 }
 
 
-def main(config: Config) -> None:
-    """Train, write the parameters, print accuracy and SHA-256."""
-    train, scored = datasets(config)
-    tx = optimizer(config.optimizer, config.decay_steps)
-    mesh = make_mesh(config.devices, batch_size=config.batch_size, shape=config.mesh)
-    input_batches = batches(train, config.batch_size, seed=config.seed, **processes(mesh))
-    run = open_run(NAME, config, train.identity())
-    if summary := run.finished(config.steps):
-        report(summary)
-        return
+def build(config: Config) -> experiment.Task:
+    """The training on distorted digits, scored by the accuracy on the others."""
+    train, scored = experiment.splits(NAME, config, "mnist", held_out=config.held_out)
 
-    def init() -> TrainState:
-        key_params, key = jax.random.split(jax.random.key(config.seed))
-        return init_state(digits.init(key_params), tx, key, keep_ema=True)
+    def finish(run: Run, result: Result) -> dict[str, Any]:
+        params = jax.device_get(result.state.ema_params)
+        data = serialise(params)
+        (run.folder / "digits.safetensors").write_bytes(data)
+        _, predicted = digits.features_and_labels(scored.images, params)
+        return {
+            "accuracy": float(np.mean(predicted == scored.labels)),
+            "scored_images": len(scored.labels),
+            "file": str(run.folder / "digits.safetensors"),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
 
-    result = fit(
-        partial(train_step, loss_fn=loss_fn, tx=tx, ema_half_life=config.ema_half_life),
-        init,
-        input_batches,
-        config,
-        run=run,
-        mesh=mesh,
+    return experiment.Task(
+        identity=train.identity(),
+        source=train.source,
+        batches=partial(batches, train, config.batch_size, seed=config.seed),
+        batch_size=config.batch_size,
+        trainer=Supervised(
+            init_params=digits.init,
+            loss_fn=loss_fn,
+            tx=optimizer(config.optimizer, config.decay_steps),
+            ema_half_life=config.ema_half_life,
+        ),
+        finish=finish,
+        report=report,
         show=["loss", "accuracy"],
     )
-    params = jax.device_get(result.state.ema_params)
-    data = serialise(params)
-    (run.folder / "digits.safetensors").write_bytes(data)
-    _, predicted = digits.features_and_labels(scored.images, params)
-    summary = {
-        "steps": int(result.state.step),
-        "data": train.source,
-        "accuracy": float(np.mean(predicted == scored.labels)),
-        "scored_images": len(scored.labels),
-        "train_seconds": round(result.train_seconds, 1),
-        "file": str(run.folder / "digits.safetensors"),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
-    run.write_summary(summary)
-    report(summary)
-
-
-def datasets(config: Config) -> tuple[ImageDataset, ImageDataset]:
-    """What to train on and what to score: the official splits, or two parts of the training set."""
-    train = load("mnist", "train", data_dir=config.data_dir, embedded_only=began_embedded(NAME, config))
-    if not config.held_out:
-        return train, load("mnist", "test", data_dir=config.data_dir, embedded_only=train.embedded)
-    kept = len(train.labels) - config.held_out
-    if kept < 1:
-        raise ValueError(f"--held-out must be less than {len(train.labels):,}, got {config.held_out}")
-    first = dataclasses.replace(train, images=train.images[:kept], labels=train.labels[:kept])
-    return first, dataclasses.replace(train, images=train.images[kept:], labels=train.labels[kept:])
 
 
 def distort(images: jax.Array, key: jax.Array) -> jax.Array:
@@ -132,7 +109,7 @@ def distort(images: jax.Array, key: jax.Array) -> jax.Array:
 
 def loss_fn(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
     """Mean cross-entropy, labels smoothed by 0.05, of distorted uint8 images [B,28,28,1]; also the accuracy."""
-    images = distort(digits.preprocess(batch["image"])[..., 0], key)[..., None]
+    images = distort(to_signed(batch["image"])[..., 0], key)[..., None]
     logits, _ = digits.apply(params, images)
     targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], 10), digits.SMOOTHING)
     accuracy = (logits.argmax(-1) == batch["label"]).mean()
@@ -145,11 +122,11 @@ def serialise(params: dict) -> bytes:
     return safetensors.numpy.save(ordered, {"made_by": "experiments/digit_classifier.py"})
 
 
-def report(summary: dict) -> None:
-    """Tell a person what came out."""
+def report(run: Run, summary: dict) -> None:
+    """Print accuracy, file and SHA-256."""
     print(f"accuracy {summary['accuracy']:.4f} on {summary['scored_images']:,} images")
     print(f"{summary['file']}  SHA-256 {summary['sha256']}")
 
 
 if __name__ == "__main__":
-    cli.run(main, PRESETS, __doc__)
+    experiment.run(NAME, PRESETS, build, __doc__)

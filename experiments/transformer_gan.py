@@ -26,8 +26,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxai import experiment, gan
-from jaxai.data import load
-from jaxai.data.pipeline import batches
+from jaxai.data import batches, load
 from jaxai.nn import TransformerConfig
 from jaxai.ops.pixels import to_signed
 from jaxai.run import Run, parameter_count

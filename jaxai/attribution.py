@@ -10,12 +10,12 @@ What the functions explain is the logit, which doesn't saturate as a probability
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jaxtyping import ArrayLike
 
 from jaxai.typing import Array, Float, Images, Int
@@ -152,12 +152,24 @@ def occlusion(
     return jnp.einsum("pqb,ph,qw->bhw", falls, by_row, by_column, precision="highest")
 
 
-def _flat(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if values.shape not in (shape, shape[:3]):
-        raise ValueError(f"{name}: shape {values.shape} for images {shape}, give [B, H, W] or [B, H, W, C]")
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name}: NaN or infinity among the attributions, check the classifier and the targets")
-    return values.astype(np.float64).reshape(*shape[:3], -1).sum(-1)
+def explain(
+    logits: Classifier,
+    features: Callable[[Images], Maps],
+    head: Callable[[Any], Float[Array, "B classes"]],
+    images: Images,
+    targets: Targets,
+    *,
+    window: int,
+    fill: float,
+) -> dict[str, np.ndarray]:
+    """All four attributions of images by name; ``logits`` is ``head`` of ``features``, `occlusion` fills windows."""
+    maps = {
+        "gradient x input": gradient_times_input(logits, images, targets),
+        "integrated gradients": integrated_gradients(logits, images, targets, steps=32),
+        "Grad-CAM": grad_cam(features, head, images, targets),
+        "occlusion": occlusion(logits, images, targets, window, stride=window // 2, fill=fill),
+    }
+    return jax.device_get(maps)
 
 
 def _gradient(function: Callable[[Array], Array], x: Array, targets: Array | np.ndarray) -> Array:
@@ -169,10 +181,12 @@ def _pick(logits: Array, targets: Array | np.ndarray) -> Array:
     if logits.ndim != 2 or len(logits) != len(targets):
         raise ValueError(f"logits: shape {logits.shape} for {len(targets)} images, give [B, classes]")
     classes = logits.shape[1]
-    if not isinstance(targets, Tracer):
-        bad = np.asarray(targets)[(np.asarray(targets) < 0) | (np.asarray(targets) >= classes)]
-        if bad.size:
-            raise ValueError(f"targets: {bad[0]} among them, give 0 to {classes - 1}, the classes of the logits")
+    try:
+        known = np.asarray(targets)
+    except jax.errors.TracerArrayConversionError:
+        known = np.zeros(1, int)
+    if (bad := known[(known < 0) | (known >= classes)]).size:
+        raise ValueError(f"targets: {bad[0]} among them, give 0 to {classes - 1}, the classes of the logits")
     targets = jnp.asarray(targets)
     picked = jnp.take_along_axis(logits, targets[:, None], axis=1, mode="clip")[:, 0]
     return picked * jnp.where((targets >= 0) & (targets < classes), 1.0, jnp.nan).astype(picked.dtype)

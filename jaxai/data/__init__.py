@@ -3,3 +3,4 @@
 from jaxai.data.dataset import Dataset as Dataset
 from jaxai.data.images.sources import ImageDataset as ImageDataset
 from jaxai.data.images.sources import load as load
+from jaxai.data.pipeline import batches as batches

@@ -47,7 +47,7 @@ def scores(
     >>> result["confusion"], result["recall_per_class"], result["precision_macro"], result["auc_macro"]
     ([[1, 0], [1, 1]], [1.0, 0.5], 0.75, 1.0)
     """
-    labels, probabilities = _check(labels, probabilities)
+    labels, probabilities = check_arguments(labels, probabilities)
     classes = probabilities.shape[1]
     called = list(range(classes)) if names is None else _check_names(names, classes)
     predicted = probabilities.argmax(1)
@@ -100,7 +100,7 @@ def roc_curves(labels: np.ndarray | Array, probabilities: np.ndarray | Array) ->
 
     Source: Fawcett 2006, "An introduction to ROC analysis", Pattern Recognition Letters 27. ValueError as `scores`.
     """
-    labels, probabilities = _check(labels, probabilities)
+    labels, probabilities = check_arguments(labels, probabilities)
     counts = np.bincount(labels, minlength=probabilities.shape[1])
     with_curve = np.flatnonzero((counts > 0) & (counts < len(labels))).tolist()
     return {c: metrics.roc_curve(labels == c, probabilities[:, c])[:2] for c in with_curve}
@@ -114,16 +114,16 @@ def worst_mistakes(
     Labels are integers [N], probabilities [N, C]. Equals keep their order. ValueError as `scores`, and for
     ``count`` < 1.
     """
-    labels, probabilities = _check(labels, probabilities)
+    labels, probabilities = check_arguments(labels, probabilities)
     if count < 1:
         raise ValueError(f"count={count}: must be at least 1")
     mistakes = np.flatnonzero(probabilities.argmax(1) != labels)
     return mistakes[np.argsort(-probabilities[mistakes].max(1), kind="stable")[:count]]
 
 
-def _check(labels: np.ndarray | Array, probabilities: np.ndarray | Array) -> tuple[np.ndarray, np.ndarray]:
+def check_arguments(labels: np.ndarray | Array, probabilities: np.ndarray | Array) -> tuple[np.ndarray, np.ndarray]:
     """Integer labels [N] and float64 probabilities [N, C], or ValueError."""
-    probabilities = _floats("probabilities", probabilities)
+    probabilities = as_floats("probabilities", probabilities)
     shape = list(probabilities.shape)
     if probabilities.ndim != 2 or shape[1] < 2:
         raise ValueError(f"probabilities: shape {shape}, give [N, C >= 2]; of a single p give [1 - p, p]")
@@ -155,7 +155,7 @@ def _check_classes(name: str, values: np.ndarray | Array, classes: int) -> np.nd
     return values.astype(np.int64)
 
 
-def _floats(name: str, given: np.ndarray | Array) -> np.ndarray:
+def as_floats(name: str, given: np.ndarray | Array) -> np.ndarray:
     """The array as float64, or ValueError where it is not of finite floats."""
     array = np.asarray(given)
     if not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
@@ -172,7 +172,7 @@ def _check_names(names: Sequence[str], classes: int) -> list[str]:
     return list(names)
 
 
-def _texts(names: Sequence[str] | None, classes: int) -> list[str]:
+def as_texts(names: Sequence[str] | None, classes: int) -> list[str]:
     """What pictures call the classes; a dollar sign is one, and doesn't begin a formula."""
     called = [str(c) for c in range(classes)] if names is None else _check_names(names, classes)
     return [name.replace("$", r"\$") for name in called]

@@ -1,20 +1,23 @@
 """Image classifiers as thin Linen modules: NHWC images in, one logit a class out."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jaxtyping import Array, Float
 
 from jaxai.nn.layers import Conv
+from jaxai.ops.batched import map_batches
 from jaxai.ops.conv import conv
+from jaxai.ops.pixels import to_unit
 from jaxai.ops.pool import max_pool
 from jaxai.ops.windows import taps
-from jaxai.typing import Images, Kernel, Key, PyTree
+from jaxai.typing import Images, Kernel, Key, Pixels, PyTree
 
 Logits = Float[Array, "B classes"]
 Maps = Float[Array, "B map_height map_width F"]
@@ -204,6 +207,42 @@ def population_statistics(network: nn.Module, params: PyTree, batches: Iterable[
         return {"mean": mean, "var": square - mean**2}
 
     return jax.tree.map(pool, *(statistics(params, images) for images in batches), is_leaf=lambda node: "mean" in node)
+
+
+def apply(network: nn.Module, variables: PyTree, images: Images) -> Logits:
+    """The logits of images in [0, 1]."""
+    return cast(Array, network.apply(variables, images))
+
+
+def testing_variables(network: nn.Module, params: PyTree, images: Pixels) -> PyTree:
+    """Variables to test a network with: for `AirbenchCNN` with the `population_statistics` of training images."""
+    if not isinstance(network, AirbenchCNN):
+        return {"params": params}
+    size = min(500, len(images))
+    batches = (to_unit(images[i : i + size]) for i in range(0, len(images) - size + 1, size))
+    return {"params": params, "batch_stats": population_statistics(network, params, batches)}
+
+
+def class_probabilities(network: nn.Module, variables: PyTree, images: Pixels) -> Float[np.ndarray, "n classes"]:
+    """Class probabilities of uint8 images [n, H, W, C]; for `AirbenchCNN` those of the mean logits of six views."""
+    logits = jax.jit(lambda variables, images: apply(network, variables, to_unit(images)))
+
+    def probabilities(images: np.ndarray) -> Array:
+        views = six_views(images) if isinstance(network, AirbenchCNN) else [(1.0, images)]
+        return jax.nn.softmax(sum(weight * logits(variables, view) for weight, view in views))
+
+    return map_batches(probabilities, np.asarray(images), batch_size=500)
+
+
+def six_views(images: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
+    """Weights and views for a mean over six views: images, and images moved by a pixel, each also mirrored.
+
+    Source: Jordan 2024, arXiv 2404.00498, section 3.5. Images are numpy arrays [n, H, W, C].
+    """
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
+    for weight, view in [(0.25, images), (0.125, padded[:, :-2, :-2]), (0.125, padded[:, 2:, 2:])]:
+        yield weight, view
+        yield weight, view[:, :, ::-1]
 
 
 def whitening_kernel(images: Images) -> Kernel:

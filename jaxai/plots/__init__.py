@@ -14,3 +14,4 @@ from jaxai.plots.scores import plot_confusion as plot_confusion
 from jaxai.plots.scores import plot_filters as plot_filters
 from jaxai.plots.scores import plot_mistakes as plot_mistakes
 from jaxai.plots.scores import plot_roc as plot_roc
+from jaxai.plots.scores import save_classifier_scores as save_classifier_scores

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxai import plots
-from jaxai.attribution import _flat
+from jaxai.plots.images import save_figure, to_pixels
 from jaxai.typing import Array, Float, Images, Pixels
 
 
@@ -23,7 +22,7 @@ def plot_explanations(
     """
     from matplotlib.figure import Figure  # here, since those who only want the numbers need not wait 0.3 s for it
 
-    pixels = plots.to_pixels(np.asarray(images))
+    pixels = to_pixels(np.asarray(images))
     if not len(pixels) or not attributions:
         raise ValueError(f"{len(pixels)} images, {len(attributions)} attributions: give at least one of each")
     maps = {name: _flat(name, np.asarray(values), pixels.shape) for name, values in attributions.items()}
@@ -39,4 +38,12 @@ def plot_explanations(
             ax.imshow(value, cmap="RdBu_r", vmin=-limit, vmax=limit)
     for ax in axes.flat:
         ax.set_axis_off()
-    plots.save_figure(path, figure)
+    save_figure(path, figure)
+
+
+def _flat(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if values.shape not in (shape, shape[:3]):
+        raise ValueError(f"{name}: shape {values.shape} for images {shape}, give [B, H, W] or [B, H, W, C]")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name}: NaN or infinity among the attributions, check the classifier and the targets")
+    return values.astype(np.float64).reshape(*shape[:3], -1).sum(-1)

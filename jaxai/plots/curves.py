@@ -18,7 +18,7 @@ def plot_curves(path: str | os.PathLike[str], metrics: str | os.PathLike[str], g
     as are values that are not finite numbers; a name that never occurs is left out, and so is a panel without values.
     FileNotFoundError where the file is missing, ValueError where it holds none of the names.
     """
-    records = _read_records(Path(metrics))
+    records = read_records(Path(metrics))
     panels = [[(name, *_series(records, name)) for name in group] for group in groups]
     panels = [[series for series in panel if series[1]] for panel in panels]
     panels = [panel for panel in panels if panel]
@@ -39,7 +39,8 @@ def plot_curves(path: str | os.PathLike[str], metrics: str | os.PathLike[str], g
     save_figure(path, figure)
 
 
-def _read_records(path: Path) -> list[dict]:
+def read_records(path: Path) -> list[dict]:
+    """The lines of a ``metrics.jsonl``, without those that are cut off."""
     records = []
     for line in path.read_text(errors="replace").splitlines():
         try:

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -10,9 +11,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn import metrics
 
-from jaxai.metrics.classification import _check, _floats, _texts, roc_curves, worst_mistakes
+from jaxai.metrics.classification import (
+    as_floats,
+    as_texts,
+    check_arguments,
+    confusion_matrix,
+    roc_curves,
+    worst_mistakes,
+)
 from jaxai.plots.images import save_figure, save_png
-from jaxai.typing import Array
+from jaxai.typing import Array, Pixels
+
+
+def save_classifier_scores(
+    folder: Path, images: Pixels, labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
+) -> None:
+    """Write roc.png, confusion.png and mistakes.png of class probabilities [n, classes] into a folder."""
+    plot_roc(folder / "roc.png", labels, probabilities, names)
+    plot_confusion(folder / "confusion.png", confusion_matrix(labels, probabilities.argmax(1), len(names)), names)
+    plot_mistakes(folder / "mistakes.png", np.asarray(images), labels, probabilities, names)
 
 
 def plot_roc(
@@ -27,7 +44,7 @@ def plot_roc(
     """
     curves = roc_curves(labels, probabilities)
     classes = np.shape(probabilities)[1]
-    called = _texts(names, classes)
+    called = as_texts(names, classes)
     colours = matplotlib.colormaps["tab10" if classes <= 10 else "turbo"]
     positions = range(classes) if classes <= 10 else np.linspace(0, 1, classes)
     columns = -(-classes // 20)
@@ -68,7 +85,7 @@ def plot_confusion(
         raise ValueError(f"confusion: {counts.dtype}{list(counts.shape)}, give counts of shape [C, C]")
     if not np.issubdtype(counts.dtype, np.integer) or counts.min() < 0:
         raise ValueError(f"confusion: {counts.dtype} with minimum {counts.min()}, give integer counts, not shares")
-    called = _texts(names, len(counts))
+    called = as_texts(names, len(counts))
     totals = counts.sum(1, keepdims=True)
     shares = np.ma.masked_array(counts / np.maximum(totals, 1), np.broadcast_to(totals == 0, counts.shape))
     side = 2 + 0.5 * len(counts)
@@ -100,13 +117,13 @@ def plot_mistakes(
     Above each: the true class and its probability, then the predicted one and its. Where nothing is wrong the picture
     says so. ValueError for other images, and as `worst_mistakes`.
     """
-    labels, probabilities = _check(labels, probabilities)
+    labels, probabilities = check_arguments(labels, probabilities)
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(f"images: {images.dtype}{list(images.shape)}, give uint8 [N, height, width, 1 or 3]")
     if len(images) != len(labels):
         raise ValueError(f"images: {len(images)}, labels: {len(labels)} of them, give one label for each image")
-    called = _texts(names, probabilities.shape[1])
+    called = as_texts(names, probabilities.shape[1])
     worst = worst_mistakes(labels, probabilities, count)
     columns = max(1, math.ceil(math.sqrt(len(worst))))
     rows = max(1, -(-len(worst) // columns))
@@ -134,7 +151,7 @@ def plot_filters(path: str | os.PathLike[str], kernel: np.ndarray | Array) -> No
     Shown is (w - min w) / (max w - min w), the range being over one filter's kh * kw * C weights; a constant filter is
     grey. ValueError for other shapes and dtypes, and weights that are not finite.
     """
-    weights = _floats("kernel", kernel)
+    weights = as_floats("kernel", kernel)
     if weights.ndim != 4 or weights.shape[2] not in (1, 3) or not weights.size:
         raise ValueError(f"kernel: shape {list(weights.shape)}, give a first layer's [kh, kw, 1 or 3, F]")
     height, width, _, count = weights.shape
