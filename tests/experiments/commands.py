@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from jaxai import cli
+from jaxai import cli, experiment
+from jaxai.train.keys import Keys
 
 REPOSITORY = Path(__file__).parent.parent.parent
 SCRIPTS = REPOSITORY / "experiments"
@@ -70,7 +73,7 @@ def watched(workdir: Path, step: int) -> bool:
 def refusal(capsys: pytest.CaptureFixture[str], action: Callable[[], None]) -> str:
     """The one line with which a command of a loaded script ends, in this process."""
     with pytest.raises(SystemExit) as stop:
-        commands.guard(action)
+        cli.guard(action)
     assert stop.value.code == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
     return line
@@ -79,9 +82,19 @@ def refusal(capsys: pytest.CaptureFixture[str], action: Callable[[], None]) -> s
 def start(script: ModuleType, workdir: Path, *arguments: str) -> None:
     """A debug run of a loaded script in this process."""
     line = ["--preset", "debug", "--workdir", str(workdir), *arguments]
-    script.main(cli.parse(script.PRESETS, script.__doc__, line))
+    train(script, cli.parse(script.PRESETS, script.__doc__, line))
+
+
+def train(script: ModuleType, config: Any) -> None:
+    """A run of a loaded script in this process."""
+    experiment.train(script.NAME, script.build, config)
+
+
+def step_and_init(trainer: Any, seed: int = 0) -> tuple[Callable, Callable]:
+    """The pure functions (state, batch) -> (state, metrics) and () -> state of a trainer."""
+    return trainer.step, partial(trainer.init, Keys(seed))
 
 
 def start_command(action: Callable, form: type, *arguments: str) -> None:
     """Another command of a loaded script in this process."""
-    action(commands.read(form, arguments))
+    action(cli.read(form, arguments))

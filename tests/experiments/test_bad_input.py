@@ -13,7 +13,7 @@ from flax.errors import ScopeParamShapeError
 
 from jaxai import cli
 from jaxai.data import ImageDataset, load
-from jaxai.data.images import official as official
+from jaxai.data.images import official
 from jaxai.nn.cnn import ArticleCNN
 from jaxai.run.checkpoint import Checkpoints
 from jaxai.run.folder import open_run
@@ -37,7 +37,7 @@ def tree(folder):
 def refusal(asked, capsys) -> str:
     """The one line with which the command ends."""
     with pytest.raises(SystemExit) as stop:
-        cli.guard(lambda: EXPERIMENT.main(asked))
+        cli.guard(lambda: commands.train(EXPERIMENT, asked))
     assert stop.value.code == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
     return line
@@ -49,7 +49,7 @@ def refusal(asked, capsys) -> str:
         ("digit_classifier", {}, "experiment = digit_classifier, not cnn_cifar10"),
         ("cnn_cifar10", {"dataset": "fashion_mnist"}, "dataset = fashion_mnist, not mnist"),
         ("cnn_cifar10", {"batch_size": 32}, "batch_size = 32, not 64"),
-        ("cnn_cifar10", {"optimizer": EXPERIMENT.Adam(beta1=0.5)}, "optimizer.beta1 = 0.5, not 0.9"),
+        ("cnn_cifar10", {"optimizer": Adam(beta1=0.5)}, "optimizer.beta1 = 0.5, not 0.9"),
     ],
 )
 def test_folder_of_another_run(tmp_path, capsys, name, changes, difference):
@@ -137,13 +137,13 @@ def test_images_too_small_for_the_network(recipe, side):
     with pytest.raises(
         ValueError, match=rf"--dataset digits has images of .*{side}, {side}.*(18 x 18|25 x 25)"
     ) as caught:
-        EXPERIMENT.build(config, digits_of(side, 3))
+        EXPERIMENT.make_network(config, digits_of(side, 3))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("recipe", "side"), [("article", 18), ("airbench", 25)])
 def test_the_smallest_images_are_enough(recipe, side, key):
-    network = EXPERIMENT.build(EXPERIMENT.Config(recipe=recipe), digits_of(side, 1))
+    network = EXPERIMENT.make_network(EXPERIMENT.Config(recipe=recipe), digits_of(side, 1))
     assert jax.eval_shape(network.init, key, jnp.zeros((1, side, side, 1)))
 
 
@@ -160,7 +160,7 @@ def test_too_small_images_are_named_by_the_network(key):
         ({"optimizer": Adam(warmup=9000)}, "decay_steps 7812 must exceed warmup 9000"),
         ({"recipe": "airbench", "optimizer": Adam(beta1=0.5)}, r"--optimizer\.\* does nothing with --recipe airbench"),
         ({"airbench": Airbench(head_rate=0.5)}, r"--airbench\.\* does nothing with --recipe article"),
-        ({"recipe": "airbench", "accumulation_steps": 2}, "--accumulation-steps 2 needs --recipe article"),
+        ({"recipe": "airbench", "accumulation_steps": 2}, "--accumulation-steps 2 needs the article's network"),
         ({"recipe": "airbench", "steps_per_call": 8}, "--steps-per-call 8 needs the article's network"),
         ({"channels": (64, 64, 64), "steps_per_call": 8}, "--steps-per-call 8 needs the article's network"),
     ],

@@ -14,9 +14,11 @@ from PIL import Image
 from jaxai.data import ImageDataset
 from jaxai.data.pipeline import batches
 from jaxai.distributed.mesh import make_mesh
+from jaxai.nn import cnn
 from jaxai.nn.cnn import ArticleCNN
 from jaxai.run.folder import Run
-from tests.experiments.commands import SCRIPTS, load, run
+from jaxai.train.loop import fit
+from tests.experiments.commands import SCRIPTS, load, run, step_and_init
 
 SCRIPT = SCRIPTS / "cnn_cifar10.py"
 PICTURES = ("roc.png", "confusion.png", "mistakes.png", "filters.png", "explanations.png")
@@ -87,8 +89,8 @@ def test_the_network_is_the_articles(key):
     assert sum(x.size for x in jax.tree.leaves(variables)) == 122_570
     features = network.apply(variables, images, method="features")
     assert features.shape == (2, 4, 4, 64)
-    whole, accumulation_steps = network.apply(variables, images), network.apply(variables, features, method="head")
-    np.testing.assert_array_equal(whole, accumulation_steps)
+    whole, halves = network.apply(variables, images), network.apply(variables, features, method="head")
+    np.testing.assert_array_equal(whole, halves)
 
 
 def test_airbench_through_the_command(tmp_path):
@@ -130,30 +132,29 @@ def test_airbench_learns_and_goes_on(experiment, tmp_path):
     config = experiment.Config(
         recipe="airbench", channels=(8, 16, 16), batch_size=60, decay_steps=12, checkpoint_every=6
     )
-    network, mesh = experiment.build(config, data), make_mesh(1, batch_size=60)
+    network, mesh = experiment.make_network(config, data), make_mesh(1, batch_size=60)
+    step, init = step_and_init(experiment.trainer(config, network, data))
     for steps in (6, 12):
-        until = dataclasses.replace(config, steps=steps)
-        result = experiment.train(until, network, data, batches(data, 60, seed=0), Run(tmp_path), mesh)
+        until, run_of = dataclasses.replace(config, steps=steps), Run(tmp_path)
+        result = fit(step, init, batches(data, 60, seed=0), until, run=run_of, mesh=mesh)
     params = jax.device_get(result.state.params)
     standard = (data.images / 255 - np.reshape(network.mean, (1, 1, 1, 3))) / np.reshape(network.std, (1, 1, 1, 3))
-    kernel = experiment.whitening_kernel(jnp.asarray(standard, jnp.float32))
+    kernel = cnn.whitening_kernel(jnp.asarray(standard, jnp.float32))
     np.testing.assert_allclose(jnp.abs(params["whiten"]["kernel"]), jnp.abs(kernel), atol=1e-2)
-    variables = experiment.trained_variables(network, params, data)
-    probabilities = experiment.test(network, variables, scored)
+    variables = cnn.testing_variables(network, params, data.images)
+    probabilities = cnn.class_probabilities(network, variables, scored.images)
     assert probabilities.shape == (130, 4)
     assert (probabilities.argmax(1) == scored.labels).mean() > 0.9
     variables = jax.device_put(variables)
-    views = [
-        w * network.apply(variables, jnp.float32(view) / 255) for w, view in experiment.six_views(scored.images[:9])
-    ]
+    views = [w * network.apply(variables, jnp.float32(view) / 255) for w, view in cnn.six_views(scored.images[:9])]
     # float32, compiled and not
     np.testing.assert_allclose(jax.nn.softmax(np.sum(views, 0)), probabilities[:9], atol=1e-4)
 
 
-def test_six_views(experiment):
+def test_six_views():
     """Of an image whose values name its pixels."""
     images = np.arange(2 * 5 * 6 * 1.0).reshape(2, 5, 6, 1)
-    weights, views = zip(*experiment.six_views(images), strict=True)
+    weights, views = zip(*cnn.six_views(images), strict=True)
     assert sum(weights) == 1
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
     wanted = {0.25: [images], 0.125: [padded[:, :5, :6], padded[:, 2:, 2:]]}

@@ -19,7 +19,7 @@ from jaxai.data import load
 from jaxai.data.pipeline import batches
 from jaxai.distributed.mesh import make_mesh
 from jaxai.distributed.sharding import batch_sharding, put_batch, state_sharding
-from jaxai.gan import commands as gan_commands
+from jaxai.gan import generator_commands
 from tests.experiments import commands
 from tests.helpers import hex_losses
 
@@ -79,7 +79,7 @@ def test_a_finished_run_draws_and_inverts(finished, tmp_path, capsys):
     card = (workdir / "README.md").read_text()
     assert "mnist_fd" in card
     assert "library_name: jaxai" in card
-    made = gan_commands.commands(experiment.NAME, experiment.trained)
+    made = generator_commands(experiment.NAME, experiment.Config, experiment.trained_generator)
     draw = partial(commands.start_command, *made["sample"], "--workdir", str(workdir), "--count", "12")
     draw("--out", str(tmp_path / "some"))
     draw("--out", str(tmp_path / "tame"), "--truncation", "0.1")
@@ -143,7 +143,7 @@ def test_four_devices_differ_from_one_by_rounding_alone(experiment):
     config, losses = experiment.PRESETS["debug"], {}
     train = load("mnist", "train", embedded_only=True)
     with jax.enable_x64(True):
-        step, init = experiment.training(config, *experiment.networks(config))
+        step, init = commands.step_and_init(experiment.trainer(config, *experiment.networks(config)))
         state = jax.tree.map(lambda x: x.astype("float64") if x.dtype == jnp.float32 else x, init())
         for devices in (1, 4):
             mesh, rows = make_mesh(devices), batches(train, config.batch_size, seed=0)
@@ -189,7 +189,7 @@ def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path, arguments, wo
 def test_every_preset_makes_networks_that_take_a_step(experiment):
     for name, preset in experiment.PRESETS.items():
         config = dataclasses.replace(preset, batch_size=2)
-        step, init = experiment.training(config, *experiment.networks(config))
+        step, init = commands.step_and_init(experiment.trainer(config, *experiment.networks(config)))
         state = jax.eval_shape(init)
         batch = {"image": jax.ShapeDtypeStruct((2, 28, 28, 1), "uint8")}
         new, metrics = jax.eval_shape(step, state, batch)
@@ -203,7 +203,7 @@ def test_adaptive_augmentation_follows_the_discriminator(experiment, loss):
     """Up where it tells real from generated, down where it takes all for real; a shift of D alone says nothing."""
     augment = "brightness", "translation", "cutout"
     config = dataclasses.replace(experiment.PRESETS["debug"], loss=loss, augment=augment, ada_images=1000.0)
-    step, init = experiment.training(config, *experiment.networks(config))
+    step, init = commands.step_and_init(experiment.trainer(config, *experiment.networks(config)))
     images = np.random.default_rng(0).integers(0, 256, (16, 28, 28, 1), dtype=np.uint8)
     state = init().replace(strength=jnp.asarray(0.5))
     logit = dict(state.discriminator["Dense_1"])
@@ -224,7 +224,7 @@ def test_adaptive_augmentation_follows_the_discriminator(experiment, loss):
 
 def test_gpu_preset_lowers_for_cuda_with_bfloat16_convolutions(experiment):
     config = dataclasses.replace(experiment.PRESETS["gpu"], batch_size=4)
-    step, init = experiment.training(config, *experiment.networks(config))
+    step, init = commands.step_and_init(experiment.trainer(config, *experiment.networks(config)))
     keyless = jax.eval_shape(init).replace(key=None)
     batch = {"image": jax.ShapeDtypeStruct((4, 28, 28, 1), "uint8")}
     lower = jax.export.export(
@@ -239,7 +239,7 @@ def test_gpu_preset_lowers_for_cuda_with_bfloat16_convolutions(experiment):
 
 def test_article_networks_have_the_articles_sizes(experiment):
     config = experiment.PRESETS["article"]
-    _, init = experiment.training(config, *experiment.networks(config))
+    _, init = commands.step_and_init(experiment.trainer(config, *experiment.networks(config)))
     state = jax.eval_shape(init)
     generator, discriminator = (
         sum(leaf.size for leaf in jax.tree.leaves(params)) for params in (state.generator, state.discriminator)

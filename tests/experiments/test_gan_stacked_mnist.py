@@ -5,7 +5,7 @@ from functools import partial
 
 from PIL import Image
 
-from jaxai.gan import commands as gan_commands
+from jaxai.gan import generator_commands
 from tests.experiments.commands import SCRIPTS, load, refusal, run, start, start_command, watched
 
 SCRIPT = SCRIPTS / "gan_stacked_mnist.py"
@@ -26,7 +26,7 @@ def test_debug_run_goes_on(tmp_path):
     with Image.open(workdir / "samples.png") as picture:
         assert picture.mode == "RGB"
     experiment = load(SCRIPT)
-    made = gan_commands.commands(experiment.NAME, experiment.trained)
+    made = generator_commands(experiment.NAME, experiment.Config, experiment.trained_generator)
     for name, arguments in {"sample": ["--count", "3"], "invert": ["--count", "2", "--steps", "3"]}.items():
         start_command(*made[name], "--workdir", str(workdir), *arguments)
     with Image.open(workdir / "images_0" / "00002.png") as picture:
@@ -39,7 +39,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
     for arguments, word in [
         (["--fixed", "-1"], "--fixed"),
         (["--widths", "8", "8", "8"], "--widths must be one or two"),
-        (["--ema-half-life", "0"], "--ema-half-life"),
+        (["--ema-half-life", "-1"], "--ema-half-life"),
         (["--latent-seeds", "0"], "--latent-seeds"),
         (["--optimizer.warmup", "9000"], "warmup"),
         (["--data-dir", str(tmp_path / "none")], "none"),

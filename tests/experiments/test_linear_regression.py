@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxai import cli
-from tests.experiments.commands import SCRIPTS, load, run
+from tests.experiments.commands import SCRIPTS, load, run, step_and_init, train
 
 SCRIPT = SCRIPTS / "linear_regression.py"
 experiment = load(SCRIPT)
@@ -47,33 +47,37 @@ def test_least_squares_is_numpys_and_has_no_gradient(seed, count):
     np.testing.assert_allclose([gradient["w"], gradient["b"]], 0, atol=1e-9)
 
 
+def descend(config, x, y, steps):
+    """The state after some steps, and the metrics of each, [steps]."""
+    step, init = step_and_init(experiment.Descents(config.learning_rate))
+    return jax.lax.scan(lambda state, _: step(state, {"x": x, "y": y}), init(), length=steps)
+
+
 @pytest.mark.parametrize("name", ["default", "article"])
 def test_claim(name):
     config = experiment.PRESETS[name]
     x, y = experiment.make_points(config)
     end = experiment.least_squares(x, y)
-    for gradient in (experiment.gradient_by_hand, jax.grad(experiment.mean_squared_error)):
-        path = experiment.descend(gradient, x, y, config.learning_rate, config.steps)
-        assert path["w"].shape == (config.steps + 1,)
-        assert abs(path["w"][-1] - end["w"]) < experiment.TOLERANCE
-        assert abs(path["b"][-1] - end["b"]) < experiment.TOLERANCE
-        # float32 keeps 6e-8 of each of the 100 terms; the sums are in other orders
-        assert experiment.measure(path, x, y)["gradient_difference"].max() < 1e-6
+    state, metrics = descend(config, x, y, config.steps)
+    for line in state.values():
+        assert abs(line["w"] - end["w"]) < experiment.TOLERANCE
+        assert abs(line["b"] - end["b"]) < experiment.TOLERANCE
+    # float32 keeps 6e-8 of each of the 100 terms; the sums are in other orders
+    assert metrics["gradient_difference"].max() < 1e-6
 
 
 def test_measure_sees_a_wrong_gradient(monkeypatch):
     right = experiment.gradient_by_hand
     monkeypatch.setattr(experiment, "gradient_by_hand", lambda *args: {**right(*args), "b": 1.01 * right(*args)["b"]})
     x, y = experiment.make_points(experiment.PRESETS["debug"])
-    path = {"w": jnp.zeros(3), "b": jnp.zeros(3)}
-    measured = experiment.measure(path, x, y)
-    assert measured["gradient_difference"].min() > 1e-3
+    measured = experiment.measure({"w": jnp.zeros(()), "b": jnp.zeros(())}, x, y)
+    assert measured["gradient_difference"] > 1e-3
 
 
-def test_descend_takes_the_steps_of_a_plain_loop():
+def test_descents_take_the_steps_of_a_plain_loop():
     with jax.enable_x64(True):
         x, y = jnp.array([0.0, 1.0, 2.0]), jnp.array([1.0, 3.0, 2.0])
-        path = experiment.descend(experiment.gradient_by_hand, x, y, 0.1, 4)
+        path = descend(experiment.PRESETS["default"], x, y, 5)[1]
     w = b = 0.0
     for step in range(5):
         np.testing.assert_allclose([path["w"][step], path["b"][step]], [w, b], rtol=1e-12)
@@ -90,16 +94,16 @@ def test_debug_run_says_when_it_is_finished_and_goes_on(tmp_path, caplog, capsys
     with Image.open(workdir / "descent.png") as picture:
         assert picture.size[0] > 1000
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(21))
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 21))
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     config = dataclasses.replace(experiment.PRESETS["debug"], preset="debug", workdir=workdir)
     with caplog.at_level("INFO"):
-        experiment.main(config)
+        train(experiment, config)
     assert "this run is finished" in caplog.text
     assert capsys.readouterr().out == first.stdout
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-    experiment.main(dataclasses.replace(config, steps=300))
-    assert (workdir / "metrics.jsonl").read_text().splitlines()[:21] == lines
+    train(experiment, dataclasses.replace(config, steps=300))
+    assert (workdir / "metrics.jsonl").read_text().splitlines()[:20] == lines
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["steps"] == 300
     assert summary["distance_to_closed_form"] < experiment.TOLERANCE
@@ -132,6 +136,6 @@ def test_bad_values_are_named_with_the_fix(arguments, message):
 
 def test_rate_that_is_too_large_stops_at_its_step(tmp_path):
     config = cli.parse(experiment.PRESETS, None, ["--learning-rate", "9", "--workdir", str(tmp_path / "run")])
-    with pytest.raises(FloatingPointError, match=r"is (inf|nan) at step \d+: lower --learning-rate"):
-        experiment.main(config)
+    with pytest.raises(FloatingPointError, match=r"is (inf|nan) at step \d+, see .*: lower the learning rate"):
+        train(experiment, config)
     assert not (tmp_path / "run" / "summary.json").exists()

@@ -56,7 +56,7 @@ def test_both_networks_learn_from_images_and_labels(experiment, networks):
         conditional=True,
         batch_size=4,
     )
-    step, init = experiment.training(config, *experiment.networks(config))
+    step, init = commands.step_and_init(experiment.trainer(config, *experiment.networks(config)))
     state = jax.jit(init)()
     rng = np.random.default_rng(0)
     batch = {"image": rng.integers(0, 255, (4, 28, 28, 1), np.uint8), "label": np.arange(4, dtype=np.int32)}
@@ -79,9 +79,9 @@ def test_both_networks_learn_from_images_and_labels(experiment, networks):
     [
         (["--patch", "5"], "--patch 5 does not divide images of 28x28"),
         (["--attention"], "--attention is for convolutional networks"),
-        (["--widths", "8"], "--widths must be two positive numbers"),
+        (["--widths", "8", "8", "8"], "--widths must be one or two positive numbers"),
         (["--transformer.position", "rotary"], "--transformer.position must be learned"),
-        (["--ema-half-life", "0"], "--ema-half-life must be positive"),
+        (["--ema-half-life", "-1"], "--ema-half-life must be at least 0"),
         (["--dataset", "svhn"], "--dataset"),
     ],
 )
