@@ -36,15 +36,18 @@ def attention(query, key, value, *, bias=None, visible=None, scale=None, soft_ca
     return softmax_values(jnp.where(visible, scores, 0), visible, value, **softmax)
 
 
-def softmax_values(scores, visible, value, *, sinks=None, kept=None):
-    """The part after the masks; a sink is one more term of the softmax's sum; `kept` [B, N, T, S] is the dropout."""
+def softmax_values(scores, visible, value, *, sinks=None, dropout_mask=None):
+    """The part after the masks; a sink is one more term of the softmax's sum.
+
+    `dropout_mask` [B, N, T, S] multiplies the weights.
+    """
     terms = jnp.where(visible, jnp.exp(scores), 0)  # no maximum is taken out: the scores of these tests are small
     total = terms.sum(-1)
     if sinks is not None:
         total = total + jnp.exp(sinks)[None, :, None]
     some = total > 0
     safe = jnp.where(some, total, 1)
-    weights = terms / safe[..., None] * (1 if kept is None else kept)
+    weights = terms / safe[..., None] * (1 if dropout_mask is None else dropout_mask)
     lse = jnp.where(some, jnp.log(safe), -jnp.inf)
     return jnp.einsum("bnqk,bknv->bqnv", weights, value), lse.swapaxes(1, 2)
 
@@ -230,3 +233,40 @@ def assert_close(actual: Any, desired: Any, tolerance: float = 1e-10) -> None:
     for (path, want), have in zip(leaves, jax.tree.leaves(actual), strict=True):
         name, tolerance_here = jax.tree_util.keystr(path), tolerance * scaled(want)
         np.testing.assert_allclose(have, want, rtol=0, atol=tolerance_here, equal_nan=False, err_msg=name)
+
+
+IMPLEMENTATIONS = ["reference", "blockwise"]
+TOLERANCE = 3e-6  # float32: sums of some 20 terms of size 1, in another order
+
+
+def draw(*sizes, dtype="float32", seed=0):
+    """query, key, value of B, T, S, K, N / K, H, V."""
+    arrays = Case(sizes).draw(seed, dtype)
+    return arrays["query"], arrays["key"], arrays["value"]
+
+
+def normal(*shape):
+    return np.random.default_rng(11).standard_normal(shape).astype("float32")
+
+
+def some(*shape):
+    """Bools with the first key always visible: where a query sees nothing, jax.nn gives the mean of the values."""
+    return (np.random.default_rng(11).random(shape) < 0.6) | (np.arange(shape[-1]) == 0)
+
+
+def energy(run):
+    """A function of the output and of the log-sum-exp, smooth also where that is -inf."""
+
+    def value(*arrays):
+        out, lse = run(*arrays)
+        return jnp.sin(out).sum() + jnp.exp(0.3 * lse).sum()
+
+    return value
+
+
+QUERY, KEY, VALUE = (2, 9, 4, 8), (2, 12, 2, 8), (2, 12, 2, 6)
+
+
+def call(query=QUERY, key=KEY, value=VALUE, **options):
+    query, key, value = (jnp.zeros(x) if isinstance(x, tuple) else x for x in (query, key, value))
+    return dot_product_attention(query, key, value, **options)

@@ -11,23 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxai.attention import Causal, FunctionMask, Lengths, alibi, dot_product_attention
-from tests.attention.oracle import CASES, SETTINGS, Case, assert_close, compiled
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
-def energy(f):
-    """A function of output and log-sum-exp, smooth also where that is -inf."""
-
-    def value(*args):
-        out, lse = f(*args)
-        return jnp.sin(out).sum() + jnp.exp(0.3 * lse).sum()
-
-    return value
+from tests.attention.oracle import CASES, SETTINGS, Case, assert_close, compiled, energy
 
 
 def squares(tree):
@@ -107,9 +91,9 @@ def test_residuals_keep_the_inputs_dtype(options):
     query, key, value = jnp.ones((3, 2, 48, 4, 8), jnp.bfloat16)
     run = functools.partial(dot_product_attention, **options, block_size=16)
     _, pullback = jax.vjp(run, query, key, value)
-    kept = [x for x in jax.tree.leaves(pullback) if jnp.issubdtype(x.dtype, jnp.floating)]
-    assert {x.dtype for x in kept if x.size >= query.size} == {jnp.dtype("bfloat16")}
-    assert sum(x.nbytes for x in kept) <= 4 * query.nbytes + 2 * 4 * 2 * 48 * 4  # query, key, value, out, lse, NaN
+    stored = [x for x in jax.tree.leaves(pullback) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert {x.dtype for x in stored if x.size >= query.size} == {jnp.dtype("bfloat16")}
+    assert sum(x.nbytes for x in stored) <= 4 * query.nbytes + 2 * 4 * 2 * 48 * 4  # query, key, value, out, lse, NaN
 
 
 @pytest.mark.parametrize("how", [{}, {"block_size": 8}], ids=["dense", "blocks"])

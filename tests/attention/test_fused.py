@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxai.attention import attention_stats, dot_product_attention
 from jaxai.attention.api import checked, has_few_scores
-from jaxai.attention.blockwise import block_sizes
+from jaxai.attention.blocks.blockwise import block_sizes
 from tests.attention.gpu import emulated_gpu
 from tests.attention.oracle import CASES, SETTINGS, Case, assert_close, compiled
 
