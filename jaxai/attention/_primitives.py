@@ -1,4 +1,4 @@
-"""JAX's extension interfaces, wrapped: how this package makes primitives. Of its other modules `cudnn` alone uses them.
+"""JAX's extension interfaces, wrapped for defining primitives. Besides this module only `cudnn` uses them.
 
 `primitive` makes one, `register` gives it its rules. Rules are written with the helpers below: the lowering of a
 function of arrays; zero tangents and the linear operands of a transpose; abstract results; what changes inside

@@ -156,15 +156,20 @@ def dot_product_attention(
         dropout_key=dropout_key,
         precision=precision,
     )
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r} is not known: use one of {list(IMPLEMENTATIONS)}")
-    if return_residual and implementation == "tokamax":
-        raise NotImplementedError("implementation='tokamax' gives no log-sum-exp: use implementation=None")
+    check_implementation(implementation, return_residual)
     blocks = None if block_size is None else checked_pair("block_size", block_size, 1)
     out, lse = run(call, implementation, blocks)
     if not batched:
         out, lse = out[0], lse[0]
     return (out, lse) if return_residual else out
+
+
+def check_implementation(implementation: str | None, return_residual: bool) -> None:
+    """Raise for an unknown implementation, or one without the log-sum-exp that is asked for."""
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation={implementation!r} is not known: use one of {list(IMPLEMENTATIONS)}")
+    if return_residual and implementation == "tokamax":
+        raise NotImplementedError("implementation='tokamax' gives no log-sum-exp: use implementation=None")
 
 
 def reference_attention(query: ArrayLike, key: ArrayLike, value: ArrayLike, *args: Any, **kwargs: Any) -> Any:

@@ -2,9 +2,9 @@
 
 Each of cuDNN's kernels is a second lowering of a primitive that is defined by blocks:
 
-    fused_attend     (arrays) -> (out, lse)                                       or cuDNN's forward pass
-    fused_tangent    (arrays, out, lse, tangents) -> tangents of (out, lse)       always by blocks
-    fused_gradient   (arrays, out, lse, cotangent of out) -> cotangents of query, key, value, sinks    or its backward
+    fused_attend     (arrays) -> (out, lse)                                               cuDNN's forward pass
+    fused_tangent    (arrays, out, lse, tangents) -> tangents of out and lse              no kernel, always by blocks
+    fused_gradient   (arrays, out, lse, cotangent of out) -> cotangents of the arrays     cuDNN's backward pass
 
 ``fused_tangent`` is the derivative of ``fused_attend`` and linear in the tangents. Its transpose is ``fused_gradient``
 if only out has a cotangent, as in a training step, and a sum over blocks otherwise. ``fused_tangent`` and

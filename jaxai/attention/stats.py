@@ -85,16 +85,14 @@ def attention_stats(
     precision: lax.PrecisionLike = None,
     block_size: int | tuple[int, int] | None = None,
 ) -> AttentionStats:
-    """Softmax p = exp(s - log_sum_exp) of an attention's scores s, summed up in O(T) memory.
+    """Statistics of the softmax p = exp(s - log_sum_exp) of an attention's scores s, in O(T) memory.
 
-    The arguments are those of `dot_product_attention`. Of each row (query): ``log_sum_exp``; ``max_logit``, its largest
-    visible score after cap, score_mod and bias, which has no gradient (Dehghani et al. 2023, arXiv:2302.05442, watch
-    it); ``entropy``, -sum p log p in nats (Zhai et al. 2023, arXiv:2303.06296). Of each key ``mass``, the sum of p over
-    the queries. ``weights`` are p of the chosen ``rows``: ints, or an array [R], whose numbers are clipped to the rows.
-
-    A row that sees nothing has -inf, -inf, 0 and weights 0. A sink takes its share of p, counts in the log-sum-exp and
-    is one more term of the entropy, but is no part of max_logit, mass and weights. Raises ValueError as
-    `dot_product_attention` does, and for ints that are no rows.
+    Arguments are those of `dot_product_attention`. Per query: ``log_sum_exp``; ``max_logit``, the largest visible score
+    after cap, score_mod and bias, without gradient (arXiv:2302.05442); ``entropy``, -sum p log p in nats
+    (arXiv:2303.06296). Per key: ``mass``, the sum of p over the queries. ``weights``: p of the chosen ``rows``, ints or
+    an array [R] whose values are clipped. A query that sees no key has -inf, -inf, 0 and weights 0. A sink counts in
+    log_sum_exp and entropy, not in max_logit, mass and weights. Raises ValueError as `dot_product_attention` does, and
+    for ints that are no rows.
 
     >>> query, key = jax.random.normal(jax.random.key(0), (2, 1, 600, 4, 8))
     >>> stats = attention_stats(query, key, is_causal=True, rows=[0, 599])

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """Without the type checks of the tests, which speak before the function's own."""
+    """Disable the type checks of the tests, which would raise before the function's own."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 

@@ -1,4 +1,4 @@
-"""Attention forward: against an oracle, in several dtypes, and as a replacement of `jax.nn`'s."""
+"""Attention forward: against an oracle, in several dtypes, and as a replacement for `jax.nn`'s."""
 
 import functools
 import inspect
@@ -165,7 +165,7 @@ def test_score_functions_that_are_pytrees(implementation):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_a_score_function_that_changes_is_not_remembered(implementation):
-    """Whoever does not jit does not expect a cache, nor the tracers of an earlier call in it."""
+    """Without jit, nobody expects a cached trace, nor tracers of an earlier call in it."""
     query, key, value = draw(1, 9, 9, 1, 1, 4, 4)
     run = functools.partial(dot_product_attention, query, key, value, implementation=implementation)
     factor = [jnp.array(0.0)]

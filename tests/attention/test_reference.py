@@ -23,7 +23,7 @@ from tests.attention.oracle import (
 
 
 def test_the_cap_comes_before_score_function_bias_and_mask():
-    """A cap of 1e-3 makes all scores equal; what is added after it stays."""
+    """A cap of 1e-3 makes all scores nearly equal, but not terms added after it."""
     query, key, value = draw(1, 9, 12, 1, 1, 3, 4)
     bias, mask = normal(1, 1, 9, 12), some(1, 1, 9, 12)
     options = {"mask": mask, "score_mod": lambda score, b, n, q, k: (score + 0.1 * (k + q)) * 2}
@@ -101,7 +101,7 @@ def test_hidden_numbers_change_nothing(name, implementation):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_earlier_queries_do_not_see_a_nan_of_the_future(implementation):
-    """Queries before the NaN, their log-sum-exp and their gradients; the later ones must show it."""
+    """Queries before the NaN have finite results and gradients; later ones must show it."""
     run = functools.partial(dot_product_attention, is_causal=True, implementation=implementation, block_size=8)
     query, key, value = draw(1, 20, 20, 1, 2, 3, 4)
     key, value = key.at[0, 11, 0, 1].set(jnp.nan), value.at[0, 13].set(jnp.inf)
@@ -140,7 +140,7 @@ def test_a_nan_of_a_hidden_bias_changes_nothing(implementation):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_no_nan_is_made_on_the_way(implementation):
-    """`jax_debug_nans` looks at the result of every compiled function, and runs it again step by step if one is NaN."""
+    """`jax_debug_nans` raises if any compiled function returns NaN."""
     case = CASES["causal window, last queries see nothing"]
     arrays = case.draw(dtype="float32")
     sinks = {"sinks": jnp.zeros(2)}
@@ -159,7 +159,7 @@ def test_no_nan_is_made_on_the_way(implementation):
 
 @pytest.fixture(scope="module")
 def multiples():
-    """What dropout multiplies the weights with, [B, N, T, S], seen through values that are the unit matrix."""
+    """The factors [B, N, T, S] of the weights, recovered with the unit matrix as values."""
     query, key, _ = draw(2, 64, 64, 1, 3, 4, 4)
     value = jnp.broadcast_to(jnp.eye(64)[None, :, None], (2, 64, 1, 64))
     weights = dot_product_attention(query, key, value)

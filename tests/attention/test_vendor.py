@@ -50,7 +50,7 @@ REPEATED = {
 @pytest.mark.parametrize("implementation", ["xla", "tokamax"])
 @pytest.mark.parametrize("name", REPEATED)
 def test_others_get_every_mask_of_a_kind(name, implementation):
-    """jax.nn has one argument for a window and one for lengths; two of a kind both count."""
+    """jax.nn has one argument for a window and one for lengths; of two windows or lengths both must count."""
     if implementation == "tokamax":
         pytest.importorskip("tokamax")
     arrays = draw(2, 9, 12, 2, 1, 4, 4)

@@ -198,10 +198,10 @@ GROUP = 8
 
 
 def tall_visits(nonempty: Any, full: Any, limit: int) -> tuple[int, list[tuple[bool, int, Any, Any, Any]]]:
-    """The number of query blocks in a group, and (masked, height, count [n], rows [n, .], columns [n, .]) per loop.
+    """The number of query blocks in a group, and for each loop (masked, size, count [n], rows [n, .], columns [n, .]).
 
-    Each of the n groups has ``count`` visits of blocks that are ``height`` query blocks tall; rows count these blocks
-    within the group.
+    In such a loop each of the n groups has ``count`` visits of blocks that are ``size`` query blocks tall; ``rows``
+    count these tall blocks within the group.
     """
     if not known(nonempty, full):
         return 1, [(masked, 1, count, None, cols) for masked, count, cols in visits(nonempty, full)]

@@ -54,7 +54,7 @@ MIN_KEYS = 192
 
 
 def block_length(length: int, limit: int) -> int:
-    """Blocks of at most about ``limit`` that leave little of the last one empty."""
+    """The length of blocks, at most about ``limit``, that needs little padding in the last one."""
     if length <= limit:
         return length
     even = math.ceil(length / math.ceil(length / limit))
@@ -82,7 +82,7 @@ def block_sizes(call: Call) -> tuple[int, int]:
 
 
 def grid(call: Call, query_block: int, key_block: int) -> Grid:
-    """Blocks of about these sizes."""
+    """The grid with blocks of about these sizes."""
     T, S = call.sizes[1:3]
     bq, bk = block_length(T, query_block), block_length(S, key_block)
     return Grid(math.ceil(T / bq) * bq, math.ceil(S / bk) * bk, bq, bk)

@@ -24,7 +24,7 @@ MASKS = {
 
 @pytest.mark.parametrize("name", MASKS)
 def test_only_blocks_with_something_to_see_are_computed(name):
-    """Counted while it runs, so for segments too, whose schedule is known then and no sooner."""
+    """Counted at run time, which includes segments, whose schedule is known only then."""
     mask = MASKS[name]
     query, key, value = draw(1, 30, 38, 1, 1, 4, 4)
     blocked = BlockedCall(Call(query, key, value, mask=mask), 8, 8)
@@ -56,14 +56,14 @@ def test_only_blocks_with_something_to_see_are_computed(name):
 
 
 def loss_and_gradient(run, **options):
-    """Of three arrays; ``options`` are those of a Call."""
+    """A loss of three arrays and its gradient; ``options`` are fields of a Call."""
     value = energy(lambda *arrays: run(Call(*arrays, **options)))
     return compiled(jax.value_and_grad(value, (0, 1, 2)))
 
 
 @pytest.fixture
 def blocks_of_16(monkeypatch):
-    """Blocks of 16 by default, of 8 in the forward pass: T = 50 is then like T = 1,600."""
+    """Blocks of 16 by default, of 8 in the forward pass, so that T = 50 behaves like T = 1,600."""
     monkeypatch.setattr(blockwise, "SIZES", {16: 1.0})
     monkeypatch.setattr(blockwise, "MIN_KEYS", 8)
 
@@ -71,7 +71,7 @@ def blocks_of_16(monkeypatch):
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("T", [1, 7, 17, 24, 33, 50, 100])
 def test_the_forward_pass_takes_smaller_blocks_than_the_derivatives(mask, T, blocks_of_16):
-    """Some of them lie behind the end; a single block of few queries may have an odd number of them."""
+    """Some blocks are all padding; a single block may have an odd number of queries."""
     arrays = draw(1, T, 38, 1, 2, 4, 4)
     if isinstance(mask, Segments):
         mask = Segments(np.arange(T)[None] // 9, np.arange(38)[None] // 9)
@@ -85,7 +85,7 @@ def test_the_forward_pass_takes_smaller_blocks_than_the_derivatives(mask, T, blo
 
 
 def test_smaller_blocks_with_everything_else(blocks_of_16):
-    """Sinks, hidden rows, dropout, bias, small floats, a batch by vmap, devices by shard_map."""
+    """Sinks, masked rows, dropout, bias, 16-bit floats, a batch by vmap, devices by shard_map."""
     arrays = draw(3, 50, 38, 1, 2, 4, 4)
     options = {"sinks": jnp.array([0.3, -1]), "mask": Lengths(40, 30), "dropout_rate": 0.3}
     options |= {"dropout_key": jnp.array([1, 2], np.uint32), "bias": jnp.linspace(-1, 1, 38).reshape(1, 1, 1, 38)}
@@ -111,7 +111,7 @@ def test_smaller_blocks_with_everything_else(blocks_of_16):
 
 
 def test_a_ready_score_function_leaves_the_forward_pass_its_blocks():
-    """Arrays that are known while tracing are no reason to keep to one size of block."""
+    """Captured arrays that are known while tracing allow smaller blocks in the forward pass; tracers don't."""
     table = np.linspace(0, 1, 64, dtype=np.float32)
     arrays = draw(1, 64, 64, 1, 1, 4, 4)
     known = Call(*arrays, score_mod=jax.tree_util.Partial(lambda score, b, n, q, k: score + jnp.asarray(table)[k]))
@@ -126,13 +126,13 @@ def test_a_ready_score_function_leaves_the_forward_pass_its_blocks():
 
 
 def test_block_size_by_the_size_that_blocks_really_have():
-    """T = 640 makes blocks of 320 or, at a higher cost, of 216."""
+    """T = 640 can have blocks of 320 or, at a higher cost, of 216."""
     arrays = draw(1, 640, 640, 1, 1, 4, 4)
     assert blockwise.block_sizes(Call(*arrays)) == (512, 512)
 
 
 def test_a_mask_is_evaluated_only_in_blocks_with_something_to_hide():
-    """Of 3 x 3 blocks a causal mask hides parts of 3; its function runs once a block for the schedule, too."""
+    """A causal mask hides parts of 3 of 3 x 3 blocks; its function runs there, and once per block for the schedule."""
     query, key, value = draw(1, 24, 24, 1, 1, 4, 4)
     calls = []
 
@@ -151,7 +151,7 @@ def test_a_mask_is_evaluated_only_in_blocks_with_something_to_hide():
 
 @pytest.mark.parametrize("name", ["causal", "window", "none"])
 def test_the_schedule_of_a_static_mask_is_known_while_tracing(name):
-    """So that nothing is decided at run time, and a full attention has no masked loop at all."""
+    """With a known schedule nothing is decided at run time, and full attention has no masked loop."""
     query, key, value = draw(1, 32, 40, 1, 1, 4, 4)
     run = functools.partial(dot_product_attention, implementation="blockwise", block_size=8, mask=MASKS[name])
     visible = np.ones((32, 40), bool) if MASKS[name] is None else np.asarray(MASKS[name].materialize(32, 40))[0, 0]

@@ -21,7 +21,7 @@ from jaxai.attention.masks import (
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A mask, the same as a rule on Python ints (indices b, n, i, j; positions q, k), and whether `blocks` is exact."""
+    """A mask, its rule on Python ints (indices b, n, i, j; positions q, k), and whether its `blocks` are exact."""
 
     make: Callable[
         [], Mask
@@ -36,7 +36,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class MaskedScores:
-    """A case with its sizes; query and key positions start anywhere."""
+    """A case with sizes [B, N, T, S] and first positions of queries and keys."""
 
     case: Case
     sizes: tuple[int, int, int, int]
@@ -145,7 +145,7 @@ def problems(draw, functions=False, depth=3):
 
 
 def assert_blocks_are_true(problem, blocks, query_block, key_block):
-    """Safe everywhere, and equal to the truth where the case is exact."""
+    """Assert that no block is misjudged, and that the tables are exact if the case's are."""
     desired, (nonempty, full) = problem.desired, blocks
     T, S = problem.sizes[2:]
     assert nonempty.shape == full.shape == (-(-T // query_block), -(-S // key_block))

@@ -34,7 +34,7 @@ def test_materialize_is_the_rule(problem):
 
 @settings(max_examples=300)
 @given(problems(), st.integers(1, 8), st.integers(1, 8))
-def test_blocks_never_lie_and_are_decided_by_numpy(problem, query_block, key_block):
+def test_blocks_are_never_misjudged_and_are_decided_by_numpy(problem, query_block, key_block):
     b, n, q, k = problem.indices
     blocks = problem.case.mask.blocks(b, n, q.ravel(), k.ravel(), query_block, key_block)
     assert all(type(x) is np.ndarray for x in blocks)
@@ -54,7 +54,7 @@ def test_blocks_never_lie_and_are_decided_by_numpy(problem, query_block, key_blo
     ],
 )
 def test_blocks_of_combinations_skip_what_they_can(mask, nonempty, full):
-    """Each batch is combined for itself: in the last case it is a different one that ends early in either mask."""
+    """Batches are combined separately: in the last case a different batch ends early in each mask."""
     b, n, q, k = indices((2, 1, 6, 6))
     blocks = mask.blocks(b, n, q.ravel(), k.ravel(), 2, 2)
     np.testing.assert_array_equal(blocks, [nonempty, full])

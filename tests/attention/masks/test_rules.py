@@ -108,7 +108,7 @@ def test_bad_input(make, message):
 
 
 def plain(cls, *values):
-    """A mask made without the tests' own type checker, as users make it."""
+    """A mask built without the tests' type checker, as users build it."""
     mask = object.__new__(cls)
     vars(mask).update(zip((field.name for field in dataclasses.fields(cls)), values, strict=True))
     inspect.unwrap(cls.__post_init__)(mask)
