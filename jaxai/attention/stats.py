@@ -231,7 +231,7 @@ def row_maxima_avals(*args, score, ins, out, grid, schedule):
 def batch_row_maxima(args, axes, *, score, ins, out, grid, schedule):
     args, in_axes, ins = batched_operands(args, axes, 0 if schedule else 2, ins)
     bind = functools.partial(row_maxima_p.bind, *args, ins=ins, grid=grid, schedule=schedule)
-    if all(axis is None for axis in in_axes):  # only the schedule had the axis
+    if all(axis is None for axis in in_axes):  # only the schedule is batched
         return bind(score=score, out=out), [None]
     return bind(score=batched_block(score, in_axes), out=out.batched()), [0]
 
@@ -260,7 +260,7 @@ def row_weights(call: Call, rows: Array) -> Array:
     scores = scaled(scores.reshape(B, N, -1, S), call)
     b, n, _, k = block_indices((B, N, T, S))
     q = rows[None, None, :, None]
-    shape = (B, 1, rows.shape[0], S)  # the rows are no steps of one, so score functions get both positions in full
+    shape = (B, 1, rows.shape[0], S)  # rows may jump, so score functions get both positions in full
     indices = b, n, jnp.broadcast_to(q, shape), jnp.broadcast_to(k, shape)
     bias = call.bias
     if bias is not None and bias.shape[2] > 1:
@@ -278,7 +278,7 @@ def row_weights(call: Call, rows: Array) -> Array:
 
 
 def checked_rows(rows: Any, T: int) -> Array:
-    """Row numbers as an array [R], checked where they are known while tracing."""
+    """Row numbers as an array [R], checked if they are known while tracing."""
     if not isinstance(rows, jax.Array):
         rows = np.asarray(rows)
         if (

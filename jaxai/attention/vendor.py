@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.nn import dot_product_attention as jax_nn_attention  # bound at import: a user may replace it by ours
+from jax.nn import dot_product_attention as jax_nn_attention  # bound at import: users may put ours in its place
 
 from jaxai.attention._primitives import is_zero, lowering, primitive, register, replace, shaped
 from jaxai.attention.masks import Lengths, SlidingWindow, conjuncts, is_causal

@@ -219,7 +219,7 @@ def block_sum_transpose(cotangents, *args, f, ins, outs, grid, schedule):
 
 def block_sum_batch(args, axes, *, f, ins, outs, grid, schedule):
     args, in_axes, ins = batched_operands(args, axes, 0 if schedule else 2, ins)
-    if all(axis is None for axis in in_axes):  # only the schedule had the axis
+    if all(axis is None for axis in in_axes):  # only the schedule is batched
         results = block_sum_p.bind(*args, f=f, ins=ins, outs=outs, grid=grid, schedule=schedule)
         return results, [None] * len(results)
     outs = tuple(part.batched() for part in outs)

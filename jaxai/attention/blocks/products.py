@@ -50,7 +50,7 @@ def run(*factors: Array, result: str, precision: lax.PrecisionLike, inputs: np.d
     def product(x, y):
         x, y = x.astype(inputs), y.astype(inputs)
         if result == "hs":
-            x = lax.transpose(x, (*lead, second, first))  # the small factor
+            x = lax.transpose(x, (*lead, second, first))  # of the two factors, the smaller one
         contracted = (second,), (second if result == "th" else first,)
         return lax.dot_general(x, y, (contracted, (lead, lead)), precision=precision, preferred_element_type=dtype)
 

@@ -13,7 +13,7 @@ from jaxai.typing import Array
 
 
 class Growing(Mask):
-    """A mask that shows more for a later query and less for a later key: two corners of a block decide about it."""
+    """A mask that shows more for a later query and less for a later key, so two corners determine a block."""
 
     def _blocks(self, b, n, q, k):
         (q_first, q_last), (k_first, k_last) = ends_of(q, k)
@@ -213,7 +213,7 @@ def compare_ranges(q: Pair, k: Pair) -> Pair:
 
 
 def all_of(conditions: list[Anywhere]) -> Anywhere:
-    """The conjunction of conditions. Only without conditions is it an array of its own, which each block must carry."""
+    """The conjunction of conditions; only without any a constant array, which costs each block memory."""
     return functools.reduce(operator.and_, conditions) if conditions else np.ones((1, 1, 1, 1), bool)
 
 
