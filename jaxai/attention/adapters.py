@@ -1,9 +1,14 @@
-"""This attention under other libraries' names: PyTorch's `flex_attention` and Flax's `attention_fn`.
+"""This attention behind the interfaces of other libraries: PyTorch's `flex_attention` and Flax's `attention_fn`.
 
 `flex_attention` and `create_block_mask` take the arguments of PyTorch 2.5's `torch.nn.attention.flex_attention`, in its
-layout [B, heads, time, size], so that a port keeps its calls, score functions and mask functions; not the arguments
-that later versions added, such as `return_aux`. `attention_fn` goes into the attention layers of Flax, Linen's and
-NNX's, neither of which is imported here.
+layout [B, heads, time, size], so that a port keeps its calls, score functions and mask functions. Arguments of later
+versions, such as `return_aux`, are not supported. Score functions get blocks of scores [B, N, t, s] and int32 indices
+of rank 4 where PyTorch passes scalars, so elementwise arithmetic and indexing such as ``table[h, q_idx - kv_idx]`` work
+unchanged; captured arrays get gradients.
+
+`attention_fn` is for the attention layers of Flax, both Linen's and NNX's, neither of which is imported here. It
+differs from Flax's in three ways: softmax is always in at least float32; a query that sees no key gives 0 instead of
+the mean of the values; and dropout draws for each batch row and head even with ``broadcast_dropout``.
 """
 
 import math
@@ -36,13 +41,10 @@ def flex_attention(
     """PyTorch's flex_attention (arXiv:2412.05496): softmax(score_mod(scale q k^T), masked by block_mask) v.
 
     query [B, N, T, H], key [B, K, S, H], value [B, K, S, V], the result [B, N, T, V] in their dtype; ``return_lse``
-    adds the natural log-sum-exp of the scores [B, N, T], at least float32. ``score_mod(score, b, h, q_idx, kv_idx)``
-    gets a block of scores [B, N, t, s] and int32 indices of rank 4 where PyTorch passes scalars, so elementwise
-    arithmetic and indexing such as ``table[h, q_idx - kv_idx]`` work as they are; captured arrays get gradients.
-    ``block_mask`` is any `Mask`, `create_block_mask`'s or a ready one. Of ``kernel_options`` BLOCK_M and BLOCK_N are
-    the queries and keys of a block. K < N needs ``enable_gqa``. A query that sees nothing gives 0, as in PyTorch.
-
-    Raises ValueError for shapes that don't fit and other kernel options.
+    adds the natural log-sum-exp of the scores [B, N, T], at least float32. ``score_mod(score, b, h, q_idx, kv_idx)``:
+    see the module. ``block_mask``: any `Mask`. K < N needs ``enable_gqa``. ``kernel_options``: BLOCK_M and BLOCK_N, the
+    queries and keys of a block. A query that sees no key gives 0, as in PyTorch. Raises ValueError for shapes that
+    don't fit and other kernel options.
 
     >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 4, 600, 8))
     >>> block_mask = create_block_mask(lambda b, h, q_idx, kv_idx: q_idx >= kv_idx, None, None, 600, 600)
@@ -88,9 +90,9 @@ def create_block_mask(
     """PyTorch's create_block_mask: ``mask_mod(b, h, q_idx, kv_idx)``, True where visible, as a mask.
 
     mask_mod gets int32 indices [B, 1, 1, 1], [1, H, 1, 1], [1, 1, t, 1] and [1, 1, 1, s] where PyTorch passes scalars
-    and returns bools of rank 4. The sizes, None for any number of batches or heads, serve to check that here, without
-    computing anything. Which blocks of scores are empty is found at each call, for that call's sizes and blocks, so
-    ``device`` and ``BLOCK_SIZE`` change nothing. Raises ValueError for another result of mask_mod.
+    and returns bools of rank 4. The sizes (None: any number of batches or heads) only serve to check this, without
+    computing anything. Each call finds its empty blocks by itself, so ``device`` and ``BLOCK_SIZE`` have no effect.
+    Raises ValueError for another result of mask_mod.
 
     >>> mask = create_block_mask(lambda b, h, q_idx, kv_idx: q_idx >= kv_idx, None, None, 2, 3)
     >>> mask.materialize(2, 3)[0, 0].astype(int).tolist()
@@ -129,47 +131,35 @@ def attention_fn(
     """For ``flax.linen.MultiHeadDotProductAttention`` and ``flax.nnx.MultiHeadAttention(attention_fn=attention_fn)``.
 
     Flax's arguments: query [..., T, N, H], key [..., S, K, H], value [..., S, K, V] with any batch axes; bias and mask
-    (0 or False: invisible) broadcast to [..., N, T, S]; a `Mask` works too and counts the batch axes as one. The result
-    [..., T, N, V] has ``dtype``, or the arguments' common one. Different from Flax: softmax is always in at least
-    float32, a query that sees nothing gives 0 and not the mean of the values, and dropout draws for each batch row and
-    head also with ``broadcast_dropout``.
+    (0 or False: masked) broadcast to [..., N, T, S]; a `Mask` counts the batch axes as one. The result [..., T, N, V]
+    has ``dtype``, by default the arguments' common one.
 
-    Raises ValueError for shapes that don't fit, dropout without ``dropout_rng``, and what would need the weights or
+    Raises ValueError for shapes that don't fit, dropout without ``dropout_rng``, and options that need the weights or
     other products: ``module`` (sow_weights), ``einsum_dot_general``, the two ``..._einsum``.
 
     >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 2, 5, 600, 4, 8))
     >>> attention_fn(query, key, value, mask=jnp.tril(jnp.ones((1, 1, 1, 600, 600)))).shape
     (2, 5, 600, 4, 8)
     """
-    if module is not None:
-        raise ValueError("module is set by sow_weights=True: the weights never exist as a whole; see attention_stats")
-    for name, option in (
-        ("einsum_dot_general", einsum_dot_general),
-        ("qk_attn_weights_einsum", qk_attn_weights_einsum),
-        ("attn_weights_value_einsum", attn_weights_value_einsum),
-    ):
-        if option is not None:
-            raise ValueError(f"{name}={option!r} can't be used, as products are computed block by block: leave it out")
+    products = {"einsum_dot_general": einsum_dot_general, "qk_attn_weights_einsum": qk_attn_weights_einsum}
+    refuse(module, products | {"attn_weights_value_einsum": attn_weights_value_einsum})
     if deterministic:
         dropout_rate = 0.0
     if dropout_rate and dropout_rng is None:
         raise ValueError(f"dropout_rate={dropout_rate} needs dropout_rng, or deterministic=True")
-    batch = query.shape[:-3]
-    if min(query.ndim, key.ndim, value.ndim) < 3 or not batch == key.shape[:-3] == value.shape[:-3]:
-        shapes = f"query, key and value have shapes {query.shape}, {key.shape}, {value.shape}"
-        raise ValueError(f"{shapes}: give [batch..., time, heads, size] with the same batch axes")
+    batch = common_batch(query, key, value)
     if promote_dtype is not None:
         arrays = promote_dtype((query, key, value), dtype=dtype)
     else:
         arrays = [x.astype(jnp.result_type(query, key, value) if dtype is None else dtype) for x in (query, key, value)]
     query, key, value = (x.reshape(math.prod(batch), *x.shape[-3:]) for x in arrays)
     if mask is not None and not isinstance(mask, Mask):
-        mask = folded("mask", mask.astype(bool), batch)
+        mask = flatten_batch("mask", mask.astype(bool), batch)
     out = dot_product_attention(
         query,
         key,
         value,
-        None if bias is None else folded("bias", bias, batch),
+        None if bias is None else flatten_batch("bias", bias, batch),
         mask,
         is_causal=is_causal,
         dropout_rate=dropout_rate,
@@ -179,8 +169,26 @@ def attention_fn(
     return out.reshape(*batch, *out.shape[1:])
 
 
-def folded(name: str, x: Array, batch: tuple[int, ...]) -> Array:
-    """An array that broadcasts to [batch..., N, T, S] with one batch axis, which keeps size 1 where nothing varies."""
+def refuse(module: Any, products: dict[str, Any]) -> None:
+    """Raise ValueError for options of Flax that need the whole score matrix."""
+    if module is not None:
+        raise ValueError("module is set by sow_weights=True: the weights never exist as a whole; see attention_stats")
+    for name, option in products.items():
+        if option is not None:
+            raise ValueError(f"{name}={option!r} can't be used, as products are computed block by block: leave it out")
+
+
+def common_batch(query: Array, key: Array, value: Array) -> tuple[int, ...]:
+    """The batch axes, which must be the same for all three."""
+    batch = query.shape[:-3]
+    if min(query.ndim, key.ndim, value.ndim) < 3 or not batch == key.shape[:-3] == value.shape[:-3]:
+        shapes = f"query, key and value have shapes {query.shape}, {key.shape}, {value.shape}"
+        raise ValueError(f"{shapes}: give [batch..., time, heads, size] with the same batch axes")
+    return batch
+
+
+def flatten_batch(name: str, x: Array, batch: tuple[int, ...]) -> Array:
+    """An array that broadcasts to [batch..., N, T, S], with a single batch axis; that has size 1 if nothing varies."""
     rank = len(batch) + 3
     shape = (1,) * (rank - x.ndim) + x.shape
     if len(shape) > rank or any(have not in (1, want) for have, want in zip(shape, batch, strict=False)):

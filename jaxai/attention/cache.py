@@ -1,4 +1,4 @@
-"""Keys and values of earlier tokens, for decoding: pure functions, in place where the cache is donated."""
+"""A cache of keys and values for decoding: pure functions, which update a donated cache in place."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,8 +9,7 @@ from jax import lax
 from jaxtyping import Bool, DTypeLike
 
 from jaxai.attention.position import ScoreMod
-from jaxai.attention.products import finite
-from jaxai.attention.reference import Call, modified
+from jaxai.attention.reference import Call, finite, modified
 from jaxai.typing import Array, Float, Int
 
 
@@ -19,10 +18,10 @@ from jaxai.typing import Array, Float, Int
 class KVCache:
     """Keys and values of the tokens so far, with room for `capacity` tokens in each row; build it with `init`.
 
-    `lengths` [B] int32 counts the tokens of each row; the next one has that position, so rotate new queries and keys by
-    `cache.lengths[:, None] + jnp.arange(T)[None]` before `update`. Buffers are keys [B, K, H, S] and values
-    [B, K, S, V]: one query reads each in its own order of memory. Donate the cache to `jit` and it is updated in place.
-    NaN and infinities are stored as 0 and remembered in `nonfinite` [B, K, S] bool, one for each key and value.
+    `lengths` [B] int32 counts the tokens of each row and is the position of the next one, so rotate new queries and
+    keys by `cache.lengths[:, None] + jnp.arange(T)[None]` before `update`. The buffers are keys [B, K, H, S] and values
+    [B, K, S, V], the orders in which a query reads them. Donate the cache to `jit` to update it in place. NaN and
+    infinities are stored as 0 and marked in `nonfinite` [B, K, S] bool, for keys and values together.
 
     >>> cache, step = KVCache.init(1, 4, 1, 2), jnp.ones((1, 1, 1, 2))
     >>> cache = cache.update(step, step).update(step, 3 * step)
@@ -51,8 +50,8 @@ class KVCache:
         """An empty cache.
 
         With `window` W it is a ring: token p takes slot p mod capacity, and a query at p sees the keys p - W < j <= p.
-        Of a chunk of T tokens the first query looks back W - 1 tokens while the last is already written, so that
-        capacity >= W + T - 1 is needed; `update` and `attend` check it. W itself is enough to decode one by one.
+        The first query of a chunk of T tokens looks back W - 1 tokens when the last one is already written, so chunks
+        need capacity >= W + T - 1, which `update` and `attend` check. Decoding one by one needs W.
 
         Raises ValueError for a size below 1 or a capacity below the window.
         """
@@ -70,16 +69,16 @@ class KVCache:
 
     @property
     def overflowed(self) -> Bool[Array, " B"]:
-        """Which rows lost tokens: without a window those past the capacity are counted but dropped."""
+        """Whether each row lost tokens: without a window, tokens past the capacity are counted but dropped."""
         return (self.lengths > self.keys.shape[3]) & (self.window is None)
 
     def update(
         self, key: Float[Array, "B T K H"], value: Float[Array, "B T K V"], lengths: Int[Array, " B"] | None = None
     ) -> "KVCache":
-        """Append T tokens to each row behind its own last one; key [B, T, K, H], value [B, T, K, V], cast to the cache.
+        """Append T tokens to each row; key [B, T, K, H] and value [B, T, K, V] are cast to the cache's dtype.
 
-        `lengths` [B], 0 ... T, says how many of them are real; the rest is neither written nor counted. Without a
-        window tokens past the capacity are dropped: see `overflowed`.
+        `lengths` [B], 0 ... T, is the number of real tokens; the others are neither written nor counted. Without a
+        window, tokens past the capacity are dropped: see `overflowed`.
 
         Raises ValueError for other shapes, or a chunk too long for the ring.
         """
@@ -95,13 +94,13 @@ class KVCache:
         positions = self.lengths[:, None] + steps
         slots = positions if self.window is None else positions % capacity
         if lengths is not None:
-            # Out of range, and so dropped; still no slot twice, as `unique_indices` promises.
+            # Out of range, so that they are dropped; all slots differ, as `unique_indices` promises.
             slots = jnp.where(steps < lengths[:, None], slots, positions + capacity)
         rows = lax.broadcasted_iota(jnp.int32, (batch, t), 0)
         how = {"mode": "drop", "unique_indices": True}
         key, value = key.astype(self.keys.dtype), value.astype(self.values.dtype)
-        # 0 * NaN is NaN: hidden ones would leak through their weights of 0. To look for them here and not in `attend`
-        # spares it a copy of the values for each token.
+        # 0 * NaN is NaN: a masked one would leak through its weight of 0. Checked here, since a check in `attend` would
+        # copy the values for each token.
         nonfinite = ~(jnp.isfinite(key).all(-1) & jnp.isfinite(value).all(-1))
         return replace(
             self,
@@ -122,17 +121,17 @@ class KVCache:
         score_mod: ScoreMod | None = None,
         return_residual: bool = False,
     ) -> Float[Array, "B T N V"] | tuple[Float[Array, "B T N V"], Float[Array, "B T N"]]:
-        """Attention of the last T tokens, query [B, T, N, H], over all in the cache: `softmax(scale q k) v`.
+        """Attention of the last T tokens, query [B, T, N, H], over all tokens in the cache: `softmax(scale q k) v`.
 
-        It reads the whole capacity, and holds scores [B, N, T, S]: for decoding, and prefill in chunks.
+        It reads the whole capacity and holds scores [B, N, T, S], as suits decoding and prefill in chunks. N is a
+        multiple of K. Query i has the position `cache.lengths - T + i`; after a ragged update pass its `lengths` [B]
+        too, for the positions `cache.lengths - lengths + i`, i < lengths. Scale is H**-0.5 by default. Scores go
+        through `logits_soft_cap`, then `score_mod` with q and k in full, [B, 1, T, S] (see `jaxai.attention.position`).
+        Without `is_causal` each query sees all tokens of its row (with a window, from the window's start).
 
-        N is a multiple of K; query heads n K/N share a key head. Query i stands at `cache.lengths - T + i`; after a
-        ragged update pass its `lengths` [B] too: then it is `cache.lengths - lengths + i`, for i < lengths. Scale is
-        H**-0.5 by default. Scores go through `logits_soft_cap`, then `score_mod` (see `jaxai.attention.position`) with
-        q and k in full, [B, 1, T, S]. Softmax is in float32 or wider, the result [B, T, N, V] in query's dtype, 0 where
-        a query sees nothing and NaN where it sees NaN or infinity; `return_residual` adds the scores' log-sum-exp
-        [B, T, N]. Without `is_causal` every query sees all tokens of its row (from its window on). Raises ValueError
-        for other shapes, integers, a score_mod that changes the shape, or T too long for the ring.
+        Returns [B, T, N, V] in query's dtype, 0 where a query sees no key and NaN where it sees NaN or infinity;
+        `return_residual` adds the scores' log-sum-exp [B, T, N]. Softmax is in float32 or wider. Raises ValueError for
+        other shapes, integers, a score_mod that changes the shape, or T too long for the ring.
         """
         batch, heads, head_size, capacity = self.keys.shape
         if query.ndim != 4 or query.shape[0] != batch or query.shape[3] != head_size or query.shape[2] % heads:
@@ -161,14 +160,14 @@ class KVCache:
         return (out, residual) if return_residual else out
 
     def _positions(self, t: int, lengths: Array | None, is_causal: bool) -> tuple[Array, Array, Array]:
-        """Where the last t tokens and the cache's slots stand, and which of these they see, each [B, 1, t, S]."""
+        """Positions of the last t tokens and of the cache's slots, and which slots they see, each [B, 1, t, S]."""
         shape = (self.keys.shape[0], 1, t, self.keys.shape[3])
         end = jnp.broadcast_to(self.lengths.reshape(-1, 1, 1, 1), shape)
         count = t if lengths is None else lengths.astype(jnp.int32).reshape(-1, 1, 1, 1)
         q = end - count + lax.broadcasted_iota(jnp.int32, shape, 2)
         k = lax.broadcasted_iota(jnp.int32, shape, 3)
         if self.window is not None:
-            k = end - 1 - (end - 1 - k) % shape[3]  # the last token that took this slot; negative before the first
+            k = end - 1 - (end - 1 - k) % shape[3]  # position of the last token in this slot; negative if none
         visible = (k >= 0) & (k < end) & (q < end)
         if is_causal:
             visible &= k <= q
@@ -199,7 +198,7 @@ def _weigh(score: Array, values: Array, dtype: jnp.dtype) -> tuple[Array, Array]
 
 
 def _rows_times(rows: Array, buffer: Array, dtype: jnp.dtype) -> Array:
-    """rows [B, K, R, I] times buffer [B, K, I, J], summed in dtype; R: the heads and queries of one key head."""
+    """rows [B, K, R, I] times buffer [B, K, I, J], summed in dtype; R counts the heads and queries of a key head."""
     count = rows.shape[2]
     if count == 1 and buffer.dtype.itemsize < 4:
         # XLA's CPU backend converts the whole buffer to float32 for one row: 17 ms where eight rows take 1.6.

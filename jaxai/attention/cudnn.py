@@ -1,7 +1,7 @@
-"""cuDNN's flash attention, forward and backward, as XLA's custom calls: the only module with private names of JAX.
+"""cuDNN's flash attention, forward and backward, as XLA custom calls: the only module with private names of JAX.
 
-The calls are those of ``jax.nn.dot_product_attention(implementation="cudnn")``; a test compares them. They are made
-here, since JAX's function rounds the log-sum-exp to the inputs' dtype and asks for a GPU while a program is traced.
+The calls equal those of ``jax.nn.dot_product_attention(implementation="cudnn")``; a test compares them. JAX's function
+itself can't be used: it rounds the log-sum-exp to the inputs' dtype and needs a GPU while a program is traced.
 """
 
 import dataclasses
@@ -27,21 +27,21 @@ FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 ELEMENT_TYPES = {"float16": "F16", "bfloat16": "BF16"}
 
 AMPERE = 8, 0
-"""The least compute capability that has the kernels."""
+"""The least compute capability with these kernels."""
 
 HOPPER = 9
 """The major compute capability whose kernels take heads of up to 256 features; the others take 128."""
 
 BROKEN = 91000, 91001
-"""Versions of cuDNN in which NVIDIA's own front end refuses the backward pass."""
+"""Versions of cuDNN whose backward pass NVIDIA's own front end refuses."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
     """The configuration of one of cuDNN's calls.
 
-    A query at q sees keys k <= q where ``causal``, of these the last ``window`` where that is not 0; with ``padded``
-    the queries and keys before each row's two lengths alone.
+    A query at q sees keys k <= q if ``causal``, of these only the last ``window`` if that is not 0. If ``padded``, each
+    batch row has lengths of its queries and keys, behind which all is masked.
     """
 
     scale: float
@@ -59,9 +59,9 @@ class Kernel:
 def kernel_of(call: Call) -> Kernel | None:
     """The kernel that computes a call, or None where cuDNN can't express it.
 
-    It can with float16 or bfloat16, more than one query, heads of equal sizes for keys and values that are a multiple
-    of 8 up to 256, and a mask of these: none, causal, causal within a window (with no more queries than keys), lengths,
-    causal with lengths.
+    It can with float16 or bfloat16, more than one query, key and value heads of one size that is a multiple of 8 up to
+    256, and one of these masks: none, causal, causal within a window (with no more queries than keys), lengths, causal
+    with lengths.
     """
     extras = call.bias, call.score_mod, call.soft_cap, call.factor, call.offsets
     if call.dropout_rate or any(x is not None for x in extras) or not 0 < call.scale < np.inf:
@@ -101,12 +101,12 @@ def forward(kernel: Kernel, call: Call) -> tuple[Array, Array]:
 def backward(kernel: Kernel, call: Call, out: Array, lse: Array, cotangent: Array) -> tuple[Array, Array, Array]:
     """The cotangents of query, key and value, from ``out``, its log-sum-exp and its cotangent [B, T, N, H].
 
-    ``out`` and ``lse`` may have one more term in the softmax's sum, as sinks add it: with weights p = exp(s - lse) the
-    gradient by a score s is p (v - out) cotangent.
+    ``out`` and ``lse`` may include sinks: the gradient with respect to a score s, p (v - out) cotangent with
+    p = exp(s - lse), holds for them too.
     """
     (query, key, value, *lengths), seen = operands(kernel, call)
     cotangent = cotangent.astype(out.dtype)
-    if seen is not None:  # weights of exp(s - 1e30) are 0
+    if seen is not None:  # makes the weights exp(s - lse) 0
         cotangent = jnp.where(seen[..., None, None], cotangent, 0)
         lse = jnp.where(seen[..., None], lse, 1e30)
     kinds = "query", "key", "key", "row", "query", "query", *["length"] * len(lengths)
@@ -128,8 +128,8 @@ def heads_of(call: Call) -> tuple[int, int]:
 def operands(kernel: Kernel, call: Call) -> tuple[list[Array], Array | None]:
     """The kernels' arrays: query, key, value and, where padded, lengths [B] of queries and keys; and ``seen``.
 
-    ``seen`` [B, T] tells which queries see a key, None if all do. Padding is zeroed, since a NaN there would spread
-    through its weight of 0; lengths are at least 1, since the sum of no weights has no logarithm.
+    ``seen`` [B, T] marks the queries that see a key, None if all do. Padding is zeroed, since a NaN there would spread
+    through its weight of 0; lengths are raised to 1, since an empty sum of weights has no logarithm.
     """
     if not kernel.padded:
         return [call.query, call.key, call.value], None
@@ -147,7 +147,7 @@ def operands(kernel: Kernel, call: Call) -> tuple[list[Array], Array | None]:
 
 
 def before(lengths: Array, size: int) -> Array:
-    """Which positions [B, size] come before each row's length."""
+    """Whether each position [B, size] is less than its row's length."""
     return jnp.arange(size, dtype=np.int32)[None] < lengths[:, None]
 
 
@@ -155,17 +155,17 @@ def before(lengths: Array, size: int) -> Array:
 
 
 def needs_devices(primitive: Primitive) -> None:
-    """Let JAX tell the devices of a program to the lowering of this primitive.
+    """Make JAX pass a program's devices to the lowering of this primitive.
 
-    ``custom_partitioning`` asks for them, and JAX hands them only to programs in whose jaxpr it finds a primitive that
-    is in a private set. Without it lowering fails with "AssertionError: Please file a bug"; with it a program can't be
+    ``custom_partitioning`` requires them, and JAX passes them only to programs whose jaxpr has a primitive from a
+    private set. Outside this set lowering fails with "AssertionError: Please file a bug"; inside it a program can't be
     lowered for arguments on an ``AbstractMesh``.
     """
     dispatch.prim_requires_devices_during_lowering.add(primitive)
 
 
 def runs(context: Any, head_size: int) -> bool:
-    """Whether the device that a program is lowered for has cuDNN's kernels; without a GPU, Ampere is assumed."""
+    """Whether the device that a program is lowered for has cuDNN's kernels; Ampere is assumed if no GPU is present."""
     axes = context.module_context.axis_context
     devices: Any = getattr(axes, "device_assignment", None) or ()
     if isinstance(mesh := getattr(axes, "mesh", None), Mesh):
@@ -186,10 +186,10 @@ AXES = {"query": "b t {heads} h", "key": "b s n h", "row": "b t {heads}", "lengt
 def by_device(
     call: Callable[..., Any], arguments: Sequence[str], results: Sequence[str], heads: tuple[int, int], lead: int
 ) -> Callable[..., Any]:
-    """A kernel on each device's part of batch and heads; without a rule XLA gathers a custom call's operands.
+    """A kernel that each device runs on its part of batch and heads; by default XLA gathers a custom call's operands.
 
-    ``arguments`` and ``results`` are names of AXES, ``heads`` are those of queries and of keys; before the batch all
-    arrays have ``lead`` more axes, which are as good as the batch.
+    ``arguments`` and ``results`` are names of AXES, ``heads`` the numbers of query and key heads; ``lead`` further axes
+    before the batch are treated like it.
     """
 
     def on_part(*arrays):
@@ -199,7 +199,7 @@ def by_device(
 
     def partition(mesh, shapes, _):
         sharding: Any = shapes[1].sharding
-        if mesh.empty:  # nothing in the program names a mesh: every device computes the whole
+        if mesh.empty:  # the program has no mesh: each device computes all
             mesh = Mesh(np.array(sorted(sharding.device_set, key=lambda device: device.id)), ("device",))
             sharding = NamedSharding(mesh, PartitionSpec())
         spec = tuple(sharding.spec)
@@ -210,21 +210,21 @@ def by_device(
         return mesh, on_part, tuple(shardings[name] for name in results), tuple(shardings[name] for name in arguments)
 
     queries, keys = heads
-    grouped = "n" if queries == keys else "g" if keys == 1 else "(n g)"  # a factor of size 1 can't be one of two
+    grouped = "n" if queries == keys else "g" if keys == 1 else "(n g)"  # (n g) needs both factors above 1
     before = [f"v{axis}" for axis in range(lead)]
     ins, outs = (
         ", ".join(" ".join([*before, AXES[name].format(heads=grouped)]) for name in names)
         for names in (arguments, results)
     )
     factors: dict[str, Any] = {"g": queries // keys} if grouped == "(n g)" else {}
-    factors["need_replication_factors"] = ("t", *(["g"] if "g" in grouped else []), "h", "s")  # as they appear
+    factors["need_replication_factors"] = ("t", *(["g"] if "g" in grouped else []), "h", "s")  # in order of appearance
     part = custom_partitioning(on_part)
     part.def_partition(partition, sharding_rule=f"{ins} -> {outs}", **factors)
     return part
 
 
 def by_batch(build: Callable[[int], Callable[..., Any]], lead: int = 0) -> Callable[..., Any]:
-    """``build(lead)`` as a function that vmap maps by giving all arrays one more leading axis: ``build(lead + 1)``."""
+    """``build(lead)`` as a function whose vmap is ``build(lead + 1)``, on arrays with one more leading axis."""
 
     @jax.custom_batching.custom_vmap
     def kernel(*arrays):
@@ -281,28 +281,27 @@ PRODUCTS = {
 """Contracted axes and batch axes of the products of BTNH, BSNH and weights BNTS."""
 
 
-def custom_call(
-    target: str,
-    kernel: Kernel,
-    products: dict[str, tuple[int, int, list[str], list[str]]],
-    arrays: Sequence[Array],
-    results: Sequence[tuple[tuple[int, ...], Any]],
-) -> list[Array]:
-    """One of cuDNN's calls. Results of rank 4 are [B, N, T, H], but [B, T, N, H] in memory."""
-    query, key = arrays[:2]
+LAYOUT = {
+    "dim_level_types": [],
+    "dim_unique": [],
+    "dim_ordered": [],
+    "minor_to_major": ["3", "2", "1", "0"],
+    "tiles": [],
+    "element_size_in_bits": "0",
+    "memory_space": "0",
+    "index_primitive_type": "PRIMITIVE_TYPE_INVALID",
+    "pointer_primitive_type": "PRIMITIVE_TYPE_INVALID",
+    "dynamic_shape_metadata_prefix_bytes": "0",
+}
+"""The memory layout of the scores, as XLA writes it."""
+
+
+Products = dict[str, tuple[int, int, list[str], list[str]]]
+
+
+def backend_config(kernel: Kernel, products: Products, query: Array, key: Array) -> dict[str, Any]:
+    """The configuration of a call, as XLA's ``CudnnfMHABackendConfig``."""
     B, T, N, _ = query.shape
-    layout = {
-        "dim_level_types": [],
-        "dim_unique": [],
-        "dim_ordered": [],
-        "minor_to_major": ["3", "2", "1", "0"],
-        "tiles": [],
-        "element_size_in_bits": "0",
-        "memory_space": "0",
-        "index_primitive_type": "PRIMITIVE_TYPE_INVALID",
-        "pointer_primitive_type": "PRIMITIVE_TYPE_INVALID",
-        "dynamic_shape_metadata_prefix_bytes": "0",
-    }
     config = {
         "algorithm": {
             "algo_id": "0",
@@ -316,7 +315,7 @@ def custom_call(
             "element_type": ELEMENT_TYPES[query.dtype.name],
             "dimensions": [str(B), str(N), str(T), str(key.shape[1])],
             "tuple_shapes": [],
-            "layout": layout,
+            "layout": LAYOUT,
             "is_dynamic_dimension": [False] * 4,
         },
         "is_flash_attention": True,
@@ -329,13 +328,24 @@ def custom_call(
             "lhs_batch_dimensions": lhs_batch,
             "rhs_batch_dimensions": rhs_batch,
         }
-    config |= {
+    return config | {
         "dropout_rate": 0.0,
         "seed": 42,
         "sliding_window_length": kernel.window,
         "max_seg_per_batch": 1,
         "is_paged_attention": False,
     }
+
+
+def custom_call(
+    target: str,
+    kernel: Kernel,
+    products: Products,
+    arrays: Sequence[Array],
+    results: Sequence[tuple[tuple[int, ...], Any]],
+) -> list[Array]:
+    """One of cuDNN's calls; results of rank 4 are [B, N, T, H] with the memory layout of [B, T, N, H]."""
+    config = backend_config(kernel, products, *arrays[:2])
     workspace = jax.ShapeDtypeStruct((0,), np.uint8)
     found: Any = jax.ffi.ffi_call(
         target,

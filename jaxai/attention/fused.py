@@ -1,14 +1,15 @@
 """Attention by cuDNN's kernels where a program is lowered for CUDA, with derivatives of every order by blocks.
 
-Each of cuDNN's kernels is another lowering of a map that is defined by blocks:
+Each of cuDNN's kernels is a second lowering of a primitive that is defined by blocks:
 
-    fused_attend     (arrays) -> (out, lse)                            cuDNN's forward pass
-    fused_tangent    (arrays, out, lse, tangents) -> their tangents    always by blocks
-    fused_gradient   (arrays, out, lse, cotangent of out) -> cotangents of query, key, value, sinks    cuDNN's backward
+    fused_attend     (arrays) -> (out, lse)                                               cuDNN's forward pass
+    fused_tangent    (arrays, out, lse, tangents) -> tangents of out and lse              no kernel, always by blocks
+    fused_gradient   (arrays, out, lse, cotangent of out) -> cotangents of the arrays     cuDNN's backward pass
 
-``fused_tangent`` is the derivative of the first and linear in the tangents; its transpose is ``fused_gradient`` where
-out alone has a cotangent, as in a training step, and blocks elsewhere. The derivatives of the last two are those of
-their definitions. A gradient therefore runs two kernels; jvp and all higher derivatives run block sums.
+``fused_tangent`` is the derivative of ``fused_attend`` and linear in the tangents. Its transpose is ``fused_gradient``
+if only out has a cotangent, as in a training step, and a sum over blocks otherwise. ``fused_tangent`` and
+``fused_gradient`` have the derivatives of their definitions by blocks. So a gradient runs two kernels, and jvp and all
+higher derivatives run block sums.
 """
 
 import dataclasses
@@ -18,24 +19,37 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
 from jaxai.attention import cudnn
-from jaxai.attention.attend import centred
-from jaxai.attention.blocks import aligned, define, differentiated, lowered, replace, typed_like
-from jaxai.attention.blockwise import Problem, block_sizes, blockwise
+from jaxai.attention._primitives import (
+    abstract_value,
+    aligned,
+    avals_by_definition,
+    batch_by_definition,
+    differentiated,
+    is_linear,
+    is_zero,
+    jvp_by_definition,
+    loop_lowering,
+    materialized,
+    primitive,
+    register,
+    replace,
+    zero_cotangent,
+)
+from jaxai.attention.blocks.attend import centred
+from jaxai.attention.blocks.blockwise import BlockedCall, block_sizes, blockwise
 from jaxai.attention.reference import Call, with_sinks
 from jaxai.typing import Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Maps:
-    """One attention call as functions of its arrays, the leaves of a ``Call``.
+    """One attention call and its derivatives as functions of its arrays, the leaves of a ``Call``.
 
     By blocks: ``attend(*arrays) -> (out, lse)``; ``tangent(active, arrays, out, lse, duals) -> (d out, d lse)`` for
     tangents of the arrays whose numbers are in ``active``; ``cotangents(active, arrays, out, lse, ct_out[, ct_lse])``,
-    its transpose. By cuDNN: ``forward`` as attend, ``backward`` as cotangents without ct_lse.
+    its transpose. By cuDNN: ``forward`` as ``attend``, ``backward`` as ``cotangents`` without ct_lse.
     """
 
     attend: Callable[..., Any]
@@ -46,9 +60,9 @@ class Maps:
     head_size: int
 
     def mapped(self, axes: Sequence[int | None]) -> "Maps":
-        """The same over a leading axis of those arrays whose axis is 0, and of the results."""
+        """The maps over a leading axis of the results and of those arrays whose axis is 0."""
 
-        def transposed(function):  # an unmapped array gets the sum of its cotangents over the mapped axis
+        def transposed(function):  # an unmapped array gets the sum of its cotangents along the mapped axis
             def run(active, arrays, *others):
                 one = functools.partial(function, active)
                 rows = jax.vmap(one, in_axes=(list(axes), *[0] * len(others)))(list(arrays), *others)
@@ -73,38 +87,38 @@ class Maps:
 def maps_of(
     treedef: Any, sinks: int | None, kernel: cudnn.Kernel, head_size: int, sizes: tuple[int, int] | None
 ) -> Maps:
-    """The maps of calls with this structure: leaves 0, 1, 2 are query, key and value, and ``sinks`` is that leaf."""
+    """The maps of calls with this structure; leaves 0, 1, 2 are query, key, value, and leaf ``sinks`` the sinks."""
 
-    def problem(arrays: Sequence[Array]) -> Problem:
+    def blocked(arrays: Sequence[Array]) -> BlockedCall:
         call = jax.tree.unflatten(treedef, arrays)
-        return Problem(call, *(sizes or block_sizes(call)))
+        return BlockedCall(call, *(sizes or block_sizes(call)))
 
     def attend(*arrays):
         return blockwise(jax.tree.unflatten(treedef, arrays), sizes)
 
-    def share(arrays, lse):  # of the sinks in the softmax
+    def sink_weights(arrays, lse):
         return jnp.exp(arrays[sinks].astype(lse.dtype)[None, None] - lse)
 
     def tangent(active, arrays, out, lse, duals):
         given = dict(zip(active, duals, strict=True))
         sink = given.pop(sinks, None)
         if given:
-            dual_out, dual_lse = problem(arrays).tangent(lse, given)
+            dual_out, dual_lse = blocked(arrays).tangent(lse, given)
         else:
             dual_out, dual_lse = jnp.zeros_like(lse)[..., None], jnp.zeros_like(lse)
         if sink is not None:
-            dual_lse = dual_lse + share(arrays, lse) * sink.astype(lse.dtype)[None, None]
+            dual_lse = dual_lse + sink_weights(arrays, lse) * sink.astype(lse.dtype)[None, None]
         return centred(dual_out, dual_lse, out), dual_lse
 
-    def of_sinks(arrays, lse, ct_lse):
-        return (share(arrays, lse) * ct_lse).sum((0, 1)).astype(arrays[sinks].dtype)
+    def cotangent_of_sinks(arrays, lse, ct_lse):
+        return (sink_weights(arrays, lse) * ct_lse).sum((0, 1)).astype(arrays[sinks].dtype)
 
     def cotangents(active, arrays, out, lse, ct_out, ct_lse=None):
         through_out = (ct_out.astype(lse.dtype) * out).sum(-1)
         ct_lse = -through_out if ct_lse is None else ct_lse - through_out
-        found: dict[int | None, Array] = {sinks: of_sinks(arrays, lse, ct_lse)} if sinks in active else {}
+        found: dict[int | None, Array] = {sinks: cotangent_of_sinks(arrays, lse, ct_lse)} if sinks in active else {}
         if others := [n for n in active if n != sinks]:
-            found |= zip(others, problem(arrays).cotangents(lse, others, ct_out, ct_lse), strict=True)
+            found |= zip(others, blocked(arrays).cotangents(lse, others, ct_out, ct_lse), strict=True)
         return [found[n] for n in active]
 
     def forward(*arrays):
@@ -117,7 +131,7 @@ def maps_of(
         call = jax.tree.unflatten(treedef, arrays)
         found: dict[int | None, Array] = dict(enumerate(cudnn.backward(kernel, call, out, lse, ct_out)))
         if sinks in active:
-            found[sinks] = of_sinks(arrays, lse, -(ct_out.astype(lse.dtype) * out).sum(-1))
+            found[sinks] = cotangent_of_sinks(arrays, lse, -(ct_out.astype(lse.dtype) * out).sum(-1))
         return [found[n] for n in active]
 
     return Maps(attend, tangent, cotangents, forward, backward, head_size)
@@ -134,7 +148,7 @@ def fused(call: Call, kernel: cudnn.Kernel, block_size: tuple[int, int] | None =
 
 # The primitives
 
-attend_p, tangent_p, gradient_p = (Primitive(f"fused_{name}") for name in ("attend", "tangent", "gradient"))
+attend_p, tangent_p, gradient_p = (primitive(f"fused_{name}") for name in ("attend", "tangent", "gradient"))
 
 
 def run_attend(*arrays, maps):
@@ -165,12 +179,12 @@ def run_tangent(*args, maps, active):
 
 def tangent_transpose(cotangents, *args, maps, active):
     count = len(args) - 2 - len(active)
-    unknown = [n for n in range(len(active)) if ad.is_undefined_primal(args[count + 2 + n])]
+    unknown = [n for n in range(len(active)) if is_linear(args[count + 2 + n])]
     wanted = tuple(active[n] for n in unknown)
     (ct_out, ct_lse), known = cotangents, args[: count + 2]
-    zeros = [type(ct) is ad.Zero for ct in cotangents]
+    zeros = [is_zero(ct) for ct in cotangents]
     if all(zeros):
-        found = [ad.Zero(args[count + 2 + n].aval) for n in unknown]
+        found = [zero_cotangent(args[count + 2 + n]) for n in unknown]
     elif zeros[1]:
         by_blocks, by_cudnn = (flat_arguments(form, wanted) for form in (maps.cotangents, maps.backward))
         found = gradient_p.bind(*known, ct_out, by_blocks=by_blocks, by_cudnn=by_cudnn, head_size=maps.head_size)
@@ -181,7 +195,7 @@ def tangent_transpose(cotangents, *args, maps, active):
 
 
 def flat_arguments(function, active):
-    """A form of the gradient, with the arrays, out, lse and the cotangent of out as positional arguments."""
+    """A gradient as a function of the arrays, out, lse and the cotangent of out, as positional arguments."""
     return lambda *args: function(active, args[:-3], *args[-3:])
 
 
@@ -194,9 +208,9 @@ def run_by_cudnn(*args, by_blocks, by_cudnn, head_size):
 
 
 def gradient_transpose(cotangents, *args, by_blocks, by_cudnn, head_size):
-    *known, ct_out = args  # linear in the last
-    given = [ad.instantiate_zeros(x) for x in cotangents]
-    zeros, *_ = aligned([jnp.zeros(ct_out.aval.shape, ct_out.aval.dtype), *known])
+    *known, ct_out = args  # the cotangent of out is the linear operand
+    given, aval = [materialized(x) for x in cotangents], abstract_value(ct_out)
+    zeros, *_ = aligned([jnp.zeros(aval.shape, aval.dtype), *known])
     pullback = jax.vjp(lambda ct_out: by_blocks(*known, ct_out), zeros)[1]
     return [None] * len(known) + list(pullback(given))
 
@@ -207,43 +221,9 @@ def gradient_batch(args, axes, *, by_blocks, by_cudnn, head_size):
     return results, [0] * len(results)
 
 
-def jvp_by_definition(run):
-    """The jvp of a primitive as that of the function that defines it."""
-
-    def rule(args, tangents, **params):
-        active = differentiated(args, tangents)
-
-        def of_active(*some):
-            return list(run(*replace(args, active, some), **params))
-
-        return jax.jvp(of_active, [args[n] for n in active], [tangents[n] for n in active])
-
-    return rule
-
-
-def vmap_by_definition(run):
-    """The vmap of a primitive as that of the function that defines it."""
-
-    def rule(args, axes, **params):
-        results = jax.vmap(functools.partial(run, **params), in_axes=axes)(*args)
-        return results, [0] * len(results)
-
-    return rule
-
-
-def avals_by_definition(run):
-    """The abstract results of a primitive from the function that defines it."""
-
-    def rule(*avals, **params):
-        arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in avals]
-        return typed_like(avals, jax.eval_shape(functools.partial(run, **params), *arguments))
-
-    return rule
-
-
 def on_cuda(by_cudnn, by_blocks, head_size):
-    """The lowering for CUDA: by cuDNN where the device has its kernels."""
-    vendor, blocks = lowered(by_cudnn), lowered(by_blocks)
+    """The lowering for CUDA: by cuDNN if the device has its kernels for heads of this size, otherwise by blocks."""
+    vendor, blocks = loop_lowering(by_cudnn), loop_lowering(by_blocks)
 
     def lower(context, *args, **params):
         runs = cudnn.runs(context, head_size(params))
@@ -252,22 +232,34 @@ def on_cuda(by_cudnn, by_blocks, head_size):
     return lower
 
 
-for primitive, definition in ((attend_p, run_attend), (tangent_p, run_tangent), (gradient_p, run_by_blocks)):
-    define(primitive, definition)
-    primitive.def_abstract_eval(avals_by_definition(definition))
-
-for primitive, on_gpu in (
-    (attend_p, on_cuda(run_forward, run_attend, lambda params: params["maps"].head_size)),
-    (gradient_p, on_cuda(run_by_cudnn, run_by_blocks, lambda params: params["head_size"])),
-):
-    mlir.register_lowering(primitive, on_gpu, platform="cuda")
-    cudnn.needs_devices(primitive)
-
-ad.primitive_jvps[attend_p] = attend_jvp
-ad.primitive_jvps[tangent_p] = jvp_by_definition(run_tangent)
-ad.primitive_jvps[gradient_p] = jvp_by_definition(run_by_blocks)
-ad.primitive_transposes[tangent_p] = tangent_transpose
-ad.primitive_transposes[gradient_p] = gradient_transpose
-batching.primitive_batchers[attend_p] = attend_batch
-batching.primitive_batchers[tangent_p] = vmap_by_definition(run_tangent)
-batching.primitive_batchers[gradient_p] = gradient_batch
+register(
+    attend_p,
+    avals=avals_by_definition(run_attend),
+    lowerings={
+        None: loop_lowering(run_attend),
+        "cuda": on_cuda(run_forward, run_attend, lambda params: params["maps"].head_size),
+    },
+    jvp=attend_jvp,
+    batch=attend_batch,
+)
+register(
+    tangent_p,
+    avals=avals_by_definition(run_tangent),
+    lowerings={None: loop_lowering(run_tangent)},
+    jvp=jvp_by_definition(run_tangent),
+    transpose=tangent_transpose,
+    batch=batch_by_definition(run_tangent),
+)
+register(
+    gradient_p,
+    avals=avals_by_definition(run_by_blocks),
+    lowerings={
+        None: loop_lowering(run_by_blocks),
+        "cuda": on_cuda(run_by_cudnn, run_by_blocks, lambda params: params["head_size"]),
+    },
+    jvp=jvp_by_definition(run_by_blocks),
+    transpose=gradient_transpose,
+    batch=gradient_batch,
+)
+cudnn.needs_devices(attend_p)
+cudnn.needs_devices(gradient_p)

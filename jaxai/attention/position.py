@@ -1,9 +1,9 @@
-"""Where tokens stand: rotary embedding, and score modifications that depend on the distance or cap the score.
+"""Positions of tokens: rotary embedding, and score functions that depend on the distance or cap the score.
 
-A score modification is `f(score, b, n, q, k) -> score` on one block of scores [B, N, t, s]; b [B, 1, 1, 1] and
-n [1, N, 1, 1] count rows and heads, q [1, 1, t, 1] and k [1, 1, 1, s] are the positions, each in steps of one. Where
-positions differ by row or jump, as in a ring buffer, q and k both come in full, [B, 1, t, s].
-Those built here are pytrees: pass them through `jit` and differentiate in their arrays.
+A score function is `f(score, b, n, q, k) -> score` on one block of scores [B, N, t, s]; b [B, 1, 1, 1] and
+n [1, N, 1, 1] count rows and heads, q [1, 1, t, 1] and k [1, 1, 1, s] are the positions, each in steps of one. If
+positions differ by row or jump, as in a ring buffer, q and k both have the full shape [B, 1, t, s].
+The score functions of this module are pytrees: they pass through `jit` and are differentiable in their arrays.
 """
 
 import math
@@ -63,7 +63,7 @@ def rotary(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Alibi:
-    """`alibi` with its slopes [N]; fields are not checked, as JAX rebuilds pytrees with anything in them."""
+    """The score function of `alibi`, slopes [N]; unchecked, as JAX rebuilds pytrees with arbitrary leaves."""
 
     slopes: Any
 
@@ -76,9 +76,9 @@ class Alibi:
 def alibi(slopes: Float[Array, " N"] | int | np.integer) -> Alibi:
     """Attention with linear biases, `score - slopes[n] |q - k|` (Press et al. 2022, arXiv:2108.12409).
 
-    Under a causal mask it is the paper's `score - m (q - k)`. Give slopes [N], to learn them say, or the number of
-    heads for the paper's: `2**(-8 i / N)`, i = 1 ... N, if N is a power of two; else those of the power P below it and
-    then every other one of 2 P. Raises ValueError for no heads, or where scores have another number of heads.
+    Under a causal mask it is the paper's `score - m (q - k)`. Give slopes [N], for instance to learn them, or the
+    number of heads for the paper's slopes: `2**(-8 i / N)`, i = 1 ... N, if N is a power of two; otherwise those of the
+    power P below it, then every other one of 2 P. Raises ValueError for no heads, or scores with another number.
 
     >>> alibi(2).slopes.tolist(), alibi(3).slopes.tolist()
     ([0.0625, 0.00390625], [0.0625, 0.00390625, 0.25])
@@ -96,7 +96,7 @@ def alibi(slopes: Float[Array, " N"] | int | np.integer) -> Alibi:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RelativeBias:
-    """`relative_bias` with its table [buckets, N]."""
+    """The score function of `relative_bias`, with its table [buckets, N]."""
 
     table: Any
     bidirectional: bool = field(metadata=_STATIC)
@@ -108,9 +108,9 @@ class RelativeBias:
         table = self.table.astype(score.dtype)
         if q.shape != (1, 1, t, 1) or k.shape != (1, 1, 1, s):
             return score + jnp.moveaxis(table[self._bucket(k - q)[:, 0]], 3, 1)
-        # Steps of one: t + s - 1 distances, and each query's row is a window on them. On [1, 8, 512, 512] a gather
-        # entry by entry takes three times as long and its gradient, a scatter of t * s entries, a third longer. The
-        # rows are chosen by a sum, as XLA's CPU backend would repeat a gather inside the windows.
+        # Steps of one have t + s - 1 distances, and each query's row is a window on them. On [1, 8, 512, 512] a gather
+        # entry by entry takes three times as long, and its gradient, a scatter of t * s entries, a third longer.
+        # The bias of each distance is chosen by a sum, as XLA's CPU backend would repeat a gather inside the windows.
         distances = k[0, 0, 0, 0] - q[0, 0, 0, 0] + jnp.arange(1 - t, s)
         chosen = self._bucket(distances)[None] == jnp.arange(table.shape[0])[:, None]
         row = jnp.where(chosen[:, None], table[:, :, None], 0).sum(0)
@@ -129,7 +129,7 @@ def relative_bias(
 
     Half of the m buckets (of `buckets`, or of the half for each direction with `bidirectional`) hold one distance
     d = |k - q| each; the rest grow with its logarithm, `m/2 + floor(log(2d/m) / log(2 max_distance/m) * m/2)`, and the
-    last takes all beyond. Keys ahead use the upper half of the table; without `bidirectional` they count as distance 0.
+    last holds all greater d. Keys ahead use the upper half of the table; without `bidirectional` their distance is 0.
     The bucket function is that of mesh-tensorflow and Hugging Face. A gradient scatters t windows, not t * s entries.
 
     Raises ValueError for too few buckets or a max_distance within the exact ones.
@@ -150,7 +150,7 @@ def relative_bias(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SoftCap:
-    """`soft_cap` with its cap."""
+    """The score function of `soft_cap`."""
 
     cap: float = field(metadata=_STATIC)
 
@@ -159,7 +159,7 @@ class SoftCap:
 
 
 def soft_cap(cap: float) -> SoftCap:
-    """Scores held within (-cap, cap): `cap tanh(score / cap)` (Gemma 2, arXiv:2408.00118, section 2).
+    """Scores limited to (-cap, cap): `cap tanh(score / cap)` (Gemma 2, arXiv:2408.00118, section 2).
 
     Raises ValueError unless cap > 0.
 
@@ -173,7 +173,7 @@ def soft_cap(cap: float) -> SoftCap:
 
 
 def _buckets(count: int, bidirectional: bool, max_distance: int) -> np.ndarray:
-    """T5's bucket of each distance k - q in -max_distance ... max_distance, in NumPy: rounding alike on all devices."""
+    """T5's bucket of each distance k - q in -max_distance ... max_distance, in NumPy, to round alike on all devices."""
     distance = np.arange(-max_distance, max_distance + 1)
     ahead = distance > 0
     count, offset = (count // 2, ahead * (count // 2)) if bidirectional else (count, 0)

@@ -1,4 +1,4 @@
-"""What attention is: the checked call, its elementwise parts, and the whole of it as two einsums."""
+"""The definition of attention: a checked call, the elementwise operations on scores, and the whole as two einsums."""
 
 import dataclasses
 import functools
@@ -10,7 +10,6 @@ import numpy as np
 from jax import lax
 
 from jaxai.attention.masks import Mask
-from jaxai.attention.products import finite
 from jaxai.typing import Array
 
 
@@ -21,8 +20,8 @@ class Call:
 
     Scores are [B, N, T, S]; the array ``factor`` multiplies them as ``scale`` does. ``score_mod`` is a pytree with
     ``__call__``. ``dropout_key`` holds two uint32. ``offsets`` are the positions of the first query and key, None for 0
-    and 0; ``poison`` [B, S, K] is set where blocks are made. ``unlike`` is a new object where a function is called,
-    since functions may change and a trace would not.
+    and 0. ``nan_flag`` [B, S, K] is set when a call is cut into blocks. ``cache_buster`` is a new object for each call
+    with a plain function, which may have changed since it was last traced.
     """
 
     query: Any
@@ -34,13 +33,13 @@ class Call:
     sinks: Any = None
     dropout_key: Any = None
     offsets: Any = None
-    poison: Any = None
+    nan_flag: Any = None
     factor: Any = None
     scale: float = dataclasses.field(default=1.0, metadata={"static": True})
     soft_cap: float | None = dataclasses.field(default=None, metadata={"static": True})
     dropout_rate: float = dataclasses.field(default=0.0, metadata={"static": True})
     precision: Any = dataclasses.field(default=None, metadata={"static": True})
-    unlike: Any = dataclasses.field(default=None, metadata={"static": True})
+    cache_buster: Any = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
@@ -49,7 +48,7 @@ class Call:
 
     @property
     def dtype(self) -> Any:
-        """What scores and softmax are computed in: at least float32."""
+        """The dtype of scores and softmax: at least float32."""
         return jnp.promote_types(jnp.result_type(self.query, self.key, self.value), jnp.float32)
 
 
@@ -60,7 +59,7 @@ def scaled(x: Array, call: Call) -> Array:
 
 
 def modified(scores: Array, call: Call, bias: Any, indices: tuple[Array, Array, Array, Array]) -> Array:
-    """Soft cap, score function, bias: what happens to scores [B, N, t, s] before the mask, in this order."""
+    """Scores [B, N, t, s] after soft cap, score function and bias, in this order."""
     dtype = scores.dtype
     if call.soft_cap is not None:
         scores = call.soft_cap * jnp.tanh(scores / call.soft_cap)
@@ -74,17 +73,22 @@ def modified(scores: Array, call: Call, bias: Any, indices: tuple[Array, Array, 
     return scores.astype(dtype)
 
 
-def poison(x: Array) -> Array:
-    """A summand of the scores [...], NaN where x [..., H] has NaN or infinities, else 0.
+def finite(x: Array) -> Array:
+    """x with NaN and infinities replaced by 0."""
+    return jnp.where(jnp.isfinite(x), x, 0)
 
-    0 * NaN is NaN, so values that a mask hides would leak through their weights of 0. The product gets 0 in their place
-    and the NaN travels in the scores, where the mask can remove it.
+
+def nan_flag(x: Array) -> Array:
+    """A summand [...] of the scores: NaN where x [..., H] has NaN or infinities, 0 elsewhere.
+
+    0 * NaN is NaN, so a NaN in a masked value would leak through its weight of 0. The products therefore take `finite`
+    arrays, and the NaN is added to the scores, where the mask can remove it.
     """
     return (lax.stop_gradient(x) * 0).sum(-1)
 
 
-def kept(call: Call, b: Array, n: Array, q: Array, k: Array) -> Array:
-    """The dropout of each weight, 1 / (1 - rate) or 0: a hash of key and position, the same for any block size.
+def dropout_mask(call: Call, b: Array, n: Array, q: Array, k: Array) -> Array:
+    """A factor for each weight, 1 / (1 - rate) or 0: a hash of key and position, independent of block sizes.
 
     Two rounds of the lowbias32 finaliser (Wellons 2018, https://nullprogram.com/blog/2018/07/31/), one over (b, n, q)
     and one over k.
@@ -103,7 +107,7 @@ def kept(call: Call, b: Array, n: Array, q: Array, k: Array) -> Array:
 
 
 def with_sinks(out: Array, lse: Array, sinks: Array | None) -> tuple[Array, Array]:
-    """One more logit a head, without a value, in the softmax of out [B, T, N, V] and lse [B, T, N]."""
+    """out [B, T, N, V] and lse [B, T, N] with one more logit per head in the softmax, which has no value."""
     if sinks is None:
         return out, lse
     logit = sinks.astype(lse.dtype)[None, None]
@@ -123,7 +127,7 @@ def reference(call: Call) -> tuple[Array, Array]:
     indices = block_indices((B, N, T, S))
     nan = jnp.zeros((), call.dtype)
     if call.mask is not None:
-        nan_query, nan_key = poison(query), poison(key) + poison(value)
+        nan_query, nan_key = nan_flag(query), nan_flag(key) + nan_flag(value)
         nan = nan_query.swapaxes(1, 2)[..., None] + jnp.repeat(nan_key.swapaxes(1, 2), N // K, 1)[:, :, None]
         query, key, value = finite(query), finite(key), finite(value)
     query = query.reshape(B, T, K, N // K, -1)
@@ -140,7 +144,7 @@ def reference(call: Call) -> tuple[Array, Array]:
     lse = jnp.where(total == 0, -jnp.inf, shift + jnp.log(safe))[..., 0]
     weights = weights / safe
     if call.dropout_rate:
-        weights = weights * kept(call, *indices)
+        weights = weights * dropout_mask(call, *indices)
     weights = weights.astype(value.dtype).reshape(B, K, N // K, T, S)
     out = einsum("BKGTS,BSKV->BTKGV", weights, value).reshape(B, T, N, -1)
     out, lse = with_sinks(out, lse.swapaxes(1, 2), call.sinks)

@@ -1,8 +1,9 @@
-"""What an attention's softmax looks like, without its score matrix: `attention_stats`.
+"""Statistics of an attention's softmax in O(T) memory: `attention_stats`.
 
-Three loops over the blocks of scores: the largest score of each row, which shifts the exponents; the sum of each row's
-weights and of weight times score, which give log-sum-exp and entropy; and the sum of each column's weights. The last
-two are `block_sum`s, so they have derivatives of every order in O(T) memory. Weights are written out for chosen rows.
+Three loops over the blocks of scores compute the largest score of each row, which shifts the exponents; the sums of
+each row's weights and of weight times score, which give log-sum-exp and entropy; and the sum of each column's weights.
+The last two are `block_sum`s, so they have derivatives of every order in O(T) memory. Weights are computed only for
+chosen rows.
 """
 
 import dataclasses
@@ -14,27 +15,46 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import Primitive
 from jaxtyping import Bool
 
-from jaxai.attention import blocks as engine
-from jaxai.attention.api import checked, checked_pair
-from jaxai.attention.blocks import INDEX, Block, Grid, Part, Schedule
-from jaxai.attention.blockwise import Problem, block_sizes
+from jaxai.attention._primitives import loop_lowering, primitive, register, varying_like
+from jaxai.attention.arguments import checked, checked_pair
+from jaxai.attention.blocks.block_sum import block_sum
+from jaxai.attention.blocks.blockwise import BlockedCall, block_sizes
+from jaxai.attention.blocks.grid import (
+    INDEX,
+    Block,
+    Grid,
+    Part,
+    Schedule,
+    batched_block,
+    batched_operands,
+    block_avals,
+    cut,
+    cuts,
+    fixed_cuts,
+    flat_visits,
+    no_hoist,
+    put,
+    split_schedule,
+    visits,
+    whole_shape,
+)
 from jaxai.attention.masks import Mask
 from jaxai.attention.position import ScoreMod
-from jaxai.attention.products import finite
-from jaxai.attention.reference import Call, block_indices, modified, poison, scaled
+from jaxai.attention.reference import Call, block_indices, finite, modified, nan_flag, scaled
 from jaxai.typing import Array, Float, Int
 
 KEY_PART = Part(None, 1, (0, 2, 1))
-"""Of [B, S, N] the block [B, N, s]."""
+"""Blocks [B, N, s] of an array [B, S, N]."""
+
+row_maxima_p = primitive("row_maxima")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AttentionStats:
-    """What `attention_stats` returns, in at least float32; without B where the arguments had none.
+    """The result of `attention_stats`, in at least float32; without B if the arguments have none.
 
     log_sum_exp [B, T, N]; max_logit [B, T, N]; entropy [B, T, N]; mass [B, S, N]; weights [B, R, N, S] or None.
     """
@@ -65,16 +85,14 @@ def attention_stats(
     precision: lax.PrecisionLike = None,
     block_size: int | tuple[int, int] | None = None,
 ) -> AttentionStats:
-    """Softmax p = exp(s - log_sum_exp) of an attention's scores s, summed up in O(T) memory.
+    """Statistics of the softmax p = exp(s - log_sum_exp) of an attention's scores s, in O(T) memory.
 
-    The arguments are those of `dot_product_attention`. Of each row (query): ``log_sum_exp``; ``max_logit``, its largest
-    visible score after cap, score_mod and bias, which has no gradient (Dehghani et al. 2023, arXiv:2302.05442, watch
-    it); ``entropy``, -sum p log p in nats (Zhai et al. 2023, arXiv:2303.06296). Of each key ``mass``, the sum of p over
-    the queries. ``weights`` are p of the chosen ``rows``: ints, or an array [R], whose numbers are clipped to the rows.
-
-    A row that sees nothing has -inf, -inf, 0 and weights 0. A sink takes its share of p, counts in the log-sum-exp and
-    is one more term of the entropy, but is no part of max_logit, mass and weights. Raises ValueError as
-    `dot_product_attention` does, and for ints that are no rows.
+    Arguments are those of `dot_product_attention`. Per query: ``log_sum_exp``; ``max_logit``, the largest visible score
+    after cap, score_mod and bias, without gradient (arXiv:2302.05442); ``entropy``, -sum p log p in nats
+    (arXiv:2303.06296). Per key: ``mass``, the sum of p over the queries. ``weights``: p of the chosen ``rows``, ints or
+    an array [R] whose values are clipped. A query that sees no key has -inf, -inf, 0 and weights 0. A sink counts in
+    log_sum_exp and entropy, not in max_logit, mass and weights. Raises ValueError as `dot_product_attention` does, and
+    for ints that are no rows.
 
     >>> query, key = jax.random.normal(jax.random.key(0), (2, 1, 600, 4, 8))
     >>> stats = attention_stats(query, key, is_causal=True, rows=[0, 599])
@@ -109,32 +127,32 @@ def attention_stats(
 
 @functools.partial(jax.jit, static_argnames="block_size")
 def run(call: Call, rows: Array | None, block_size: tuple[int, int] | None) -> AttentionStats:
-    """The statistics of a checked call, compiled once also where the caller does not jit."""
-    problem = Problem(call, *(block_size or block_sizes(call)))
+    """The statistics of a checked call, compiled even if the caller does not jit."""
+    blocked = BlockedCall(call, *(block_size or block_sizes(call)))
     _, T, S, _, _ = call.sizes
 
     def totals(masked, q0, k0, shift, *blocks):
-        weights, weighted = weigh(problem.f.score(masked, q0, k0, *blocks), shift[..., None])
+        weights, weighted = weigh(blocked.f.score(masked, q0, k0, *blocks), shift[..., None])
         return [weights.sum(-1), weighted.sum(-1)]
 
     def masses(masked, q0, k0, lse, *blocks):
-        s = problem.f.score(masked, q0, k0, *blocks)
+        s = blocked.f.score(masked, q0, k0, *blocks)
         return [weigh(s, lse[..., None])[0].sum(-2)]
 
-    def block_sum(block, constant, outs):
-        operands, parts = [constant, *problem.operands], [problem.row_part, *problem.parts]
-        return engine.block_sum(block, operands, parts, outs, problem.grid, problem.possible, problem.certain)
+    def sum_over_blocks(block, constant, outs):
+        operands, parts = [constant, *blocked.operands], [blocked.row_part, *blocked.parts]
+        return block_sum(block, operands, parts, outs, blocked.grid, blocked.nonempty, blocked.full)
 
-    maximum = row_maxima(problem)
+    maximum = row_maxima(blocked)
     sinks = sink_logits(call)[None, None]
     shift = jnp.maximum(maximum, lax.stop_gradient(sinks))
-    sums = block_sum(totals, shift, [problem.row_part] * 2)
+    sums = sum_over_blocks(totals, shift, [blocked.row_part] * 2)
     total, weighted = (x + of_sink for x, of_sink in zip(sums, weigh(sinks, shift), strict=True))
     safe = jnp.where(total == 0, 1, total)
     lse = jnp.where(total == 0, -jnp.inf, shift + jnp.log(safe))
-    # With s - shift in place of s: log-sum-exp and mean score may be large and close.
+    # Both terms with s - shift in place of s: log-sum-exp and mean score may be large and nearly equal.
     entropy = jnp.log(safe) - weighted / safe
-    (mass,) = block_sum(masses, lse, [KEY_PART])
+    (mass,) = sum_over_blocks(masses, lse, [KEY_PART])
     weights = None if rows is None else row_weights(call, rows)
     return AttentionStats(lse[:, :T], maximum[:, :T], entropy[:, :T], mass[:, :S], weights)
 
@@ -152,81 +170,82 @@ def weigh(s: Array, shift: Array) -> tuple[Array, Array]:
     return weights, weights * s
 
 
-def row_maxima(problem: Problem) -> Array:
+def row_maxima(blocked: BlockedCall) -> Array:
     """The largest score of each row, [B, T, N] with T in whole blocks, -inf where nothing is visible; no gradient."""
-    tables, schedule = engine.split_schedule(problem.possible, problem.certain)
-    operands = [lax.stop_gradient(x) for x in problem.operands]
-    layout = {"ins": tuple(problem.parts), "out": problem.row_part, "grid": problem.grid}
-    return row_maxima_p.bind(*tables, *operands, score=problem.f.score, **layout, schedule=schedule)[0]
+    tables, schedule = split_schedule(blocked.nonempty, blocked.full)
+    operands = [lax.stop_gradient(x) for x in blocked.operands]
+    layout = {"ins": tuple(blocked.parts), "out": blocked.row_part, "grid": blocked.grid}
+    return row_maxima_p.bind(*tables, *operands, score=blocked.f.score, **layout, schedule=schedule)[0]
 
 
 def run_row_maxima(
     *args: Array, score: Block, ins: tuple[Part, ...], out: Part, grid: Grid, schedule: Schedule | None
 ) -> list[Array]:
-    """Over query blocks, inside over the key blocks that they see, as `attend.run_attend`."""
-    (possible, certain), operands = (schedule.tables, args) if schedule else (args[:2], args[2:])
-    scores = jax.eval_shape(functools.partial(score, False), INDEX, INDEX, *engine.block_avals(operands, ins, grid))
+    """A loop over query blocks and, inside, over the key blocks that they see, as in `attend.run_attend`."""
+    (nonempty, full), operands = (schedule.tables, args) if schedule else (args[:2], args[2:])
+    scores = jax.eval_shape(functools.partial(score, False), INDEX, INDEX, *block_avals(operands, ins, grid))
 
     def outer(i, result):
-        fixed = engine.fixed_cuts(operands, ins, "col", grid, i, 0)
+        fixed = fixed_cuts(operands, ins, "col", grid, i, 0)
         maximum = jnp.full(scores.shape[:-1], -jnp.inf, scores.dtype)
-        for masked, count, order in engine.visits(possible, certain):
+        for masked, count, order in visits(nonempty, full):
 
             def inner(step, maximum, masked=masked, order=order):
                 j = order[i, step]
-                blocks = engine.cuts(operands, ins, fixed, grid, i, j)
-                return jnp.maximum(maximum, score(masked, *engine.hidden(grid.origin(i, j)), *blocks).max(-1))
+                blocks = cuts(operands, ins, fixed, grid, i, j)
+                return jnp.maximum(maximum, score(masked, *no_hoist(grid.origin(i, j)), *blocks).max(-1))
 
             maximum = lax.fori_loop(np.int32(0), count[i], inner, maximum)
-        return engine.put(result, maximum, out, grid, i, 0)
+        return put(result, maximum, out, grid, i, 0)
 
-    result = jnp.zeros(engine.whole_shape(scores.shape[:-1], out, grid), scores.dtype)
+    result = jnp.zeros(whole_shape(scores.shape[:-1], out, grid), scores.dtype)
     return [lax.fori_loop(np.int32(0), np.int32(grid.shape[0]), outer, result)]
 
 
 def run_row_maxima_flat(
     *args: Array, score: Block, ins: tuple[Part, ...], out: Part, grid: Grid, schedule: Schedule | None
 ) -> list[Array]:
-    """`run_row_maxima` on a GPU, by the flat loops of `blocks.flat_visits`."""
+    """`run_row_maxima` on a GPU, by the flat loops of `flat_visits`."""
     operands = args if schedule else args[2:]
-    scores = jax.eval_shape(functools.partial(score, False), INDEX, INDEX, *engine.block_avals(operands, ins, grid))
-    result = jnp.full(engine.whole_shape(scores.shape[:-1], out, grid), -jnp.inf, scores.dtype)
-    for masked, rows, cols in engine.flat_visits(schedule, grid):
+    scores = jax.eval_shape(functools.partial(score, False), INDEX, INDEX, *block_avals(operands, ins, grid))
+    result = jnp.full(whole_shape(scores.shape[:-1], out, grid), -jnp.inf, scores.dtype)
+    for masked, rows, cols in flat_visits(schedule, grid):
 
         def step(n, result, masked=masked, rows=rows, cols=cols):
             i, j = rows[n], cols[n]
-            blocks = engine.cuts(operands, ins, [None] * len(ins), grid, i, j)
+            blocks = cuts(operands, ins, [None] * len(ins), grid, i, j)
             maximum = score(masked, *grid.origin(i, j), *blocks).max(-1)
-            return engine.put(result, jnp.maximum(engine.cut(result, out, grid, i, j), maximum), out, grid, i, j)
+            return put(result, jnp.maximum(cut(result, out, grid, i, j), maximum), out, grid, i, j)
 
         result = lax.fori_loop(np.int32(0), np.int32(len(rows)), step, result)
     return [result]
 
 
-row_maxima_p = Primitive("row_maxima")
-
-
-@row_maxima_p.def_abstract_eval
-def _(*args, score, ins, out, grid, schedule):
-    avals = engine.block_avals(args[0 if schedule else 2 :], ins, grid)
+def row_maxima_avals(*args, score, ins, out, grid, schedule):
+    avals = block_avals(args[0 if schedule else 2 :], ins, grid)
     scores = jax.eval_shape(functools.partial(score, False), INDEX, INDEX, *avals)
-    shape = engine.whole_shape(scores.shape[:-1], out, grid)
-    return engine.typed_like(args, [jax.ShapeDtypeStruct(shape, scores.dtype)])
+    shape = whole_shape(scores.shape[:-1], out, grid)
+    return varying_like(args, [jax.ShapeDtypeStruct(shape, scores.dtype)])
 
 
 def batch_row_maxima(args, axes, *, score, ins, out, grid, schedule):
-    args, in_axes, ins = engine.batch(args, axes, 0 if schedule else 2, ins)
+    args, in_axes, ins = batched_operands(args, axes, 0 if schedule else 2, ins)
     bind = functools.partial(row_maxima_p.bind, *args, ins=ins, grid=grid, schedule=schedule)
-    if all(axis is None for axis in in_axes):  # only the schedule had the axis
+    if all(axis is None for axis in in_axes):  # only the schedule is batched
         return bind(score=score, out=out), [None]
-    return bind(score=engine.batched_block(score, in_axes), out=out.batched()), [0]
+    return bind(score=batched_block(score, in_axes), out=out.batched()), [0]
 
 
-engine.register(row_maxima_p, run_row_maxima, run_row_maxima_flat, batch_row_maxima)
+register(
+    row_maxima_p,
+    avals=row_maxima_avals,
+    lowerings={None: loop_lowering(run_row_maxima), "gpu": loop_lowering(run_row_maxima_flat)},
+    batch=batch_row_maxima,
+)
 
 
 def row_weights(call: Call, rows: Array) -> Array:
-    """The softmax of some rows [R] written out, [B, R, N, S]."""
+    """The softmax weights of some rows [R], [B, R, N, S]."""
     B, T, S, N, K = call.sizes
     rows = jnp.clip(rows, 0, T - 1).astype(np.int32)
 
@@ -234,15 +253,15 @@ def row_weights(call: Call, rows: Array) -> Array:
         return x if axis is None else jnp.take(x, rows, axis, mode="clip")
 
     query, key = take(call.query, 1), call.key
-    nan = poison(query).swapaxes(1, 2)[..., None] + jnp.repeat(poison(key).swapaxes(1, 2), N // K, 1)[:, :, None]
+    nan = nan_flag(query).swapaxes(1, 2)[..., None] + jnp.repeat(nan_flag(key).swapaxes(1, 2), N // K, 1)[:, :, None]
     query, key = finite(query), finite(key)
     einsum = functools.partial(jnp.einsum, precision=call.precision, preferred_element_type=call.dtype)
     scores = einsum("BRKGH,BSKH->BKGRS", query.reshape(B, -1, K, N // K, query.shape[-1]), key)
     scores = scaled(scores.reshape(B, N, -1, S), call)
     b, n, _, k = block_indices((B, N, T, S))
     q = rows[None, None, :, None]
-    full = (B, 1, rows.shape[0], S)  # score functions get positions that jump in full, see `position`
-    indices = b, n, jnp.broadcast_to(q, full), jnp.broadcast_to(k, full)
+    shape = (B, 1, rows.shape[0], S)  # rows may jump, so score functions get both positions in full
+    indices = b, n, jnp.broadcast_to(q, shape), jnp.broadcast_to(k, shape)
     bias = call.bias
     if bias is not None and bias.shape[2] > 1:
         bias = take(bias, 2)
@@ -259,7 +278,7 @@ def row_weights(call: Call, rows: Array) -> Array:
 
 
 def checked_rows(rows: Any, T: int) -> Array:
-    """Row numbers as an array [R], checked where they are known while tracing."""
+    """Row numbers as an array [R], checked if they are known while tracing."""
     if not isinstance(rows, jax.Array):
         rows = np.asarray(rows)
         if (

@@ -1,4 +1,4 @@
-"""Other people's attention, whole and with first derivatives alone: jax.nn, cuDNN through jax.nn, and tokamax."""
+"""Attention by other libraries, with first derivatives only: jax.nn, cuDNN through jax.nn, and tokamax."""
 
 import dataclasses
 import functools
@@ -8,12 +8,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import ShapedArray
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
-from jax.nn import dot_product_attention as jax_nn_attention  # bound now: ours may be put in its place
+from jax.nn import dot_product_attention as jax_nn_attention  # bound at import: users may put ours in its place
 
-from jaxai.attention.blocks import replace
+from jaxai.attention._primitives import is_zero, lowering, primitive, register, replace, shaped
 from jaxai.attention.masks import Lengths, SlidingWindow, conjuncts, is_causal
 from jaxai.attention.reference import Call
 from jaxai.typing import Array
@@ -30,6 +27,7 @@ def cudnn(call: Call) -> tuple[Array, Array]:
 
 
 def by_jax_nn(name: Literal["xla", "cudnn"], call: Call) -> tuple[Array, Array]:
+    """``jax.nn.dot_product_attention`` by one of its implementations."""
     refuse(name, call, {"precision": call.precision, "logits_soft_cap": call.soft_cap})
     try:
         out, lse = jax_nn_attention(  # pyright: ignore[reportCallIssue]
@@ -47,7 +45,7 @@ def by_jax_nn(name: Literal["xla", "cudnn"], call: Call) -> tuple[Array, Array]:
 
 
 def tokamax(call: Call) -> tuple[Array, Array]:
-    """``tokamax.dot_product_attention``; it gives no log-sum-exp, so that is NaN."""
+    """``tokamax.dot_product_attention``; it has no log-sum-exp, which is NaN here."""
     try:
         import tokamax  # optional, slow to import  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -64,7 +62,7 @@ def tokamax(call: Call) -> tuple[Array, Array]:
 
 
 def refuse(name: str, call: Call, more: dict[str, Any]) -> None:
-    """Raise for what a vendor's function has no argument for."""
+    """Raise NotImplementedError for options that a library's function has no argument for."""
     options = {"score_mod": call.score_mod, "sinks": call.sinks, "dropout_rate": call.dropout_rate or None, **more}
     for option, value in options.items():
         if value is not None:
@@ -72,7 +70,7 @@ def refuse(name: str, call: Call, more: dict[str, Any]) -> None:
 
 
 def mask_arguments(call: Call) -> dict[str, Any]:
-    """The mask by the arguments of jax.nn and tokamax; what they have no argument for as an array."""
+    """The mask as arguments of jax.nn and tokamax; masks without an argument of their own become an array."""
     B, T, S, N, _ = call.sizes
     arguments: dict[str, Any] = {}
     rest = []
@@ -98,16 +96,15 @@ def mask_arguments(call: Call) -> dict[str, Any]:
     return arguments
 
 
-# First order only, and saying so
+# First derivatives only, with an error for any other
 
-first_order_p = Primitive("vendor_tangent")
-first_order_p.multiple_results = True
+first_order_p = primitive("vendor_tangent")
 REASON = "implementation={!r} has first derivatives in reverse mode only: use implementation=None"
 
 
 def first_order(kernel: Callable[[Call], tuple[Array, Array]], call: Call) -> tuple[Array, Array]:
-    """A vendor's forward and backward pass, with an error that says so for any other derivative."""
-    if call.factor is not None:  # they take numbers alone
+    """A library's forward and backward pass; any other derivative raises NotImplementedError with the reason."""
+    if call.factor is not None:  # these libraries take a number only
         call = dataclasses.replace(call, query=call.query * call.factor.astype(call.query.dtype), factor=None)
     leaves, treedef = jax.tree.flatten(call)
     reason = REASON.format(kernel.__name__)
@@ -141,9 +138,7 @@ def first_order_transpose(cotangents, *args, run, floats, reason):
         raise NotImplementedError(reason)
 
     results = jax.eval_shape(run, *arrays)
-    given = tuple(
-        jnp.zeros(x.shape, x.dtype) if type(ct) is ad.Zero else ct for ct, x in zip(cotangents, results, strict=True)
-    )
+    given = tuple(jnp.zeros(x.shape, x.dtype) if is_zero(ct) else ct for ct, x in zip(cotangents, results, strict=True))
     return [None] * len(arrays) + list(backward(arrays, given))
 
 
@@ -168,12 +163,15 @@ def not_first_order(*args, reason, **params):
 
 def first_order_avals(*args, run, floats, reason):
     results = jax.eval_shape(run, *args[: len(args) - len(floats)])
-    return [ShapedArray(x.shape, x.dtype) for x in results]
+    return [shaped(x.shape, x.dtype) for x in results]
 
 
-first_order_p.def_abstract_eval(first_order_avals)
-first_order_p.def_impl(not_first_order)
-mlir.register_lowering(first_order_p, mlir.lower_fun(not_first_order, multiple_results=True))
-ad.primitive_transposes[first_order_p] = first_order_transpose
-ad.primitive_jvps[first_order_p] = lambda primals, tangents, **params: not_first_order(**params)
-batching.primitive_batchers[first_order_p] = first_order_batch
+register(
+    first_order_p,
+    avals=first_order_avals,
+    lowerings={None: lowering(not_first_order)},
+    evaluate=not_first_order,
+    jvp=lambda primals, tangents, **params: not_first_order(**params),
+    transpose=first_order_transpose,
+    batch=first_order_batch,
+)

@@ -1,4 +1,4 @@
-"""A GPU emulated on a CPU: what would be lowered for CUDA runs here, with plain attention in the place of cuDNN."""
+"""A GPU emulated on a CPU: lowerings for CUDA run here, with plain attention instead of cuDNN's kernels."""
 
 import contextlib
 import re
@@ -19,7 +19,7 @@ OURS = {"block_sum", "attend", "row_maxima", "contract", "fused_attend", "fused_
 
 
 def never_differentiated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with an error where somebody asks for its derivative, as a custom call raises one."""
+    """The function with an error for any derivative of it, as for a custom call."""
     opaque = jax.custom_jvp(function)
 
     @opaque.defjvp
@@ -30,7 +30,7 @@ def never_differentiated(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def mask_of(kernel: cudnn.Kernel, lengths: tuple[Any, ...]) -> Any:
-    """What a kernel is told of the mask, as a mask."""
+    """The mask that a kernel's configuration describes."""
     masks = [Causal()] if kernel.causal else []
     masks += [SlidingWindow(kernel.window - 1, 0)] if kernel.window else []
     masks += [Lengths(*lengths)] if kernel.padded else []
@@ -41,7 +41,7 @@ def mask_of(kernel: cudnn.Kernel, lengths: tuple[Any, ...]) -> Any:
 
 
 class Kernels:
-    """Stand-ins for cuDNN's two calls; ``seen`` names each and the shape of its query as they are traced."""
+    """Substitutes for cuDNN's two calls; ``seen`` lists the traced ones, with the shapes of their queries."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, tuple[int, ...]]] = []
@@ -51,7 +51,7 @@ class Kernels:
         return {name for name, _ in self.seen}
 
     def forward(self, kernel: cudnn.Kernel, *arrays: Any) -> tuple[Any, Any]:
-        """Attention and log-sum-exp by the reference."""
+        """Attention and log-sum-exp by the reference implementation."""
         self.seen.append(("forward", arrays[0].shape))
 
         @never_differentiated
@@ -62,7 +62,7 @@ class Kernels:
         return run(*arrays)
 
     def backward(self, kernel: cudnn.Kernel, *arrays: Any) -> tuple[Any, Any, Any]:
-        """The gradient written out: with p = exp(s - lse), ds = p (cotangent v - cotangent out)."""
+        """The gradient: with p = exp(s - lse), ds = p (cotangent v - cotangent out)."""
         self.seen.append(("backward", arrays[0].shape))
 
         @never_differentiated
@@ -89,7 +89,7 @@ class Kernels:
 
 @contextlib.contextmanager
 def emulated_gpu() -> Iterator[Kernels]:
-    """The lowerings for CUDA on the CPU, "gpu" as the backend's name, stand-ins for cuDNN, in float64 too."""
+    """CUDA's lowerings on the CPU, "gpu" as the backend's name, and substitutes for cuDNN, also in float64."""
     kernels, rules = Kernels(), mlir._platform_specific_lowerings
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cudnn, "forward_call", kernels.forward)
@@ -115,13 +115,13 @@ TARGETS = cudnn.FORWARD, cudnn.BACKWARD
 
 
 def cuda_text(f: Callable[..., Any], *arguments: Any) -> str:
-    """The program that would be sent to a GPU."""
+    """The program lowered for CUDA, as StableHLO."""
     checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in TARGETS]
     return jax.export.export(jax.jit(f), platforms=["cuda"], disabled_checks=checks)(*arguments).mlir_module()
 
 
 def counts(text: str) -> tuple[int, int, int]:
-    """Calls of cuDNN's forward pass, of its backward pass, and loops in a program."""
+    """The numbers of cuDNN forward calls, cuDNN backward calls, and loops in a program."""
     return *(len(re.findall(rf"@{re.escape(name)}\(", text)) for name in TARGETS), text.count("stablehlo.while")
 
 

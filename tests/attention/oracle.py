@@ -1,4 +1,4 @@
-"""Attention once more, written for these tests alone, and the cases that are compared with it."""
+"""An independent attention for the tests, and the cases that are compared with it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -36,22 +36,25 @@ def attention(query, key, value, *, bias=None, visible=None, scale=None, soft_ca
     return softmax_values(jnp.where(visible, scores, 0), visible, value, **softmax)
 
 
-def softmax_values(scores, visible, value, *, sinks=None, kept=None):
-    """The part after the masks; a sink is one more term of the softmax's sum; `kept` [B, N, T, S] is the dropout."""
+def softmax_values(scores, visible, value, *, sinks=None, dropout_mask=None):
+    """The part after the masks; a sink is one more term of the softmax's sum.
+
+    `dropout_mask` [B, N, T, S] multiplies the weights.
+    """
     terms = jnp.where(visible, jnp.exp(scores), 0)  # no maximum is taken out: the scores of these tests are small
     total = terms.sum(-1)
     if sinks is not None:
         total = total + jnp.exp(sinks)[None, :, None]
     some = total > 0
     safe = jnp.where(some, total, 1)
-    weights = terms / safe[..., None] * (1 if kept is None else kept)
+    weights = terms / safe[..., None] * (1 if dropout_mask is None else dropout_mask)
     lse = jnp.where(some, jnp.log(safe), -jnp.inf)
     return jnp.einsum("bnqk,bknv->bqnv", weights, value), lse.swapaxes(1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A call: its sizes, its options, which entries they show, and the floats beside query, key and value.
+    """A call: its sizes, its options, the entries they show, and float arguments other than query, key and value.
 
     `rule(b, n, q, k)` gets NumPy indices; `extra` are shapes of bias and sinks, `slope` (of `score_mod`) and `scale`.
     """
@@ -90,14 +93,14 @@ class Case:
         )
 
     def expected(self, arrays: dict[str, Any]) -> tuple[Any, Any]:
-        """What the oracle says."""
+        """The oracle's result."""
         options = dict(self.options())
         more = {"soft_cap": options.get("logits_soft_cap"), "score_mod": scaled_distance(arrays)}
         arrays = {name: x for name, x in arrays.items() if name != "slope"}
         return attention(**arrays, **more, visible=self.visible)
 
     def call(self, arrays: dict[str, Any], **how: Any) -> tuple[Any, Any]:
-        """What the package says."""
+        """The package's result."""
         arrays, score_mod = {name: x for name, x in arrays.items() if name != "slope"}, scaled_distance(arrays)
         return dot_product_attention(**arrays, **self.options(), **how, score_mod=score_mod, return_residual=True)
 
@@ -214,19 +217,56 @@ SETTINGS = {
 
 
 def compiled(f: Callable[..., Any], **options: Any) -> Any:
-    """`jax.jit` in a third of the time: the tests compile far more than they compute."""
+    """`jax.jit` without optimisation: compiling takes a third of the time, and the tests compute little."""
     return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0}, **options)
 
 
 def scaled(desired: Any) -> float:
-    """The greatest finite magnitude of an array: tolerances of float64 are relative to it."""
+    """The greatest finite magnitude of an array, to which float64 tolerances are relative."""
     desired = np.asarray(desired)
     return float(np.abs(desired, where=np.isfinite(desired), out=np.zeros(desired.shape)).max(initial=1.0))
 
 
 def assert_close(actual: Any, desired: Any, tolerance: float = 1e-10) -> None:
-    """Equal trees, -inf where -inf is due, no NaN."""
+    """Assert that trees are equal within a tolerance, also where they are -inf, and have no NaN."""
     leaves = jax.tree.leaves_with_path(desired)
     for (path, want), have in zip(leaves, jax.tree.leaves(actual), strict=True):
         name, tolerance_here = jax.tree_util.keystr(path), tolerance * scaled(want)
         np.testing.assert_allclose(have, want, rtol=0, atol=tolerance_here, equal_nan=False, err_msg=name)
+
+
+IMPLEMENTATIONS = ["reference", "blockwise"]
+TOLERANCE = 3e-6  # float32: sums of some 20 terms of size 1, in another order
+
+
+def draw(*sizes, dtype="float32", seed=0):
+    """Query, key and value for the sizes B, T, S, K, N / K, H, V."""
+    arrays = Case(sizes).draw(seed, dtype)
+    return arrays["query"], arrays["key"], arrays["value"]
+
+
+def normal(*shape):
+    return np.random.default_rng(11).standard_normal(shape).astype("float32")
+
+
+def some(*shape):
+    """Bools with the first key visible: for a query that sees no key, jax.nn gives the mean of the values."""
+    return (np.random.default_rng(11).random(shape) < 0.6) | (np.arange(shape[-1]) == 0)
+
+
+def energy(run):
+    """A function of the output and of the log-sum-exp, smooth also where that is -inf."""
+
+    def value(*arrays):
+        out, lse = run(*arrays)
+        return jnp.sin(out).sum() + jnp.exp(0.3 * lse).sum()
+
+    return value
+
+
+QUERY, KEY, VALUE = (2, 9, 4, 8), (2, 12, 2, 8), (2, 12, 2, 6)
+
+
+def call(query=QUERY, key=KEY, value=VALUE, **options):
+    query, key, value = (jnp.zeros(x) if isinstance(x, tuple) else x for x in (query, key, value))
+    return dot_product_attention(query, key, value, **options)

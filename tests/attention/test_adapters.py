@@ -1,4 +1,4 @@
-"""PyTorch's flex_attention by its definition, one score at a time; Flax's layers with this attention and their own."""
+"""PyTorch's flex_attention against its definition; Flax's layers with this attention against their own."""
 
 import functools
 import inspect
@@ -44,7 +44,7 @@ MASK_MODS = {
 
 
 def torch_definition(query, key, value, score_mod, mask_mod, scale):
-    """Output and natural log-sum-exp with both functions called on the numbers of one score at a time, in float64."""
+    """Output and natural log-sum-exp in float64, with both functions called for one score at a time."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     group = query.shape[1] // key.shape[1]
     scores = np.einsum("bhqe,bhke->bhqk", query, key.repeat(group, 1)) * scale

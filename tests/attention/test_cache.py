@@ -1,4 +1,4 @@
-"""Decoding with a cache is full attention on the whole sequence, by an oracle in NumPy."""
+"""Decoding with a cache against full attention on the whole sequence, by an oracle in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,7 @@ def test_a_ring_is_a_sliding_window(capacity, chunks):
 
 @pytest.mark.parametrize(("capacity", "window"), [(9, None), (8, 4)])
 def test_rows_of_different_lengths(capacity, window):
-    """Each row is fed its own number of tokens a time; the padding is 1e9, which any leak would show."""
+    """Each row gets its own number of tokens at a time; padding is 1e9, so that a leak would show."""
     q, k, v = draw(batch=3)
     wanted, residual = oracle(q, k, v, window)
     cache, done = empty(k, v, capacity, window=window), np.zeros(3, int)
@@ -130,7 +130,7 @@ def test_score_modifications_see_true_positions_in_a_ring():
 @pytest.mark.parametrize(("window", "at", "shows"), [(2, 0, [True, True, False]), (None, 1, [False, True, True])])
 @pytest.mark.parametrize("chunks", [[1, 1, 1], [2, 1]])
 def test_nan_shows_where_it_is_seen_and_nowhere_else(name, bad, window, at, shows, chunks):
-    """Not by heads with another key head, nor where the token left the window or comes later; gradients the same."""
+    """A NaN shows for queries that see it only: not for other key heads, outside the window, or earlier."""
     arrays = dict(zip(("query", "key", "value"), draw(t=3), strict=True))
     spoilt = arrays | {name: arrays[name].at[0, at, 0, 1].set(bad)}
     shows = np.arange(3) == at if name == "query" else np.array(shows)

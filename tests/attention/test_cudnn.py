@@ -1,4 +1,4 @@
-"""cuDNN's calls: where they are lowered for CUDA, and that they are jax.nn's."""
+"""cuDNN's calls: which programs contain them on CUDA, and that they equal jax.nn's."""
 
 import functools
 import re
@@ -154,7 +154,7 @@ def test_without_a_gpu_large_heads_are_lowered_by_blocks_and_on_a_hopper_by_cudn
 
 @pytest.mark.parametrize("name", ["full", "causal", "window", "lengths", "lengths of keys, causal"])
 def test_the_calls_are_those_of_jax_nn(name, monkeypatch):
-    """Its module believes that cuDNN 9.10 is there."""
+    """The cudnn module with a patched version number, cuDNN 9.10."""
     installed = types.SimpleNamespace(cudnn_get_version=lambda: 91000)
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.cuda_versions", installed)
     attends = (
@@ -174,7 +174,7 @@ def test_the_calls_are_those_of_jax_nn(name, monkeypatch):
 
 
 def test_what_is_private_in_jax_is_as_it_was():
-    """Names and meanings that `jaxai/attention/cudnn.py` relies on."""
+    """Private names of JAX that `jaxai/attention/cudnn.py` relies on, and their behaviour."""
     from jax._src import dispatch
     from jax._src.lib import cuda_versions
 

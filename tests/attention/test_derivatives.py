@@ -11,23 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxai.attention import Causal, FunctionMask, Lengths, alibi, dot_product_attention
-from tests.attention.oracle import CASES, SETTINGS, Case, assert_close, compiled
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
-def energy(f):
-    """A function of output and log-sum-exp, smooth also where that is -inf."""
-
-    def value(*args):
-        out, lse = f(*args)
-        return jnp.sin(out).sum() + jnp.exp(0.3 * lse).sum()
-
-    return value
+from tests.attention.oracle import CASES, SETTINGS, Case, assert_close, compiled, energy
 
 
 def squares(tree):
@@ -35,7 +19,7 @@ def squares(tree):
 
 
 def derivatives(f, arrays, directions):
-    """Name -> what the battery compares; f maps a dict of arrays to (out, lse)."""
+    """The derivatives to compare, by name; f maps a dict of arrays to (out, lse)."""
     value = energy(f)
     one, two = directions
 
@@ -103,19 +87,19 @@ def test_small_floats_err_no_more_than_twice_the_reference(dtype):
 
 @pytest.mark.parametrize("options", [{"is_causal": True}, {"local_window_size": 9}], ids=["kernel", "blocks"])
 def test_residuals_keep_the_inputs_dtype(options):
-    """For the backward pass float32 is kept of the log-sum-exp alone."""
+    """The backward pass stores only the log-sum-exp in float32."""
     query, key, value = jnp.ones((3, 2, 48, 4, 8), jnp.bfloat16)
     run = functools.partial(dot_product_attention, **options, block_size=16)
     _, pullback = jax.vjp(run, query, key, value)
-    kept = [x for x in jax.tree.leaves(pullback) if jnp.issubdtype(x.dtype, jnp.floating)]
-    assert {x.dtype for x in kept if x.size >= query.size} == {jnp.dtype("bfloat16")}
-    assert sum(x.nbytes for x in kept) <= 4 * query.nbytes + 2 * 4 * 2 * 48 * 4  # query, key, value, out, lse, NaN
+    stored = [x for x in jax.tree.leaves(pullback) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert {x.dtype for x in stored if x.size >= query.size} == {jnp.dtype("bfloat16")}
+    assert sum(x.nbytes for x in stored) <= 4 * query.nbytes + 2 * 4 * 2 * 48 * 4  # query, key, value, out, lse, NaN
 
 
 @pytest.mark.parametrize("how", [{}, {"block_size": 8}], ids=["dense", "blocks"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_functions_capture_small_floats_beside_float32(dtype, how):
-    """Score functions and masks get what they capture in its own dtype, whatever that of the queries."""
+    """Score functions and masks get captured arrays in their own dtype, whatever that of the queries."""
     query = jax.random.normal(jax.random.key(0), (1, 20, 2, 8))
     table = jnp.linspace(0, 1, 20).astype(dtype)
 
@@ -164,7 +148,7 @@ blocks = functools.partial(SMALL.call, **BLOCKS)
 
 @pytest.mark.usefixtures("x64")
 def test_derivatives_by_one_argument_alone_and_of_one_result_alone():
-    """Where only values or only scores are differentiated, or one result has no cotangent, shorter ways are taken."""
+    """Shorter code runs if only values or only scores are differentiated, or one result has no cotangent."""
     arrays, tangents = SMALL.draw(), SMALL.directions(1)
 
     def parts(f, arrays, tangents):
@@ -246,7 +230,7 @@ def test_checkpoint_scan_linearize_and_transpose():
     value = energy(blocks)
 
     def scanned(arrays):
-        """Attention whose output is the next one's query, three times, rematerialised."""
+        """Three attentions in a row, the output of each the query of the next, with rematerialisation."""
 
         @jax.checkpoint
         def step(query, _):
@@ -319,7 +303,7 @@ INTEGERS = {  # what may be mapped beside the floats: name -> (option of one cal
 
 
 def stacked(case, names):
-    """The arrays of a case, three of each in `names`."""
+    """The arrays of a case, those in `names` stacked for three calls."""
     draws = [case.draw(seed) for seed in range(3)]
     return {name: jnp.stack([draw[name] for draw in draws]) if name in names else x for name, x in draws[0].items()}
 
@@ -332,7 +316,7 @@ GROUPS = [["query"], ["key"], ["bias"], ["slope"], ["query", "value", "scale"], 
 @pytest.mark.parametrize("names", GROUPS, ids=lambda names: "+".join(names))
 @pytest.mark.usefixtures("x64")
 def test_vmap_over_each_argument(names):
-    """Gradient of the vmap and vmap of the gradient, against one call after another."""
+    """Gradient of the vmap and vmap of the gradient, against separate calls."""
     arrays = stacked(VMAPPED, names)
     axes = {name: 0 if name in names else None for name in arrays}
     value = energy(functools.partial(VMAPPED.call, **BLOCKS, is_causal=True))
@@ -371,7 +355,7 @@ def test_vmap_over_masks_and_keys(name):
 
 @pytest.mark.usefixtures("x64")
 def test_nested_vmap_and_hessians_inside():
-    """Two axes that no array has both of, an axis in the middle, and a derivative of second order below them."""
+    """Two vmaps over different arrays, an axis in the middle, and a second-order derivative inside."""
     arrays = stacked(VMAPPED, ["query", "key"])
     arrays["query"] = jnp.moveaxis(arrays["query"], 0, 2)
 
@@ -415,7 +399,7 @@ def on_devices(**how):
     [("reference", True, "batch"), *(("blockwise", vma, axis) for vma in (True, False) for axis in ("batch", "heads"))],
 )
 def test_shard_map(implementation, check_vma, axis):
-    """Forward, gradient inside and outside, and a second derivative; the score function's array is on all devices."""
+    """Forward, gradient inside and outside, and a second derivative; the score function's array is replicated."""
     query, key, value, _ = DEVICES.draw(dtype="float32").values()
     args = query, key, value, jnp.float32(0.3)
     run = on_devices(implementation=implementation, block_size=8)
@@ -441,7 +425,7 @@ def test_shard_map(implementation, check_vma, axis):
 
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
 def test_shard_map_with_operands_that_differ_in_what_they_vary_over(implementation):
-    """Queries differ on each device; the one key head, the bias and the sinks are the same on all."""
+    """Queries are split over devices; the key head, the bias and the sinks are replicated."""
     case = Case((2, 9, 12, 1, 4, 3, 3), extra={"bias": (2, 1, 9, 12), "sinks": (4,)})
     arrays = case.draw(dtype="float32")
     mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
@@ -458,7 +442,7 @@ def test_shard_map_with_operands_that_differ_in_what_they_vary_over(implementati
 
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
 def test_shard_map_with_the_device_in_the_score_function(implementation):
-    """Positions that depend on the device, as where keys are split."""
+    """Positions that depend on the device, as in ring attention."""
     arrays = (*DEVICES.draw(dtype="float32").values(),)[:3]
     mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
 

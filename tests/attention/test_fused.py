@@ -1,4 +1,4 @@
-"""What runs on a GPU, emulated on a CPU: half precision, derivatives of every order, loops of known length."""
+"""Attention on an emulated GPU: half precision, derivatives of every order, loops of known length."""
 
 import functools
 import re
@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxai.attention import attention_stats, dot_product_attention
 from jaxai.attention.api import checked, has_few_scores
-from jaxai.attention.blockwise import block_sizes
+from jaxai.attention.blocks.blockwise import block_sizes
 from tests.attention.gpu import emulated_gpu
 from tests.attention.oracle import CASES, SETTINGS, Case, assert_close, compiled
 
@@ -24,17 +24,11 @@ def gpu():
         yield kernels
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 # Half precision, in every way that users call it
 
 QKV = (4, 16, 4, 8), (4, 16, 2, 8), (4, 16, 2, 8)
 TOLERANCES = {"bfloat16": 2**-6, "float16": 2**-9}
-"""Of numbers up to 1, of which 8 and 11 bits are kept: inputs, weights in between and results round, thrice at most."""
+"""For numbers up to 1 with 8 and 11 bits: inputs, weights and results are rounded, at most three times in all."""
 
 
 def attend(query, key, value, **how):
@@ -178,7 +172,7 @@ KINDS = {
 
 
 def energy(f, of_lse=False):
-    """Of the output, whose gradient is the kernels' matter; with ``of_lse`` of the log-sum-exp too."""
+    """A function of the output, whose gradient the kernels compute; with ``of_lse`` of the log-sum-exp too."""
 
     def value(arrays):
         out, lse = f(arrays)
@@ -188,7 +182,7 @@ def energy(f, of_lse=False):
 
 
 def every_derivative(f, arrays, one, two):
-    """First, second and third derivatives in all modes, under vmap and remat, by some arrays and by the lse alone."""
+    """First, second and third derivatives in all modes, under vmap and remat, also for some arrays or the lse only."""
     value = energy(f)
     gradient = jax.grad(value)
 

@@ -36,7 +36,7 @@ MASKS = {
 
 
 def arrays():
-    """Query, key, value, one number a head, and weights of the output, in float64."""
+    """Query, key, value, a number per head, and weights of the output, in float64."""
     random = np.random.default_rng(0)
     shapes = (B, T, N, H), (B, T, K, H), (B, T, K, H), (N,), (B, T, N, H)
     return [jnp.asarray(random.normal(size=shape)) for shape in shapes]
@@ -79,7 +79,7 @@ def test_a_ring_of_four_devices_is_attention(name, check_vma, float64):
 
 @pytest.mark.parametrize("name", MASKS)
 def test_one_token_on_each_device(name, float64):
-    """A part along the keys has size 1 then and still goes round with them."""
+    """A part along the keys then has size 1 and must still be fetched with them."""
     *primals, _ = arrays()
     primals = *(x[:, :4] for x in primals[:3]), primals[3], jnp.array([[0, 0, 1, 1], [0, 1, 1, 1]])
     mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))
@@ -96,7 +96,7 @@ def test_one_token_on_each_device(name, float64):
 @pytest.mark.parametrize("tokens", [4, 8])
 @pytest.mark.parametrize("of", ["queries", "keys", "neither"])
 def test_arrays_along_one_axis_go_round_or_are_refused(of, tokens, float64):
-    """With one token on each device a part along the keys looks like an array that broadcasts."""
+    """With one token per device, a part along the keys looks like an array that broadcasts."""
     query, key, value = (x[:, :tokens] for x in arrays()[:3])
     shape = {"queries": (B, 1, tokens, 1), "keys": (B, 1, 1, tokens), "neither": (B, 1, 1, 1)}[of]
     seen = np.random.default_rng(1).random(shape) < 0.6
@@ -134,7 +134,7 @@ def test_ring_takes_one_block_size_or_two_and_no_bias():
 
 
 def test_a_ring_keeps_a_share_of_the_keys():
-    """Of four devices none holds more than a few shares of the keys in the backward pass: they are fetched again."""
+    """In the backward pass no device stores all keys: they are fetched again."""
     mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))
     ring = functools.partial(ring_attention, axis_name="time", is_causal=True, block_size=(64, 64))
     ring = jax.shard_map(ring, mesh=mesh, in_specs=ALONG, out_specs=ALONG)

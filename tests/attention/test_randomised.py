@@ -42,14 +42,14 @@ class Rule:
     parts: tuple[Any, ...]
 
     def mask(self, B, T, S):
-        """As the package's mask, or a bool array."""
+        """The package's mask, or a bool array."""
         if self.name in OPERATORS:
             masks = [part.mask(B, T, S) for part in self.parts]
             return OPERATORS[self.name](*(ArrayMask(x) if isinstance(x, np.ndarray) else x for x in masks))
         return MASKS[self.name](*self.parts, B, T, S)
 
     def visible(self, B, T, S, *indices):
-        """As NumPy bools [B, 1, T, S]."""
+        """The visible entries, NumPy bools [B, 1, T, S]."""
         if self.name in OPERATORS:
             return OPERATORS[self.name](*(part.visible(B, T, S, *indices) for part in self.parts))
         return np.broadcast_to(RULES[self.name](*self.parts, B, T, S, *indices), (B, 1, T, S))
@@ -129,7 +129,7 @@ DERIVATIVES = ["grad", "jvp", "hvp", "penalty", "third"]
 
 
 def differentiated(name, f, arrays, tangents):
-    """One derivative of a function of the output and of the log-sum-exp, and the two themselves."""
+    """Output, log-sum-exp, and one derivative of a function of both."""
 
     def value(arrays):
         out, lse = f(arrays)
@@ -151,7 +151,7 @@ def differentiated(name, f, arrays, tangents):
 
 
 def error(actual, desired):
-    """The greatest error of all arrays, each relative to its greatest magnitude; an infinity is none."""
+    """The greatest error of any array, relative to its greatest finite magnitude."""
     pairs = zip(*(map(np.asarray, jax.tree.leaves(x)) for x in (actual, desired)), strict=True)
     return max(
         np.abs(np.subtract(x, y, where=np.isfinite(y), out=np.zeros(y.shape))).max(initial=0) / scaled(y)
@@ -163,7 +163,7 @@ def error(actual, desired):
 @settings(max_examples=25, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(calls())
 def test_equals_the_oracle(call):
-    """Output, log-sum-exp and a derivative; and no gradient for what is hidden, whatever stands there."""
+    """Output, log-sum-exp and a derivative; no gradient for masked entries, whatever their values."""
     case, rule, options, how, dtype, derivative, seed = call
     B, T, S, K, G, _, _ = case.sizes
     b, _, q, k = np.ogrid[:B, :1, :T, :S]

@@ -1,4 +1,4 @@
-"""Statistics of attention against the weights that `reference_attention` gives for values of one."""
+"""Statistics of attention against the weights of `reference_attention`."""
 
 import re
 
@@ -44,7 +44,7 @@ CASES = {  # name: what builds the options, in the test's precision
 
 
 def oracle(query, key, sinks=None, **options):
-    """All statistics from the dense weights: with values that are unit vectors, attention's result is its weights."""
+    """All statistics from the dense weights: with unit vectors as values, attention's result is its weights."""
     S = key.shape[1]
     units = jnp.broadcast_to(jnp.eye(S, dtype=key.dtype)[None, :, None], (*key.shape[:3], S))
     weights, lse = reference_attention(query, key, units, sinks=sinks, return_residual=True, **options)
@@ -74,7 +74,7 @@ def test_statistics_are_those_of_the_dense_weights(case):
     "case", ["rows that see nothing", "bias of rows", "function mask", "sinks", "relative bias", "alibi of segments"]
 )
 def test_gradients_are_those_of_the_dense_weights(case):
-    """To queries, keys and every float array of the options; two in one direction give the second order."""
+    """Gradients of queries, keys and each float array of the options, and a second derivative in one direction."""
     with jax.enable_x64(True):
         options, rng = CASES[case](), np.random.default_rng(2)
         leaves, treedef = jax.tree.flatten((*draw(), options))

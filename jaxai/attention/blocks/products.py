@@ -1,8 +1,8 @@
 """The three matrix products of a block, each the transpose of the others, in the layouts that are fast on a CPU.
 
-With queries x [t, h], keys y [h, s] and weights w [t, s] every product of two gives the third. XLA's CPU backend runs
-x y, w y^T and x^T w at the rate of a large product, but w^T x, which is what JAX makes of the transpose of x y by
-itself, at two fifths of it (512x512 blocks of 8 heads of 64: 100 against 250 GFLOP/s).
+With queries x [t, h], keys y [h, s] and weights w [t, s] the product of any two has the shape of the third. XLA's CPU
+backend runs x y, w y^T and x^T w at the rate of a large product, but w^T x, JAX's own transpose of x y, at two fifths
+of it (512x512 blocks of 8 heads of 64: 100 against 250 GFLOP/s).
 """
 
 import functools
@@ -14,38 +14,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import ShapedArray
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
+from jaxai.attention._primitives import is_linear, is_zero, lowering, primitive, register, shaped
+from jaxai.attention.reference import finite
 from jaxai.typing import Array
 
 FACTORS = {"ts": ("th", "hs"), "th": ("ts", "hs"), "hs": ("th", "ts")}
 """The axes of the two factors of each product, by the axes of the result."""
 
-contract_p = Primitive("contract")
+contract_p = primitive("contract", multiple_results=False)
 
 
 def contract(result: str, x: Array, y: Array, precision: lax.PrecisionLike, inputs: Any, guarded: bool) -> Array:
-    """The product that has the axes ``result``, of the factors that FACTORS names; all leading axes are equal.
+    """The product with the axes ``result`` of the two factors that FACTORS names; their leading axes are equal.
 
-    Factors and result have one dtype, at least float32. ``inputs`` is the dtype that the factors' numbers came in: a
-    GPU's product takes them rounded to it and sums in the factors' dtype. The derivatives of a ``guarded`` product take
-    NaN and infinities in its factors for 0, since a cotangent of 0 times NaN is NaN.
+    Factors and result have one dtype, at least float32. ``inputs`` is the dtype of the arrays that the factors were
+    cut from: a GPU multiplies them in it and sums in the factors' dtype. Derivatives of a ``guarded`` product replace
+    NaN and infinities in its factors by 0, since a cotangent of 0 times NaN is NaN.
     """
     return contract_p.bind(x, y, result=result, precision=precision, inputs=np.dtype(inputs), guarded=guarded)
 
 
-def finite(x: Array) -> Array:
-    """x with 0 for NaN and infinities."""
-    return jnp.where(jnp.isfinite(x), x, 0)
-
-
-# The primitive takes x1, y1, x2, y2, ... and gives x1 y1 + x2 y2 + ..., since that is what derivatives are.
+# The primitive maps x1, y1, x2, y2, ... to x1 y1 + x2 y2 + ...: a product's derivative is such a sum.
 
 
 def run(*factors: Array, result: str, precision: lax.PrecisionLike, inputs: np.dtype, guarded: bool) -> Array:
-    """The sum of products by lax: scores, the large result, as one product over all the contracted axes together."""
+    """The sum of products by ``lax.dot_general``; scores, the large result, as one product of concatenated factors."""
     lead, first, second = tuple(range(factors[0].ndim - 2)), factors[0].ndim - 2, factors[0].ndim - 1
     dtype = factors[0].dtype
     pairs = list(zip(factors[::2], factors[1::2], strict=True))
@@ -56,7 +50,7 @@ def run(*factors: Array, result: str, precision: lax.PrecisionLike, inputs: np.d
     def product(x, y):
         x, y = x.astype(inputs), y.astype(inputs)
         if result == "hs":
-            x = lax.transpose(x, (*lead, second, first))  # the small factor
+            x = lax.transpose(x, (*lead, second, first))  # of the two factors, the smaller one
         contracted = (second,), (second if result == "th" else first,)
         return lax.dot_general(x, y, (contracted, (lead, lead)), precision=precision, preferred_element_type=dtype)
 
@@ -64,19 +58,19 @@ def run(*factors: Array, result: str, precision: lax.PrecisionLike, inputs: np.d
 
 
 def run_wide(*factors: Array, inputs: np.dtype, **params: Any) -> Array:
-    """The same on a CPU, where a product of small floats is one of float32 with conversions around it."""
+    """`run` on a CPU, in the factors' dtype: there a product of 16-bit floats is one of float32 between conversions."""
     return run(*factors, inputs=factors[0].dtype, **params)
 
 
 def abstract(x: Any, y: Any, *others: Any, result: str, **params: Any) -> Any:
     sizes = dict(zip("".join(FACTORS[result]), (*x.shape[-2:], *y.shape[-2:]), strict=True))
-    return ShapedArray((*x.shape[:-2], *(sizes[axis] for axis in result)), x.dtype)
+    return shaped((*x.shape[:-2], *(sizes[axis] for axis in result)), x.dtype)
 
 
 def jvp(factors: Sequence[Array], tangents: Sequence[Any], guarded: bool, **params: Any) -> tuple[Array, Any]:
     terms = []
     for place, tangent in enumerate(tangents):
-        if type(tangent) is not ad.Zero:
+        if not is_zero(tangent):
             other = finite(factors[place ^ 1]) if guarded else factors[place ^ 1]
             terms += (other, tangent) if place % 2 else (tangent, other)
     return contract_p.bind(*factors, guarded=guarded, **params), contract_p.bind(*terms, guarded=False, **params)
@@ -85,7 +79,7 @@ def jvp(factors: Sequence[Array], tangents: Sequence[Any], guarded: bool, **para
 def transpose(cotangent: Any, *factors: Any, result: str, **params: Any) -> list[Any]:
     cotangents: list[Any] = [None] * len(factors)
     for place, factor in enumerate(factors):
-        if ad.is_undefined_primal(factor):
+        if is_linear(factor):
             wanted, given = FACTORS[result][place % 2], FACTORS[result][1 - place % 2]
             have = {given: factors[place ^ 1], result: cotangent}
             x, y = (have[axes] for axes in FACTORS[wanted])
@@ -102,10 +96,12 @@ def batch(factors: Sequence[Array], axes: Sequence[int | None], **params: Any) -
     return contract_p.bind(*moved, **params), 0
 
 
-contract_p.def_impl(lambda *args, **params: jax.jit(functools.partial(run, **params))(*args))
-contract_p.def_abstract_eval(abstract)
-ad.primitive_jvps[contract_p] = jvp
-ad.primitive_transposes[contract_p] = transpose
-batching.primitive_batchers[contract_p] = batch
-mlir.register_lowering(contract_p, mlir.lower_fun(run, multiple_results=False))
-mlir.register_lowering(contract_p, mlir.lower_fun(run_wide, multiple_results=False), platform="cpu")
+register(
+    contract_p,
+    avals=abstract,
+    lowerings={None: lowering(run, multiple_results=False), "cpu": lowering(run_wide, multiple_results=False)},
+    evaluate=lambda *factors, **params: jax.jit(functools.partial(run, **params))(*factors),
+    jvp=jvp,
+    transpose=transpose,
+    batch=batch,
+)

@@ -1,7 +1,7 @@
-"""The forward pass block by block: softmax of scores that never exist as a whole, times values.
+"""The forward pass block by block: an online softmax of scores, times values, without the whole score matrix.
 
 The softmax needs a running maximum (Milakov and Gimelshein 2018, arXiv:1805.02867), so it is no sum over blocks and has
-a primitive of its own, ``attend``. Its derivative is a ``block_sum`` of ``blocks``, and so are all further ones.
+a primitive of its own, ``attend``. Its derivatives of every order are ``block_sum``s.
 """
 
 import dataclasses
@@ -14,45 +14,50 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad
 
-from jaxai.attention.blocks import (
+from jaxai.attention._primitives import (
+    aligned,
+    differentiated,
+    loop_lowering,
+    primitive,
+    register,
+    replace,
+    spread,
+    varying_like,
+    zero_tangent,
+)
+from jaxai.attention.blocks.block_sum import block_sum_p
+from jaxai.attention.blocks.grid import (
     INDEX,
     Block,
     Grid,
     Part,
     Schedule,
-    aligned,
-    batch,
+    batched_operands,
     block_avals,
-    block_sum_p,
     cuts,
-    differentiated,
     fixed_cuts,
     flat_visits,
-    hidden,
     known,
+    no_hoist,
     put,
-    register,
-    replace,
     split_schedule,
-    spread,
-    typed_like,
     visits,
     whole_shape,
 )
 from jaxai.typing import Array
 
+attend_p = primitive("attend")
+
 
 @dataclasses.dataclass(frozen=True)
 class Attend:
-    """What one attention computes of a block.
+    """The functions of one block that define an attention.
 
-    ``score(masked, q0, k0, *blocks)`` gives scores [..., t, s], invisible ones -inf; ``weigh(masked, q0, k0, weights,
-    *blocks, room=0)`` sums the values with those weights, [..., t, V + room], the last ``room`` columns zeros.
-    ``scored`` are the operands that score reads, ``weighed`` those that weigh reads; with ``any_size`` both take blocks
-    of other sizes than the grid's too. The output is rounded to ``dtype``.
+    ``score(masked, q0, k0, *blocks)`` gives scores [..., t, s], -inf where masked; ``weigh(masked, q0, k0, weights,
+    *blocks, room=0)`` sums the values with these weights to [..., t, V + room], the last ``room`` columns zeros.
+    ``scored`` are the operands that score reads, ``weighed`` those that weigh reads. If ``any_size``, both take blocks
+    of other sizes than the grid's. The output is rounded to ``dtype``.
     """
 
     score: Block
@@ -72,11 +77,11 @@ def run_attend(
     schedule: Schedule | None,
     forward: tuple[Grid, Schedule] | None,
 ) -> list[Array]:
-    """Online softmax: over groups of query blocks, inside over the blocks of keys that they see."""
-    (possible, certain), operands = (schedule.tables, args) if schedule else (args[:2], args[2:])
+    """Online softmax: a loop over groups of query blocks and, inside, over the blocks of keys that they see."""
+    (nonempty, full), operands = (schedule.tables, args) if schedule else (args[:2], args[2:])
     if forward:
-        grid, (possible, certain) = forward[0], forward[1].tables
-    group, classes = tall_visits(possible, certain, GROUP if f.any_size else 1)
+        grid, (nonempty, full) = forward[0], forward[1].tables
+    group, classes = tall_visits(nonempty, full, GROUP if f.any_size else 1)
     whole = grid.taller(group)
     avals = block_avals(operands, ins, whole)
     scores = jax.eval_shape(functools.partial(f.score, False), INDEX, INDEX, *avals)
@@ -96,7 +101,7 @@ def run_attend(
                 start = 0 if alone else starts[i, step]
                 at = i * (group // size) + start, cols[i, step]
                 blocks = cuts(operands, ins, fixed, tall, *at)
-                new = softmax(f, masked, *hidden(tall.origin(*at)), blocks)
+                new = softmax(f, masked, *no_hoist(tall.origin(*at)), blocks)
                 if alone:
                     return spread(merged(carry, new))
                 return spread(merged_rows(carry, new, start * tall.block_rows, rows))
@@ -113,24 +118,24 @@ def run_attend(
 
 
 def softmax(f: Attend, masked: bool, q0: Array, k0: Array, blocks: Sequence[Array]) -> list[Array]:
-    """Maximum and sum of one block's weights [..., t], and the values weighed with them [..., t, V].
+    """One block's largest scores and sums of weights [..., t], and its weighted values [..., t, V].
 
-    They are computed as the columns of one array, since XLA's CPU backend makes one kernel of two products and all that
-    lies between them only where one array comes out (T = 4096, by hand: 8 % faster, and 30 % with tall blocks).
+    All three are columns of one array: XLA's CPU backend fuses two products and the operations between them into one
+    kernel only if it has one result (measured at T = 4096: 8 % faster, with tall blocks 30 %).
     """
     s = f.score(masked, q0, k0, *blocks)
-    maximum = jnp.maximum(s.max(-1), np.finfo(s.dtype).min)  # not -inf where nothing is visible
+    maximum = jnp.maximum(s.max(-1), np.finfo(s.dtype).min)  # finite in rows that see no key
     weights = jnp.exp(s - maximum[..., None])
     packed = f.weigh(masked, q0, k0, weights, *blocks, room=2)
     width = packed.shape[-1] - 2
     places = np.eye(2, width + 2, width, dtype=s.dtype).reshape(2, *[1] * (s.ndim - 1), width + 2)
     packed = packed + maximum[..., None] * places[0] + weights.sum(-1)[..., None] * places[1]
-    packed = lax.optimization_barrier(packed)  # or else the columns are computed apart from each other
+    packed = lax.optimization_barrier(packed)  # otherwise XLA computes the columns separately
     return [packed[..., width], packed[..., width + 1], packed[..., :width]]
 
 
 def merged(old: Sequence[Array], new: Sequence[Array]) -> list[Array]:
-    """Maximum, sum and weighed values of two sets of keys together."""
+    """Maximum, sum and weighted values of two sets of keys together."""
     maximum = jnp.maximum(old[0], new[0])
     x, y = jnp.exp(old[0] - maximum), jnp.exp(new[0] - maximum)
     return [maximum, old[1] * x + new[1] * y, old[2] * x[..., None] + new[2] * y[..., None]]
@@ -147,7 +152,7 @@ def run_attend_flat(
 ) -> list[Array]:
     """``run_attend`` on a GPU, by the flat loops of ``flat_visits`` over ``grid``.
 
-    The values keep their width, since tensor cores are slow for sizes that are no multiple of 8.
+    The values get no extra columns, since tensor cores are slow for sizes that are no multiple of 8.
     """
     operands, whole = args if schedule else args[2:], grid.taller(grid.shape[0])
     avals = block_avals(operands, ins, grid)
@@ -175,40 +180,41 @@ def run_attend_flat(
 
 
 def merged_rows(carry: Sequence[Array], new: Sequence[Array], first: Any, axis: int) -> list[Array]:
-    """The carry with ``new`` merged into its rows from ``first`` on; rows are that axis."""
+    """The carry with ``new`` merged into its rows from ``first`` on; ``axis`` is that of the rows."""
     old = [lax.dynamic_slice_in_dim(x, first, y.shape[axis], axis) for x, y in zip(carry, new, strict=True)]
     rows = merged(old, new)
     return [lax.dynamic_update_slice_in_dim(x, y, first, axis) for x, y in zip(carry, rows, strict=True)]
 
 
 def finished(f: Attend, maximum: Array, total: Array, weighed: Array) -> tuple[Array, Array]:
-    """The output and its log-sum-exp from the maximum and the sum of the weights and the values weighed with them."""
+    """The output and its log-sum-exp, from the maximum, the sum of weights and the weighted values."""
     safe = jnp.where(total == 0, 1, total)
     lse = jnp.where(total == 0, -jnp.inf, maximum + jnp.log(safe))
     return (weighed / safe[..., None]).astype(f.dtype), lse
 
 
 GROUP = 8
-"""Query blocks of the forward pass that are taken at once where their keys are visible to all: a power of two."""
+"""The most query blocks that the forward pass takes at once where nothing is masked: a power of two."""
 
 
-def tall_visits(possible: Any, certain: Any, limit: int) -> tuple[int, list[tuple[bool, int, Any, Any, Any]]]:
-    """How many query blocks make a group, and (masked, blocks at once, count [n], rows [n, .], columns [n, .]).
+def tall_visits(nonempty: Any, full: Any, limit: int) -> tuple[int, list[tuple[bool, int, Any, Any, Any]]]:
+    """The number of query blocks in a group, and for each loop (masked, size, count [n], rows [n, .], columns [n, .]).
 
-    Each of the n groups has count visits of blocks that are so many query blocks tall; the row counts them in a group.
+    In such a loop each of the n groups has ``count`` visits of blocks that are ``size`` query blocks tall; ``rows``
+    count these tall blocks within the group.
     """
-    if not known(possible, certain):
-        return 1, [(masked, 1, count, None, cols) for masked, count, cols in visits(possible, certain)]
-    full, group = possible & certain, math.gcd(limit, possible.shape[0])
-    while group > 1 and not full.reshape(-1, group, full.shape[1]).all(1).any():
+    if not known(nonempty, full):
+        return 1, [(masked, 1, count, None, cols) for masked, count, cols in visits(nonempty, full)]
+    unmasked, group = nonempty & full, math.gcd(limit, nonempty.shape[0])
+    while group > 1 and not unmasked.reshape(-1, group, unmasked.shape[1]).all(1).any():
         group //= 2
-    left, tables, size = full.copy(), [], group
+    left, tables, size = unmasked.copy(), [], group
     while size:
         together = left.reshape(-1, size, left.shape[1]).all(1)
         left &= ~np.repeat(together, size, 0)
         tables.append((False, size, together))
         size //= 2
-    tables.append((True, 1, possible & ~certain))
+    tables.append((True, 1, nonempty & ~full))
     classes = []
     for masked, size, table in tables:
         visited = [np.argwhere(x) for x in table.reshape(-1, group // size, table.shape[1])]
@@ -220,37 +226,33 @@ def tall_visits(possible: Any, certain: Any, limit: int) -> tuple[int, list[tupl
     return group, classes
 
 
-attend_p = Primitive("attend")
-
-
 def attend(
     f: Attend,
     operands: Sequence[Array],
     ins: Sequence[Part],
     outs: tuple[Part, Part],
     grid: Grid,
-    possible: Any,
-    certain: Any,
+    nonempty: Any,
+    full: Any,
     forward: tuple[Grid, Schedule] | None = None,
 ) -> list[Array]:
-    """``[softmax(scores) values, log-sum-exp]`` of the scores that ``f`` gives block by block.
+    """``[softmax(scores) values, log-sum-exp]`` of the scores that ``f`` computes block by block.
 
-    ``outs`` say how the two results are gathered: [..., t, V] blocks and [..., t] blocks with the same leading axes.
-    ``forward`` are other blocks for the forward pass; derivatives have those of ``grid``.
+    ``outs`` are the parts of the two results, with blocks [..., t, V] and [..., t] of the same leading axes.
+    ``forward`` holds the blocks of the forward pass if they differ from those of ``grid``, which derivatives use.
     """
-    tables, schedule = split_schedule(possible, certain)
+    tables, schedule = split_schedule(nonempty, full)
     params = {"f": f, "ins": tuple(ins), "outs": outs, "grid": grid, "schedule": schedule, "forward": forward}
     return attend_p.bind(*tables, *aligned(operands), **params)
 
 
-@attend_p.def_abstract_eval
-def _(*args, f, ins, outs, grid, schedule, forward):
+def attend_avals(*args, f, ins, outs, grid, schedule, forward):
     avals = block_avals(args[0 if schedule else 2 :], ins, grid)
     scores = jax.eval_shape(functools.partial(f.score, False), INDEX, INDEX, *avals)
     values = jax.eval_shape(functools.partial(f.weigh, False), INDEX, INDEX, scores, *avals)
     out = jax.ShapeDtypeStruct(whole_shape(values.shape, outs[0], grid), f.dtype)
     lse = jax.ShapeDtypeStruct(whole_shape(values.shape[:-1], outs[1], grid), scores.dtype)
-    return typed_like(args, [out, lse])
+    return varying_like(args, [out, lse])
 
 
 def attend_jvp(args, tangents, *, f, ins, outs, grid, schedule, forward):
@@ -259,14 +261,14 @@ def attend_jvp(args, tangents, *, f, ins, outs, grid, schedule, forward):
     lead = 0 if schedule else 2
     active = differentiated(args[lead:], tangents[lead:])
     if not active:
-        return [out, lse], [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in (out, lse)]
+        return [out, lse], [zero_tangent(x) for x in (out, lse)]
     sums = tangent_sums(f, ins, outs, active)
     duals = [tangents[lead + n] for n in active]
     results = block_sum_p.bind(*args, lse, *duals, **sums._asdict(), grid=grid, schedule=schedule)
     if len(results) == 1:
-        return [out, lse], [results[0].astype(out.dtype), ad.Zero(jax.typeof(lse).to_tangent_aval())]
+        return [out, lse], [results[0].astype(out.dtype), zero_tangent(lse)]
     dual_out, dual_lse = results
-    subtract = centred if out.dtype == dual_out.dtype else jax.checkpoint(centred)  # lest it keeps out in float32
+    subtract = centred if out.dtype == dual_out.dtype else jax.checkpoint(centred)  # stores no out in float32
     return [out, lse], [subtract(dual_out, dual_lse, out), dual_lse]
 
 
@@ -276,7 +278,7 @@ def centred(dual_out: Array, dual_lse: Array, out: Array) -> Array:
 
 
 class Sums(NamedTuple):
-    """A block function and how its operands and results are cut, as ``block_sum`` takes them."""
+    """A block function and the parts of its operands and results, as arguments of ``block_sum``."""
 
     f: Block
     ins: tuple[Part, ...]
@@ -284,9 +286,9 @@ class Sums(NamedTuple):
 
 
 def tangent_sums(f: Attend, ins: Sequence[Part], outs: tuple[Part, Part], active: Sequence[int]) -> Sums:
-    """[sum_k p (ds v + dv), sum_k p ds] of operands, log-sum-exp and tangents of the ``active`` operands.
+    """[sum_k p (ds v + dv), sum_k p ds] as sums over blocks of operands, log-sum-exp and the ``active`` tangents.
 
-    Where the scores have no tangent, the second sum is left out.
+    The second sum is left out if the scores have no tangent.
     """
     count = len(ins)
     scored = [n for n in active if n in f.scored]
@@ -315,7 +317,7 @@ def tangent_sums(f: Attend, ins: Sequence[Part], outs: tuple[Part, Part], active
 
 
 def attend_batch(args, axes, *, f, ins, outs, grid, schedule, forward):
-    args, in_axes, ins = batch(args, axes, 0 if schedule else 2, ins)
+    args, in_axes, ins = batched_operands(args, axes, 0 if schedule else 2, ins)
     bind = functools.partial(attend_p.bind, grid=grid, schedule=schedule, forward=forward)
     if all(axis is None for axis in in_axes):
         results = bind(*args, f=f, ins=ins, outs=outs)
@@ -339,5 +341,10 @@ def attend_batch(args, axes, *, f, ins, outs, grid, schedule, forward):
     return results, [0, 0]
 
 
-register(attend_p, run_attend, run_attend_flat, attend_batch)
-ad.primitive_jvps[attend_p] = attend_jvp
+register(
+    attend_p,
+    avals=attend_avals,
+    lowerings={None: loop_lowering(run_attend), "gpu": loop_lowering(run_attend_flat)},
+    jvp=attend_jvp,
+    batch=attend_batch,
+)
