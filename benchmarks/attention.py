@@ -56,6 +56,7 @@ from timing import (
 
 from jaxai import cli
 from jaxai.attention import KVCache, SlidingWindow, dot_product_attention
+from jaxai.errors import UserError
 
 PEER = Path(__file__).parent / "peers" / "torch_attention.py"
 HEADS, HEAD_SIZE = 8, 64
@@ -80,9 +81,9 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
-            raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
+            raise UserError(f"--rounds must be at least 1, got {self.rounds}")
         if self.longest < 64:
-            raise ValueError(f"--longest must be at least 64, got {self.longest}")
+            raise UserError(f"--longest must be at least 64, got {self.longest}")
 
 
 def main(config: Config) -> None:

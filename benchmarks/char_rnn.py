@@ -36,6 +36,7 @@ from timing import (
 
 from jaxai import cli
 from jaxai.data.text.corpus import characters, load_text, streams
+from jaxai.errors import UserError
 from jaxai.nn.rnn import RecurrentLanguageModel, RNNConfig, init_state
 from jaxai.train import supervised
 from jaxai.train.state import TrainState
@@ -64,9 +65,9 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.devices < 1:
-            raise ValueError(f"--rounds and --devices must be at least 1, got {self.rounds} and {self.devices}")
+            raise UserError(f"--rounds and --devices must be at least 1, got {self.rounds} and {self.devices}")
         if BATCH % self.devices:
-            raise ValueError(f"--devices {self.devices} must divide the batch of {BATCH}")
+            raise UserError(f"--devices {self.devices} must divide the batch of {BATCH}")
 
 
 def main(config: Config) -> None:

@@ -22,6 +22,7 @@ from timing import figure, spread, write
 from jaxai import cli
 from jaxai.distributed.mesh import make_mesh
 from jaxai.distributed.sharding import state_sharding
+from jaxai.errors import UserError
 from jaxai.run.checkpoint import Checkpoints, verify
 from jaxai.typing import PyTree
 
@@ -36,7 +37,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if not self.mebibytes or min(self.mebibytes) < 1 or self.rounds < 1:
-            raise ValueError(f"--mebibytes and --rounds must be at least 1, got {self.mebibytes} and {self.rounds}")
+            raise UserError(f"--mebibytes and --rounds must be at least 1, got {self.mebibytes} and {self.rounds}")
 
 
 def main(config: Config) -> None:

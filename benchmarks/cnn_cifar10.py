@@ -31,6 +31,7 @@ from jaxai.data.images import official as official
 from jaxai.data.pipeline import batches
 from jaxai.distributed.mesh import make_mesh
 from jaxai.distributed.sharding import batch_sharding, put_batch
+from jaxai.errors import MissingFileError, UserError
 
 REPOSITORY = Path(__file__).parent.parent
 OURS = REPOSITORY / "experiments" / "cnn_cifar10.py"
@@ -59,11 +60,9 @@ class Config:
 
     def __post_init__(self) -> None:
         if not self.seeds or not self.presets:
-            raise ValueError(f"--seeds and --presets need one at least, got {self.seeds} and {self.presets}")
+            raise UserError(f"--seeds and --presets need one at least, got {self.seeds} and {self.presets}")
         if not 0 < self.epochs <= EPOCHS or (self.epochs > 1 and self.epochs % 1) or self.epochs * IMAGES < BATCH:
-            raise ValueError(
-                f"--epochs must be a whole number up to 10, or above 0.0013 and below 1, got {self.epochs}"
-            )
+            raise UserError(f"--epochs must be a whole number up to 10, or above 0.0013 and below 1, got {self.epochs}")
 
 
 def main(config: Config) -> None:
@@ -73,10 +72,10 @@ def main(config: Config) -> None:
     cli.start_platform("cpu", 0)
     data = load("cifar10", "train", data_dir=config.data_dir)
     if message := refusal([config.peers, PEER]):
-        raise ValueError(f"--peers {config.peers}: {message}")
+        raise UserError(f"--peers {config.peers}: {message}")
     presets = config.presets
     if unknown := set(presets) - set(PRESETS):
-        raise ValueError(f"--presets {' '.join(sorted(unknown))} unknown: the experiment has {', '.join(PRESETS)}")
+        raise UserError(f"--presets {' '.join(sorted(unknown))} unknown: the experiment has {', '.join(PRESETS)}")
     config.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in config.seeds:
@@ -99,7 +98,7 @@ def official_folder(data_dir: Path) -> Path:
     """The folder in which the peer finds the files of both splits."""
     found = [official.find_official("cifar10", split, data_dir) for split in ("train", "test")]
     if not all(found):
-        raise FileNotFoundError(f"--data-dir {data_dir} has no data_batch_1.bin ... data_batch_5.bin, test_batch.bin")
+        raise MissingFileError(f"--data-dir {data_dir} has no data_batch_1.bin ... data_batch_5.bin, test_batch.bin")
     return {path.parent for paths in found for path in paths or ()}.pop()
 
 
@@ -153,9 +152,9 @@ def timed(line: Sequence[str | Path], variables: Mapping[str, str]) -> tuple[dic
                 said.append(text)
         messages.seek(0)
         if job.returncode:
-            raise ValueError(f"{line[1]} failed with exit code {job.returncode}: {last_line(messages.read())}")
+            raise UserError(f"{line[1]} failed with exit code {job.returncode}: {last_line(messages.read())}")
     if not result:
-        raise ValueError(f"{line[1]} ended without a line that begins with {SAID!r}")
+        raise UserError(f"{line[1]} ended without a line that begins with {SAID!r}")
     return result, said
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from timing import Ask, Turn, available, build, check_interpreter, peer_libraries, race, ratio, spread, turns, write
 
 from jaxai import cli
+from jaxai.errors import UserError
 from jaxai.ops.conv import conv, conv_transpose
 from jaxai.ops.pool import avg_pool, max_pool
 
@@ -88,9 +89,9 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.threads < 1:
-            raise ValueError(f"--batch and --threads must be at least 1, got {self.batch} and {self.threads}")
+            raise UserError(f"--batch and --threads must be at least 1, got {self.batch} and {self.threads}")
         if self.rounds < 0:
-            raise ValueError(f"--rounds must be at least 0, got {self.rounds}")
+            raise UserError(f"--rounds must be at least 0, got {self.rounds}")
 
 
 def main(config: Config) -> None:

@@ -37,12 +37,13 @@ from timing import machine, spread
 from jaxai import cli
 from jaxai.data import load
 from jaxai.data.pipeline import batches
+from jaxai.errors import MissingFileError, UserError
 from jaxai.gan.losses import LOSSES
 from jaxai.gan.networks import ArticleDiscriminator, ArticleGenerator
 from jaxai.gan.state import init_fn, init_gan_state
 from jaxai.gan.step import apply, from_noise, gan_step
-from jaxai.ops.pixels import to_signed
 from jaxai.metrics.generation import evaluate_digits, evaluation_size
+from jaxai.ops.pixels import to_signed
 from jaxai.train.optim import Adam, optimizer
 
 REPOSITORY = Path(__file__).parent.parent
@@ -72,7 +73,7 @@ def main(config: Config) -> None:
     """Compare, print, write JSON and a plot."""
     for path in (config.peers, config.data_dir):
         if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist: see the head of benchmarks/gan_mnist.py")
+            raise MissingFileError(f"{path} does not exist: see the head of benchmarks/gan_mnist.py")
     cli.start_platform("cpu", 0)
     config.out.mkdir(parents=True, exist_ok=True)
     result = {"speed": speed, "quality": quality}[config.what](config)
@@ -157,7 +158,7 @@ def largest_difference(path: Path) -> float:
     pairs = [(images, arrays["images"]), (logits, arrays["logits"][:, 0])]
     difference = max(float(np.abs(np.asarray(a) - b).max() / np.abs(b).max()) for a, b in pairs)
     if difference > 1e-4:  # float32 sums of up to 50,176 products in another order give some 1e-6
-        raise ValueError(f"{path}: our networks differ from Keras's by {difference:.1e} with the same weights")
+        raise UserError(f"{path}: our networks differ from Keras's by {difference:.1e} with the same weights")
     return difference
 
 

@@ -43,6 +43,7 @@ from timing import (
 from jaxai import cli
 from jaxai.data import ImageDataset, load
 from jaxai.data.pipeline import batches
+from jaxai.errors import UserError
 from jaxai.gan.step import apply
 from jaxai.train.compiled_step import Step
 
@@ -90,11 +91,11 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.devices < 1:
-            raise ValueError(f"--rounds and --devices must be at least 1, got {self.rounds} and {self.devices}")
+            raise UserError(f"--rounds and --devices must be at least 1, got {self.rounds} and {self.devices}")
         if MAIN.preset.batch_size % self.devices:
-            raise ValueError(f"--devices {self.devices} must divide the batch of {MAIN.preset.batch_size}")
+            raise UserError(f"--devices {self.devices} must divide the batch of {MAIN.preset.batch_size}")
         if not self.forms or not set(self.forms) <= set(FORMS):
-            raise ValueError(f"--forms must be some of {', '.join(FORMS)}, got {self.forms}")
+            raise UserError(f"--forms must be some of {', '.join(FORMS)}, got {self.forms}")
 
 
 def main(config: Config) -> None:
@@ -160,7 +161,7 @@ def compared(ask: Ask, digits: ImageDataset, forms: tuple[str, ...]) -> tuple[di
             continue
         first = apart({name: values[:1] for name, values in alone.items()}, ours)
         if not max(first.values()) <= BOUND:
-            raise ValueError(f"{form}: the first step differs by {first}: the programs are not the same")
+            raise UserError(f"{form}: the first step differs by {first}: the programs are not the same")
         each = [
             asked(ask, form, state, **{name: x[[number]] for name, x in inputs.items()})
             for number, state in enumerate(states[:-1])
@@ -171,7 +172,7 @@ def compared(ask: Ask, digits: ImageDataset, forms: tuple[str, ...]) -> tuple[di
         found[form] |= {"pixels_drawn_after_the_last": float(f"{pixels:.2g}"), "all_steps": apart(alone, ours)}
         print(json.dumps({form: found[form]}), flush=True)
     if len(reasons) == len(forms):
-        raise ValueError(f"PyTorch runs none of {', '.join(forms)}: {reasons}")
+        raise UserError(f"PyTorch runs none of {', '.join(forms)}: {reasons}")
     return found, reasons
 
 

@@ -35,6 +35,8 @@ except ImportError as missing:
     sys.exit(2)
 from gpu_sections.session import FAILED, NOT_RUN, STATUSES, Session
 
+from jaxai.errors import MissingFileError, UserError
+
 SCRIPT = Path(__file__).resolve()
 SECTIONS = {
     "environment": 30,
@@ -83,13 +85,13 @@ class Config:
             if name not in SECTIONS:
                 near = difflib.get_close_matches(name, SECTIONS, n=1)
                 hint = f"did you mean {near[0]}? " if near else ""
-                raise ValueError(f"--only {name} is unknown: {hint}there are {', '.join(SECTIONS)}")
+                raise UserError(f"--only {name} is unknown: {hint}there are {', '.join(SECTIONS)}")
         if not self.seconds > 0:
-            raise ValueError(f"--seconds must be positive, got {self.seconds}")
+            raise UserError(f"--seconds must be positive, got {self.seconds}")
         if self.peers and not self.peers.is_file():
-            raise FileNotFoundError(f"--peers {self.peers} is not a file: give an interpreter that has PyTorch")
+            raise MissingFileError(f"--peers {self.peers} is not a file: give an interpreter that has PyTorch")
         if self.data_dir and not self.data_dir.is_dir():
-            raise FileNotFoundError(f"--data-dir {self.data_dir} is not a folder: give one with official files")
+            raise MissingFileError(f"--data-dir {self.data_dir} is not a folder: give one with official files")
 
 
 def main(config: Config) -> None:
@@ -128,7 +130,7 @@ def probe(dry: bool) -> dict[str, Any]:
     job = subprocess.run(line, capture_output=True, text=True, check=False, env=environment(dry))
     if job.returncode:
         fix = "install JAX for it with pip install -e '.[cuda12]' or '.[cuda13]', or try --dry"
-        raise ValueError(f"JAX finds no GPU here ({last_line(job.stderr)}): {fix}")
+        raise UserError(f"JAX finds no GPU here ({last_line(job.stderr)}): {fix}")
     return json.loads(job.stdout.splitlines()[-1])
 
 
@@ -140,7 +142,7 @@ def find_torch(peers: Path | None, dry: bool) -> Path | None:
     program = "import torch" if dry else "import torch; assert torch.cuda.is_available(), 'PyTorch finds no GPU'"
     job = subprocess.run([python, "-c", program], capture_output=True, text=True, check=False)
     if job.returncode and peers:
-        raise ValueError(f"--peers {peers}: {last_line(job.stderr)}; give an interpreter with PyTorch for this device")
+        raise UserError(f"--peers {peers}: {last_line(job.stderr)}; give an interpreter with PyTorch for this device")
     return None if job.returncode else Path(python)
 
 

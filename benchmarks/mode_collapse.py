@@ -23,6 +23,7 @@ import tyro
 from timing import figure, write
 
 from jaxai import cli
+from jaxai.errors import UserError
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 R1_R2 = ("--penalty", "r1_r2", "--penalty-weight", "0.1", "--final-penalty-weight", "0.001")
@@ -99,9 +100,9 @@ class Config:
 
     def __post_init__(self) -> None:
         if min(self.steps, self.gans) < 1:
-            raise ValueError(f"--steps and --gans must be at least 1, got {self.steps} and {self.gans}")
+            raise UserError(f"--steps and --gans must be at least 1, got {self.steps} and {self.gans}")
         if self.penalty is not None and self.section != "stacked":
-            raise ValueError("--penalty is for stacked alone: the rows of points have their own")
+            raise UserError("--penalty is for stacked alone: the rows of points have their own")
 
     @property
     def experiment(self) -> str:
@@ -143,7 +144,7 @@ def run(config: Config, name: str, options: tuple[str, ...]) -> Row:
     if not stopped.exists():
         job = subprocess.run([str(word) for word in words], capture_output=True, text=True)
         if job.returncode and not stopped.exists():
-            raise ValueError(f"{name}: {(job.stderr.strip().splitlines() or ['no message'])[-1]}")
+            raise UserError(f"{name}: {(job.stderr.strip().splitlines() or ['no message'])[-1]}")
     if stopped.exists():
         return {"diverged": json.loads(stopped.read_text())["step"]}
     return json.loads((workdir / "summary.json").read_text())

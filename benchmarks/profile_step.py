@@ -25,6 +25,7 @@ from timing import write
 from train_step import STEP, first_state, random_data
 
 from jaxai import cli
+from jaxai.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.steps, self.top) < 1:
-            raise ValueError("--batch-size, --steps and --top must be at least 1")
+            raise UserError("--batch-size, --steps and --top must be at least 1")
 
 
 def main(config: Config) -> None:

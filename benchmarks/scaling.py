@@ -40,6 +40,7 @@ from jaxai.data.pipeline import endless
 from jaxai.distributed import cluster
 from jaxai.distributed.mesh import make_mesh, processes
 from jaxai.distributed.sharding import batch_sharding, state_sharding
+from jaxai.errors import UserError
 from jaxai.gan.step import apply
 from jaxai.nn.cnn import ArticleCNN
 from jaxai.nn.transformer import TransformerConfig
@@ -222,7 +223,7 @@ def timed(config: Config, count: int, devices: int) -> dict[str, Any]:
         jobs.append(subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, text=True))
     said = [job.communicate()[0] for job in jobs]
     if any(job.returncode for job in jobs):
-        raise ValueError(f"{count} processes of {devices} devices failed, see above")
+        raise UserError(f"{count} processes of {devices} devices failed, see above")
     row = {"processes": count, "devices_each": devices, "ms_a_step": json.loads(said[0].splitlines()[-1])}
     print(json.dumps(row), flush=True)
     return row

@@ -20,6 +20,7 @@ from datetime import date
 from pathlib import Path
 
 from jaxai import cli
+from jaxai.errors import UserError
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "gan_mnist.py"
 
@@ -62,7 +63,7 @@ def first_step(workdir: Path, cache: Path) -> float:
     ) as job:
         while not has_step(workdir / "metrics.jsonl"):
             if job.poll() is not None:
-                raise ValueError(f"{SCRIPT} ended before its first step: {job.stderr.read() if job.stderr else ''}")
+                raise UserError(f"{SCRIPT} ended before its first step: {job.stderr.read() if job.stderr else ''}")
             time.sleep(0.02)
         seconds = time.perf_counter() - before
         job.send_signal(signal.SIGKILL)

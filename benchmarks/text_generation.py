@@ -48,6 +48,7 @@ from timing import (
 
 from jaxai import cli
 from jaxai.data.text.corpus import characters, load_text, windows
+from jaxai.errors import MissingFileError, UserError
 from jaxai.nn.decoding.generation import generate
 from jaxai.nn.decoding.sampling import Sampling
 from jaxai.nn.transformer import init_cache
@@ -84,11 +85,11 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or not self.seeds:
-            raise ValueError(f"--rounds and --seeds need at least one, got {self.rounds} and {self.seeds}")
+            raise UserError(f"--rounds and --seeds need at least one, got {self.rounds} and {self.seeds}")
         if self.section == "run" and not (self.peers and self.text):
-            raise ValueError("run needs --peers PYTHON and --text FILE")
+            raise UserError("run needs --peers PYTHON and --text FILE")
         if self.text and not self.text.is_file():
-            raise FileNotFoundError(f"--text {self.text} is not a file")
+            raise MissingFileError(f"--text {self.text} is not a file")
 
 
 def main(config: Config) -> None:
@@ -124,7 +125,7 @@ def step(config: Config) -> dict[str, Any]:
             batches = random_windows()
             _, apart = losses_apart(STEP, first_state(), [next(batches) for _ in range(CHECKED)], ask)
             if not apart <= 1e-4:
-                raise ValueError(f"losses of {CHECKED} steps differ by {apart:.1e}: the programs are not the same")
+                raise UserError(f"losses of {CHECKED} steps differ by {apart:.1e}: the programs are not the same")
             row["largest_difference"] = apart
             contenders["torch"] = lambda repeats: [ask(ask="time", steps=TIMED)["seconds"] for _ in range(repeats)]
         seconds = race(contenders, config.rounds)
@@ -166,7 +167,7 @@ def timed(line: list[Any], variables: dict[str, str]) -> dict[str, float]:
     seconds = round(time.perf_counter() - before, 2)
     said = re.search(r"^validation loss ([\d.]+)", job.stdout, re.MULTILINE)
     if job.returncode or not said:
-        raise ValueError(f"{line[1]} failed: {(job.stderr.strip().splitlines() or ['no message'])[-1]}")
+        raise UserError(f"{line[1]} failed: {(job.stderr.strip().splitlines() or ['no message'])[-1]}")
     return {"seconds": seconds, "validation_loss": float(said[1])}
 
 
@@ -191,7 +192,7 @@ def sampling(config: Config) -> dict[str, Any]:
         return tokens[:, 240:]
 
     if not np.array_equal(cached(), read_again()):
-        raise ValueError("the cache gives other tokens than reading the prefix again")
+        raise UserError("the cache gives other tokens than reading the prefix again")
 
     def turn(function: Any) -> Turn:
         def seconds(repeats: int) -> list[float]:

@@ -25,6 +25,7 @@ import numpy as np
 from jaxai import cli, errors
 from jaxai.distributed.mesh import make_mesh, on_accelerator
 from jaxai.distributed.sharding import state_sharding
+from jaxai.errors import MissingFileError, UserError
 from jaxai.train.compiled_step import CompiledStep, Step
 from jaxai.train.feed import Batches, feed_of
 from jaxai.typing import PyTree
@@ -158,7 +159,7 @@ def relative(got: Sequence[Any], wanted: Sequence[Any], bound: float) -> float:
     # A sum of everything may cancel to near 0 and is left out.
     value = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs if a.ndim)
     if not value <= bound:
-        raise ValueError(f"results differ from jax.nn's by {value:.1e} of the largest entry, more than {bound}")
+        raise UserError(f"results differ from jax.nn's by {value:.1e} of the largest entry, more than {bound}")
     return value
 
 
@@ -178,7 +179,7 @@ def peer_process(python: Path | None, script: Path, *options: str) -> Iterator[A
 
         def answer() -> dict[str, Any]:
             if not (said := answers.readline()):
-                raise ValueError(f"--peers {python}: its process ended, see above; it needs PyTorch")
+                raise UserError(f"--peers {python}: its process ended, see above; it needs PyTorch")
             if "error" in (values := json.loads(said)):
                 raise NotAvailable(values["error"])
             return values
@@ -282,7 +283,7 @@ def peer_libraries(
 def check_interpreter(python: Path | None, script: str) -> None:
     """FileNotFoundError for --peers that is no file; the script's head tells how to make the environment."""
     if python and not python.is_file():
-        raise FileNotFoundError(f"--peers {python} is not a file: see the head of {script}")
+        raise MissingFileError(f"--peers {python} is not a file: see the head of {script}")
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

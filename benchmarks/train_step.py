@@ -25,6 +25,7 @@ from timing import Ask, Turn, check_interpreter, figure, peer_libraries, race, r
 from jaxai import cli
 from jaxai.data import ImageDataset
 from jaxai.data.pipeline import batches
+from jaxai.errors import UserError
 from jaxai.nn.cnn import ArticleCNN
 from jaxai.train.optim import Adam, optimizer
 from jaxai.train.supervised import cross_entropy, init_state, train_step
@@ -52,9 +53,9 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.threads < 1:
-            raise ValueError(f"--rounds and --threads must be at least 1, got {self.rounds} and {self.threads}")
+            raise UserError(f"--rounds and --threads must be at least 1, got {self.rounds} and {self.threads}")
         if not self.batch_sizes or min(self.batch_sizes) < 1 or max(self.batch_sizes) > self.images:
-            raise ValueError(f"--batch-sizes must be 1 to {self.images} (--images), got {self.batch_sizes}")
+            raise UserError(f"--batch-sizes must be 1 to {self.images} (--images), got {self.batch_sizes}")
 
 
 def main(config: Config) -> None:
@@ -115,7 +116,7 @@ def difference(ask: Ask) -> float:
     clear = {name: np.abs(grad) > 1e-3 for name, grad in grads.items()}
     apart = max(float(np.abs(theirs[name] - after[name])[clear[name]].max(initial=0)) for name in before)
     if loss > 1e-5 or apart > 2e-5:
-        raise ValueError(f"a peer's step differs from ours: loss by {loss:.1e}, weights by {apart:.1e}")
+        raise UserError(f"a peer's step differs from ours: loss by {loss:.1e}, weights by {apart:.1e}")
     return loss
 
 

@@ -28,6 +28,7 @@ from jaxai import attribution, experiment, metrics, plots, train
 from jaxai.config import Training, resumable
 from jaxai.data import ImageDataset, batches
 from jaxai.data.images import augmentation
+from jaxai.errors import UserError
 from jaxai.nn import AirbenchCNN, ArticleCNN, cnn
 from jaxai.ops import to_unit
 from jaxai.run import Run
@@ -73,20 +74,20 @@ class Config(Training):
             self.check_at_least(1, "steps_per_call")
         self.check_at_least(0, "held_out")
         if len(self.channels) != 3 or min(self.channels) < 1:
-            raise ValueError(f"--channels takes three numbers of at least 1, got {self.channels}")
+            raise UserError(f"--channels takes three numbers of at least 1, got {self.channels}")
         if self.recipe == "article" and self.dtype != "float32":
-            raise ValueError(f"--dtype {self.dtype} needs --recipe airbench")
+            raise UserError(f"--dtype {self.dtype} needs --recipe airbench")
         train.schedule(self.optimizer, self.decay_steps)
         other, untouched = ("airbench", train.Airbench()) if self.recipe == "article" else ("optimizer", train.Adam())
         if getattr(self, other) != untouched:
-            raise ValueError(f"--{other}.* does nothing with --recipe {self.recipe}: leave it out")
+            raise UserError(f"--{other}.* does nothing with --recipe {self.recipe}: leave it out")
         steps_per_call = self.steps_per_call or 1
         for option, value in (("steps-per-call", steps_per_call), ("accumulation-steps", self.accumulation_steps)):
             if value > 1 and (self.recipe, self.channels) != ("article", (32, 64, 64)):
                 reason = "others are slow inside a loop on a CPU or normalise over the whole batch"
-                raise ValueError(f"--{option} {value} needs the article's network, {reason}: give 1")
+                raise UserError(f"--{option} {value} needs the article's network, {reason}: give 1")
         if self.batch_size % (steps := self.accumulation_steps):
-            raise ValueError(f"--accumulation-steps must divide --batch-size {self.batch_size}, got {steps}")
+            raise UserError(f"--accumulation-steps must divide --batch-size {self.batch_size}, got {steps}")
 
 
 PRESETS = {
@@ -131,7 +132,7 @@ def make_network(config: Config, data: ImageDataset) -> Network:
     """The network for these classes. ValueError for images that are too small for its convolutions."""
     side, shape = 18 if config.recipe == "article" else 25, data.images.shape[1:3]
     if min(shape) < side:
-        raise ValueError(f"--dataset {data.name} has images of {shape}, the network needs {side} x {side}")
+        raise UserError(f"--dataset {data.name} has images of {shape}, the network needs {side} x {side}")
     if config.recipe == "article":
         return ArticleCNN(config.channels, classes=data.num_classes)
     first = to_unit(data.images[:5000])
@@ -177,9 +178,10 @@ def draw(
     plots.save_classifier_scores(run.folder, scored.images, scored.labels, probabilities, names)
     first = "conv_0" if isinstance(network, ArticleCNN) else "whiten"
     plots.plot_filters(run.folder / "filters.png", variables["params"][first]["kernel"])
-    layers: Any = [partial(network.apply, variables, method=method) for method in (None, "features", "head")]
+    layer: Any = partial(partial, network.apply, variables)
+    logits, features, head = layer(), layer(method="features"), layer(method="head")
     images, labels = to_unit(scored.images[:6]), scored.labels[:6]
-    maps = attribution.explain(*layers, images, labels, window=6, fill=0.5)
+    maps = attribution.explain(logits, features, head, images, labels, window=6, fill=0.5)
     plots.plot_explanations(run.folder / "explanations.png", scored.images[:6], maps)
 
 

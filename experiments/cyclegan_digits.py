@@ -32,9 +32,9 @@ from jaxai.config import Training
 from jaxai.data import ImageDataset, load
 from jaxai.data.images.domains import DRAWN, TO_GREY, Look, unpaired_batches
 from jaxai.distributed.mesh import make_mesh, processes
-from jaxai.gan.networks import Translator
+from jaxai.errors import UserError
 from jaxai.gan.losses import LOSSES
-from jaxai.gan.networks import Discriminator
+from jaxai.gan.networks import Discriminator, Translator
 from jaxai.gan.penalties import r1_r2
 from jaxai.gan.sampler import in_blocks, sampling_params
 from jaxai.gan.state import GanState, init_fn, init_gan_state
@@ -92,9 +92,9 @@ class Config(Training):
         self.check_at_least(1, "width", "hidden", "batch_size", "decay_steps", "eval_every")
         self.check_at_least(0, "blocks", "cycle_weight", "penalty")
         if not 0 < self.ema_half_life < np.inf:
-            raise ValueError(f"--ema-half-life must be positive, got {self.ema_half_life}")
+            raise UserError(f"--ema-half-life must be positive, got {self.ema_half_life}")
         if len(self.widths) != 2 or min(self.widths) < 1:
-            raise ValueError(f"--widths must be two positive numbers, got {self.widths}")
+            raise UserError(f"--widths must be two positive numbers, got {self.widths}")
 
 
 PRESETS = {

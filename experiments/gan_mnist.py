@@ -30,6 +30,7 @@ from flax import linen as nn
 
 from jaxai import experiment, gan
 from jaxai.data import batches, load
+from jaxai.errors import UserError
 from jaxai.ops.pixels import to_signed
 from jaxai.run.folder import Run
 from jaxai.train import Adam, Keys, Result, optimizer
@@ -57,9 +58,9 @@ class Config(gan.GanConfig):
         super().__post_init__()
         self.check_at_least(0, "ada_images")
         if "saturation" in self.augment:
-            raise ValueError("--augment saturation needs colour, digits are grey: leave it out")
+            raise UserError("--augment saturation needs colour, digits are grey: leave it out")
         if self.ada_images and not self.augment:
-            raise ValueError("--ada-images has nothing to adapt: give --augment too")
+            raise UserError("--ada-images has nothing to adapt: give --augment too")
 
 
 PRESETS = {
@@ -95,7 +96,7 @@ def build(config: Config) -> experiment.Task:
     """The training on MNIST, evaluated by pictures and the MNIST-FD."""
     train, test = experiment.splits(NAME, config, "mnist")
     if config.full_data and train.embedded:
-        raise ValueError(
+        raise UserError(
             f"--preset {config.preset} wants all of MNIST: pass --data-dir, or --no-full-data to do without"
         )
     generator, discriminator = networks(config)

@@ -26,6 +26,7 @@ from PIL import Image
 from jaxai import cli, plots
 from jaxai.data.synthetic.mixtures import MIXTURES, Mixture, point_batches
 from jaxai.distributed.mesh import make_mesh, processes
+from jaxai.errors import UserError
 from jaxai.gan import losses as losses
 from jaxai.gan import penalties as penalties
 from jaxai.gan.collapse import CollapseConfig, CollapseMonitor
@@ -96,13 +97,13 @@ class Config(CollapseConfig):
             self.check_at_least(0, "final_penalty_weight")
         for name in ("penalty_weight", "noise", "unroll_rate"):
             if not np.isfinite(getattr(self, name)):
-                raise ValueError(f"--{name.replace('_', '-')} must be finite, got {getattr(self, name)}")
+                raise UserError(f"--{name.replace('_', '-')} must be finite, got {getattr(self, name)}")
         if min(self.generator + self.discriminator, default=1) < 1:
-            raise ValueError("--generator and --discriminator are sizes of layers: give positive numbers")
+            raise UserError("--generator and --discriminator are sizes of layers: give positive numbers")
         if self.batch_size % self.packing:
-            raise ValueError(f"--packing {self.packing} does not divide --batch-size {self.batch_size}")
+            raise UserError(f"--packing {self.packing} does not divide --batch-size {self.batch_size}")
         if self.deviation and self.batch_size // self.packing % 8:
-            raise ValueError(
+            raise UserError(
                 "--minibatch-stddev compares four real and four generated: --batch-size / --packing must be 8 n"
             )
 
@@ -134,7 +135,7 @@ def main(config: Config) -> None:
     devices = config.devices or max(n for n in range(1, jax.device_count() + 1) if config.gans % n == 0)
     mesh = make_mesh(devices, shape=config.mesh)
     if config.gans % (devices := mesh.shape["data"]):
-        raise ValueError(f"--gans {config.gans} do not divide over {devices} devices: change one of them")
+        raise UserError(f"--gans {config.gans} do not divide over {devices} devices: change one of them")
     mixture = MIXTURES[config.mixture]
     batches = point_batches(mixture, config.gans, config.batch_size, seed=config.seed, **processes(mesh))
     step, init = training(config)

@@ -33,9 +33,9 @@ from jaxai.data import ImageDataset, load
 from jaxai.data.images.photos import Photo, crop_batches, load_photos, with_halves
 from jaxai.data.pipeline import batches
 from jaxai.distributed.mesh import make_mesh, processes
-from jaxai.gan.networks import Restorer
+from jaxai.errors import MissingFileError, UserError
 from jaxai.gan.losses import LOSSES
-from jaxai.gan.networks import Discriminator
+from jaxai.gan.networks import Discriminator, Restorer
 from jaxai.gan.penalties import r1_r2
 from jaxai.gan.sampler import sampling_params
 from jaxai.gan.state import GanState, init_fn, init_gan_state
@@ -104,13 +104,13 @@ class Config(Training):
         self.check_at_least(0, "blocks", "sigma", "penalty")
         for name in ("weight", "ema_half_life"):
             if not 0 < getattr(self, name) < np.inf:
-                raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
+                raise UserError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
         if self.scale not in (2, 4):
-            raise ValueError(f"--scale must be 2 or 4, got {self.scale}")
+            raise UserError(f"--scale must be 2 or 4, got {self.scale}")
         if len(self.widths) != 2 or min(self.widths) < 1:
-            raise ValueError(f"--widths must be two positive numbers, got {self.widths}")
+            raise UserError(f"--widths must be two positive numbers, got {self.widths}")
         if self.crop < 16 or self.crop % 4:
-            raise ValueError(f"--crop must be a multiple of 4 and at least 16, got {self.crop}")
+            raise UserError(f"--crop must be a multiple of 4 and at least 16, got {self.crop}")
 
 
 PRESETS = {
@@ -299,10 +299,10 @@ def restore_file(options: RestoreFile) -> None:
     try:
         config = config_from_json(Config, read_config(folder))
     except TypeError as error:
-        raise ValueError(f"{folder} holds no run of this experiment ({error}): train one first") from error
+        raise UserError(f"{folder} holds no run of this experiment ({error}): train one first") from error
     out = options.out or folder / f"{options.image.stem}_restored.png"
     if out.exists() or out.suffix != ".png":
-        raise ValueError(f"{out} is {'there already' if out.exists() else 'no .png'}: give another --out")
+        raise UserError(f"{out} is {'there already' if out.exists() else 'no .png'}: give another --out")
     restorer, channels = Restorer(config.width, config.blocks), 3 if config.dataset == "photos" else 1
     hints = [jnp.zeros((1, 8, 8, 1))] if config.task == "inpainting" else []
     shapes = jax.eval_shape(restorer.init, jax.random.key(0), jnp.zeros((1, 8, 8, channels)), *hints)["params"]
@@ -311,14 +311,14 @@ def restore_file(options: RestoreFile) -> None:
     scale = config.scale if config.task == "super_resolution" else 1
     height, width = (scale * size for size in pixels.shape[1:3])
     if height * width > MOST:
-        raise ValueError(f"--image: {width}x{height} pixels when restored, give one of at most {MOST:,}")
+        raise UserError(f"--image: {width}x{height} pixels when restored, give one of at most {MOST:,}")
     damaged = upscaled(preprocess(jnp.asarray(pixels)), scale) if scale > 1 else preprocess(jnp.asarray(pixels))
     damaged = damaged if mask is None else damaged * (1 - mask)
     image = plots.to_pixels(whole(restorer, params, damaged, mask))[0]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{out.parent} can't be a folder ({error.strerror}): give another --out") from error
+        raise UserError(f"{out.parent} can't be a folder ({error.strerror}): give another --out") from error
     plots.save_png(out, image, scale=1)
     print(f"restored, by a run for {config.task.replace('_', ' ')}: {out}")
 
@@ -329,20 +329,20 @@ def read_image(path: Path, mode: str, *, holes: bool) -> tuple[np.ndarray, np.nd
     FileNotFoundError, or ValueError where it is no image or has no holes.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"--image {path} is missing: give an image file")
+        raise MissingFileError(f"--image {path} is missing: give an image file")
     try:
         with Image.open(path) as opened:
             picture = ImageOps.exif_transpose(opened)
             pixels, alpha = np.asarray(picture.convert(mode)), np.asarray(picture.convert("RGBA"))[..., 3]
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"--image {path} can't be read as an image ({error}): give a PNG or JPEG") from error
+        raise UserError(f"--image {path} can't be read as an image ({error}): give a PNG or JPEG") from error
     if picture.mode.startswith(("I", "F")):
-        raise ValueError(f"--image {path} has more than 8 bits a channel: convert it first")
+        raise UserError(f"--image {path} has more than 8 bits a channel: convert it first")
     pixels = pixels.reshape(1, *pixels.shape[:2], -1)
     if not holes:
         return pixels, None
     if alpha.all():
-        raise ValueError(f"--image {path} has no hole: make transparent what is missing")
+        raise UserError(f"--image {path} has no hole: make transparent what is missing")
     return pixels, (alpha == 0)[None, ..., None].astype(np.float32)
 
 

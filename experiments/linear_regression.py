@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from jaxai import experiment
 from jaxai.config import Training
 from jaxai.data.synthetic.constant import constant_batches
+from jaxai.errors import UserError
 from jaxai.plots.curves import read_records
 from jaxai.run import Run
 from jaxai.train import Keys, Result
@@ -58,7 +59,7 @@ class Config(Training):
         self.check_at_least(2, "points")
         self.check_at_least(0, "noise")
         if not self.learning_rate > 0:
-            raise ValueError(f"--learning-rate must be positive, got {self.learning_rate}")
+            raise UserError(f"--learning-rate must be positive, got {self.learning_rate}")
 
 
 PRESETS = {
@@ -90,6 +91,7 @@ def build(config: Config) -> experiment.Task:
         source=f"{config.points} points on a noisy line",
         batches=partial(constant_batches, {"x": np.asarray(x), "y": np.asarray(y)}),
         batch_size=config.points,
+        devices=1,
         trainer=Descents(config.learning_rate),
         finish=finish,
         report=report,

@@ -35,6 +35,7 @@ import optax
 from jaxai import experiment, plots, train
 from jaxai.config import Training
 from jaxai.data import batches
+from jaxai.errors import UserError
 from jaxai.nn import MLP
 from jaxai.ops import to_unit
 from jaxai.run import Run
@@ -72,7 +73,7 @@ class Config(Training):
         super().__post_init__()
         self.check_at_least(1, "hidden", "decay_steps", "batch_size", "eval_every")
         if not self.learning_rate > 0:
-            raise ValueError(f"--learning-rate must be positive, got {self.learning_rate}")
+            raise UserError(f"--learning-rate must be positive, got {self.learning_rate}")
 
 
 PRESETS = {

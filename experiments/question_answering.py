@@ -35,6 +35,7 @@ from jaxai.data.qa.questions import Vocabulary, decode, encode, question_batches
 from jaxai.data.qa.stories import MOST_NAMES, MOST_PLACES, load_stories
 from jaxai.data.qa.stories import TASKS as STORY_TASKS
 from jaxai.distributed.mesh import make_mesh, processes
+from jaxai.errors import UserError
 from jaxai.nn.reader import Reader
 from jaxai.nn.transformer import TransformerConfig
 from jaxai.run.files import write_json
@@ -92,12 +93,12 @@ class Config(Training):
         self.check_at_least(2, "count")
         self.check_at_least(1, "test_count", "times", "batch_size", "shapes", "decay_steps", "eval_every")
         if self.transformer.max_length < 2:
-            raise ValueError(
+            raise UserError(
                 f"--transformer.max-length must be at least 2, a question and a fact, got {self.transformer.max_length}"
             )
         known = BABI_TASKS if self.data_dir else range(1, len(STORY_TASKS) + 1)
         if strange := set(self.tasks) - set(known):
-            raise ValueError(f"--tasks {min(strange)}: there are {known[0]} to {known[-1]}")
+            raise UserError(f"--tasks {min(strange)}: there are {known[0]} to {known[-1]}")
 
 
 PRESETS = {
@@ -121,7 +122,7 @@ PRESETS = {
 def main(config: Config) -> None:
     """Load, train, answer, score."""
     if config.preset == "babi" and not config.data_dir:
-        raise ValueError("--preset babi needs --data-dir, a folder with bAbI's files")
+        raise UserError("--preset babi needs --data-dir, a folder with bAbI's files")
     learned, test = load(config, "train"), load(config, "test")
     train, val = held_out(learned)
     train += (config.times - 1) * slow_questions(config, learned, train)
@@ -214,7 +215,7 @@ def slow_questions(config: Config, questions: Questions, train: list[Question]) 
     """Those of the tasks that ``config.slow`` names."""
     titles = list(questions.titles.values()) if config.data_dir else STORY_TASKS
     if strange := set(config.slow) - {*titles, *STORY_TASKS}:  # our grammar's are the default, also beside bAbI's files
-        raise ValueError(f"--slow {min(strange)}: the tasks are {', '.join(titles)}")
+        raise UserError(f"--slow {min(strange)}: the tasks are {', '.join(titles)}")
     return [question for question in train if questions.titles[question.task] in config.slow]
 
 
@@ -322,18 +323,18 @@ def explain(options: Explain) -> None:
     folder = finished_folder(NAME, options, FILES)
     reader, config = finished_run(folder)
     if config["tasks"] and options.task not in config["tasks"]:
-        raise ValueError(f"--task {options.task}: this run learned {', '.join(map(str, config['tasks']))}")
+        raise UserError(f"--task {options.task}: this run learned {', '.join(map(str, config['tasks']))}")
     if config["data"]["embedded"]:
         if options.data_dir:
-            raise ValueError(f"{folder} was trained on our own stories: leave --data-dir out")
+            raise UserError(f"{folder} was trained on our own stories: leave --data-dir out")
         if not 1 <= options.task <= len(STORY_TASKS):
-            raise ValueError(f"--task {options.task}: there are 1 to {len(STORY_TASKS)}")
+            raise UserError(f"--task {options.task}: there are 1 to {len(STORY_TASKS)}")
         question = load_stories("test", 1, options.seed).tasks[options.task][0]
     elif options.data_dir:
         questions = load_babi(options.data_dir, "test", [options.task]).all
         question = questions[options.seed % len(questions)]
     else:
-        raise ValueError(f"{folder} was trained on bAbI's files: give --data-dir")
+        raise UserError(f"{folder} was trained on bAbI's files: give --data-dir")
     path = folder / "attention.png"
     said = draw_attention(path, reader, question)
     print(*map(" ".join, question.facts), f"{' '.join(question.question)}? {said}", path, sep="\n")
@@ -349,7 +350,7 @@ def finished_run(folder: Path) -> tuple[Loaded, dict[str, Any]]:
         network = Reader(vocabulary.size, vocabulary.labels, TransformerConfig(**config["transformer"]))
     except (ValueError, KeyError, TypeError) as error:
         message = f"{folder} holds no run of this experiment, or a damaged vocabulary.json ({error}): train one first"
-        raise ValueError(message) from error
+        raise UserError(message) from error
     shapes = jax.eval_shape(partial(init_params, network, sizes["max_words"]), jax.random.key(0))
     params = read_weights(folder / "model.safetensors", shapes, saved)
     return Loaded(network, params, vocabulary, sizes), config

@@ -37,6 +37,7 @@ from jaxai import cli, plots
 from jaxai.config import Finished, Training, resumable
 from jaxai.data.text.corpus import BYTES, Vocabulary, characters, load_text, ordered, split, streams, windows
 from jaxai.distributed.mesh import make_mesh, processes
+from jaxai.errors import UserError
 from jaxai.nn.decoding.generation import generate
 from jaxai.nn.decoding.sampling import Sampling
 from jaxai.nn.rnn import RecurrentLanguageModel, RNNConfig, reset_state
@@ -96,13 +97,13 @@ class Config(Training):
             self.check_at_least(1, "steps_per_call")
         self.check_at_least(0, "eval_batches")
         if self.data_dir:
-            raise ValueError("--data-dir is not read by this experiment: give the file as --text FILE")
+            raise UserError("--data-dir is not read by this experiment: give the file as --text FILE")
         if self.network == "recurrent" and self.eval_batches:
-            raise ValueError("--network recurrent reads in order, it has no random windows: give --eval-batches 0")
+            raise UserError("--network recurrent reads in order, it has no random windows: give --eval-batches 0")
         if self.network == "recurrent" and self.dtype != "float32":
-            raise ValueError(f"--dtype {self.dtype} needs --network transformer: the recurrent network is float32")
+            raise UserError(f"--dtype {self.dtype} needs --network transformer: the recurrent network is float32")
         if self.accumulation_steps > 1 and (self.network == "recurrent" or self.batch_size % self.accumulation_steps):
-            raise ValueError(
+            raise UserError(
                 "--accumulation-steps wants --network transformer and a divisor of --batch-size, got "
                 f"{self.accumulation_steps}"
             )
@@ -111,7 +112,7 @@ class Config(Training):
             and self.transformer.position == "learned"
             and self.length > self.transformer.max_length
         ):
-            raise ValueError(f"--length {self.length} needs --transformer.max-length of at least that")
+            raise UserError(f"--length {self.length} needs --transformer.max-length of at least that")
 
 
 PRESETS = {
@@ -160,7 +161,7 @@ def main(config: Config) -> None:
     training, validation = split(vocabulary.encode(text.string))
     if len(validation) <= config.length:
         count = f"the {len(validation):,} tokens that validate"
-        raise ValueError(f"--length {config.length} does not fit into {count}: give less, or a longer --text")
+        raise UserError(f"--length {config.length} does not fit into {count}: give less, or a longer --text")
     network = build(config.network, vocabulary.size, config.transformer, config.rnn, config.dtype)
     mesh = make_mesh(config.devices, batch_size=config.batch_size, shape=config.mesh)
     if config.network == "recurrent":
@@ -324,7 +325,7 @@ class Prompted(Finished):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prompt == "":
-            raise ValueError("--prompt is empty: give at least one character")
+            raise UserError("--prompt is empty: give at least one character")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -364,7 +365,7 @@ def explain(options: Explain) -> None:
     folder = finished_folder(NAME, options, FILES)
     network, params, vocabulary, context, beginning = finished_run(folder)
     if not isinstance(network, LanguageModel):
-        raise ValueError(f"{folder} holds a recurrent network, which has no attention to draw: give another --workdir")
+        raise UserError(f"{folder} holds a recurrent network, which has no attention to draw: give another --workdir")
     whole = vocabulary.encode(options.prompt or beginning)
     ids = whole[:context]
     out: Any = jax.jit(partial(network.apply, statistics=True))({"params": params}, jnp.asarray(ids)[None])[1]
@@ -390,7 +391,7 @@ def finished_run(folder: Path) -> tuple[Network, PyTree, Vocabulary, int, str]:
         network = build(config["network"], vocabulary.size, *shapes, dtype)
     except (ValueError, KeyError, TypeError) as error:
         message = f"{folder} holds no run of this experiment, or a damaged vocabulary.json ({error}): train one first"
-        raise ValueError(message) from error
+        raise UserError(message) from error
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     params = read_weights(folder / "model.safetensors", shapes, saved)
     return network, params, vocabulary, length, beginning

@@ -27,6 +27,7 @@ from flax import linen as nn
 
 from jaxai import experiment, gan
 from jaxai.data import batches, load
+from jaxai.errors import UserError
 from jaxai.nn import TransformerConfig
 from jaxai.ops.pixels import to_signed
 from jaxai.run import Run, parameter_count
@@ -60,12 +61,12 @@ class Config(gan.GanConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.transformer.position != "learned" or self.transformer.dropout:
-            raise ValueError("--transformer.position must be learned, a patch has a row and a column, and dropout 0")
+            raise UserError("--transformer.position must be learned, a patch has a row and a column, and dropout 0")
         side = IMAGES[self.dataset][0]
         if self.patch < 1 or side % self.patch:
-            raise ValueError(f"--patch {self.patch} does not divide images of {side}x{side}")
+            raise UserError(f"--patch {self.patch} does not divide images of {side}x{side}")
         if self.attention and "convolutional" not in (self.generator, self.discriminator):
-            raise ValueError("--attention is for convolutional networks: give --generator or --discriminator too")
+            raise UserError("--attention is for convolutional networks: give --generator or --discriminator too")
 
 
 DEFAULT = Config(

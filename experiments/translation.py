@@ -31,6 +31,7 @@ from jaxai.config import Finished, Training
 from jaxai.data.text.bpe import BOS, EOS, PAD, UNK, Bpe, framed, train_bpe
 from jaxai.data.text.pairs import Pairs, bucketed, load_pairs, padded
 from jaxai.distributed.mesh import make_mesh, processes
+from jaxai.errors import UserError
 from jaxai.metrics.text import translation_scores
 from jaxai.nn.decoding.beam import translate as beam_translate
 from jaxai.nn.transformer import TransformerConfig
@@ -91,13 +92,13 @@ class Config(Training):
         names = "vocabulary_size", "tokens_per_batch", "decay_steps", "ema_half_life", "beams", "shapes", "eval_every"
         self.check_at_least(1, *names)
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"--label-smoothing must lie in [0, 1), got {self.label_smoothing}")
+            raise UserError(f"--label-smoothing must lie in [0, 1), got {self.label_smoothing}")
         if not np.isfinite(self.length_penalty):
-            raise ValueError(f"--length-penalty must be finite, got {self.length_penalty}")
+            raise UserError(f"--length-penalty must be finite, got {self.length_penalty}")
         if self.source == self.target:
-            raise ValueError(f"--source and --target are both {self.source}: choose two languages")
+            raise UserError(f"--source and --target are both {self.source}: choose two languages")
         if self.transformer.position == "learned":
-            raise ValueError("--transformer.position learned has an end, sentences have none: leave it rotary")
+            raise UserError("--transformer.position learned has an end, sentences have none: leave it rotary")
 
 
 PRESETS = {
@@ -126,7 +127,7 @@ PRESETS = {
 def main(config: Config) -> None:
     """Load, train, translate, score."""
     if config.preset == "multi30k" and not config.data_dir:
-        raise ValueError("--preset multi30k needs --data-dir, a folder with train.en, train.de, val.en and so on")
+        raise UserError("--preset multi30k needs --data-dir, a folder with train.en, train.de, val.en and so on")
     names = {"train": "train", "val": "val", "test": config.test}
     splits = {key: load_pairs(config.data_dir, name, config.source, config.target) for key, name in names.items()}
     train, val = splits["train"], splits["val"]
@@ -316,7 +317,7 @@ class Translate(Finished):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.sentence.strip():
-            raise ValueError("--sentence is empty: give at least one word")
+            raise UserError("--sentence is empty: give at least one word")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -344,10 +345,10 @@ def check_sentence(bpe: Bpe, sentence: str) -> None:
     """Raise ValueError for a sentence without a token, and for characters that no token has."""
     (ids,) = bpe.encode([sentence])
     if not len(ids):
-        raise ValueError("--sentence has no words: give at least one")
+        raise UserError("--sentence has no words: give at least one")
     if UNK in ids:
         unknown = [character for character in sorted(set(sentence)) if UNK in bpe.encode([character])[0]]
-        raise ValueError(f"--sentence has characters that the run's texts never have: {' '.join(unknown)}")
+        raise UserError(f"--sentence has characters that the run's texts never have: {' '.join(unknown)}")
 
 
 def finished_run(folder: Path) -> Translator:
@@ -360,7 +361,7 @@ def finished_run(folder: Path) -> Translator:
         how = int(config["beams"]), float(config["length_penalty"])
     except (ValueError, KeyError, TypeError) as error:
         message = f"{folder} holds no run of this experiment, or a damaged vocabulary.json ({error}): train one first"
-        raise ValueError(message) from error
+        raise UserError(message) from error
     token = jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), token, token)["params"]
     return Translator(network, read_weights(folder / "model.safetensors", shapes, saved), bpe, *how)

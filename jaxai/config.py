@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from jaxai.errors import UserError
+
 
 def resumable[T](default: T) -> T:
     """The dataclass field of an option that may differ between two starts of one run; every other option may not."""
@@ -35,7 +37,7 @@ class Platform:
         for name in names:
             if not getattr(self, name) >= least:
                 option = name.replace("_", "-")
-                raise ValueError(f"--{option} must be at least {least}, got {getattr(self, name)}")
+                raise UserError(f"--{option} must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ class Common(Platform):
         self.check_at_least(1, "steps")
         self.check_at_least(0, "seed")
         if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-            raise ValueError("--tensorboard needs the extra: pip install -e '.[tensorboard]'")
+            raise UserError("--tensorboard needs the extra: pip install -e '.[tensorboard]'")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,21 +103,21 @@ class Training(Common):
         self.check_at_least(1, "keep")
         self.check_at_least(0, "checkpoint_every", "checkpoint_seconds", "watchdog")
         if self.watchdog > 1e6:
-            raise ValueError(f"--watchdog must be at most 1e6 seconds, got {self.watchdog}; 0 is none")
+            raise UserError(f"--watchdog must be at most 1e6 seconds, got {self.watchdog}; 0 is none")
         axes = mesh_axes(self.mesh)
         if self.devices and self.mesh and not self.coordinator and self.devices != math.prod(axes.values()):
-            raise ValueError(f"--mesh {self.mesh} is not of --devices {self.devices}: leave one of them out")
+            raise UserError(f"--mesh {self.mesh} is not of --devices {self.devices}: leave one of them out")
         if self.coordinator not in ("", "auto"):
             host, _, port = self.coordinator.rpartition(":")
             if not (host and port.isdecimal() and 0 < int(port) < 2**16):
-                raise ValueError(f"--coordinator must be HOST:PORT or auto, got {self.coordinator}")
+                raise UserError(f"--coordinator must be HOST:PORT or auto, got {self.coordinator}")
             if not 0 <= self.process_id < self.num_processes:
-                raise ValueError(
+                raise UserError(
                     "--coordinator HOST:PORT wants --num-processes N and --process-id of 0 to N - 1, got "
                     f"{self.num_processes} and {self.process_id}"
                 )
         elif self.num_processes or self.process_id >= 0:
-            raise ValueError("--num-processes and --process-id want --coordinator HOST:PORT")
+            raise UserError("--num-processes and --process-id want --coordinator HOST:PORT")
 
     @property
     def save_evaluations(self) -> bool:
@@ -133,7 +135,7 @@ def mesh_axes(text: str) -> dict[str, int]:
     """The sizes of a mesh's axes from ``data=4,model=2``; of none from an empty text. Raises ValueError."""
     found = re.fullmatch(r"data=([1-9]\d{0,5})(?:,model=([1-9]\d{0,5}))?", text)
     if text and not found:
-        raise ValueError(f"--mesh must look like data=4 or data=4,model=2, got {text}")
+        raise UserError(f"--mesh must look like data=4 or data=4,model=2, got {text}")
     return {"data": int(found[1]), "model": int(found[2] or 1)} if found else {}
 
 

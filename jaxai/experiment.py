@@ -17,6 +17,7 @@ from jaxai import cli
 from jaxai.config import Platform, Training
 from jaxai.data import ImageDataset, load
 from jaxai.distributed.mesh import make_mesh, processes
+from jaxai.errors import UserError
 from jaxai.run.card import write_card
 from jaxai.run.files import write_json
 from jaxai.run.folder import Run, began_embedded, open_run
@@ -156,6 +157,6 @@ def splits(name: str, config: Training, dataset: str, *, held_out: int = 0) -> t
         return train, load(dataset, "test", data_dir=config.data_dir, embedded_only=train.embedded)
     kept = len(train.labels) - held_out
     if kept < 1:
-        raise ValueError(f"--held-out must be less than {len(train.labels):,}, got {held_out}")
+        raise UserError(f"--held-out must be less than {len(train.labels):,}, got {held_out}")
     first = dataclasses.replace(train, images=train.images[:kept], labels=train.labels[:kept])
     return first, dataclasses.replace(train, images=train.images[kept:], labels=train.labels[kept:])

@@ -18,7 +18,7 @@ import tyro
 from jaxai.cli.platform import start_platform, use_compilation_cache
 from jaxai.config import Common, Finished, Platform, Training
 from jaxai.distributed.cluster import distributed_session
-from jaxai.errors import ending
+from jaxai.errors import UserError, ending
 
 
 def parse[ConfigT: Common](
@@ -50,7 +50,7 @@ def check_preset(name: str, presets: Mapping[str, Any]) -> None:
     if name not in presets:
         near = difflib.get_close_matches(name, presets, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"--preset {name} is unknown: {hint}there are {', '.join(presets)}")
+        raise UserError(f"--preset {name} is unknown: {hint}there are {', '.join(presets)}")
 
 
 def run[ConfigT: Common](
@@ -104,7 +104,7 @@ def read(form: Any, arguments: Sequence[str], **options: Any) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-    raise ValueError(usage_error(said.getvalue()))
+    raise UserError(usage_error(said.getvalue()))
 
 
 def usage_error(box: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from jaxai import errors
+from jaxai.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # <malloc.h>
 
@@ -26,7 +27,6 @@ def start_platform(platform: str, devices: int) -> None:
 
     Raises ValueError where the platform is not there, naming the extra to install, or has too few devices.
     """
-    jax.config.update("jax_traceback_filtering", "off")  # else an error inside JAX looks as if we had raised it
     if platform in ("auto", "cpu"):
         keep_freed_memory()
     if devices > 1:
@@ -42,9 +42,9 @@ def start_platform(platform: str, devices: int) -> None:
         if platform not in INSTALL:
             raise
         message = f"--platform {platform}: JAX finds none here; {INSTALL[platform]}, or use --platform cpu"
-        raise ValueError(f"{message} ({errors.one_line(error)})" if str(error) else message) from error
+        raise UserError(f"{message} ({errors.one_line(error)})" if str(error) else message) from error
     if devices > found:
-        raise ValueError(f"--devices {devices}: JAX finds only {found}; ask for at most {found}")
+        raise UserError(f"--devices {devices}: JAX finds only {found}; ask for at most {found}")
 
 
 def keep_freed_memory() -> None:

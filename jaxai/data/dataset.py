@@ -3,6 +3,8 @@
 import difflib
 from typing import Protocol
 
+from jaxai.errors import UserError
+
 SPLITS = ("train", "test")
 
 
@@ -29,4 +31,4 @@ def check_split(split: str) -> None:
     if split not in SPLITS:
         near = difflib.get_close_matches(split.lower(), SPLITS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"split {split!r} is unknown{hint}; choose one of: {', '.join(SPLITS)}")
+        raise UserError(f"split {split!r} is unknown{hint}; choose one of: {', '.join(SPLITS)}")

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxai.data.images.specs import SPECS, Arrays, check_arrays
 from jaxai.data.random import permutation
+from jaxai.errors import DamagedFileError, MissingFileError, UserError
 
 MNIST_FILE = "mnist_5k.npz"  # files/README.md: origin and licence; tools/make_mnist_5k.py makes it
 MNIST_SHA256 = "3e63986ee8d54a175bb7260d8a95b5b524e901f7dd0bf662328afbeeac176a54"
@@ -62,9 +63,9 @@ def libreoffice(split: str, source: str, target: str) -> list[tuple[str, str]]:
         ("target", target, LANGUAGES),
     ):
         if value not in known:
-            raise ValueError(f"{name} {value!r} is not in the embedded pairs; choose one of: {', '.join(known)}")
+            raise UserError(f"{name} {value!r} is not in the embedded pairs; choose one of: {', '.join(known)}")
     if source == target:
-        raise ValueError(f"source and target are both {source!r}; choose two of: {', '.join(LANGUAGES)}")
+        raise UserError(f"source and target are both {source!r}; choose two of: {', '.join(LANGUAGES)}")
     text = gzip.decompress(_shipped(PAIRS_FILE, PAIRS_SHA256, "sentence pairs")[1]).decode()
     header, *rows = (line.split("\t") for line in text.removesuffix("\n").split("\n"))
     columns = header.index(source), header.index(target)
@@ -78,10 +79,10 @@ def _shipped(name: str, sha256: str, what: str) -> tuple[str, bytes]:
     try:
         content = source.read_bytes()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{source}: the embedded {what} are missing; {again}") from None
+        raise MissingFileError(f"{source}: the embedded {what} are missing; {again}") from None
     digest = hashlib.sha256(content).hexdigest()
     if digest != sha256:
-        raise OSError(
+        raise DamagedFileError(
             f"{source}: the embedded {what} are damaged (SHA-256 {digest[:12]}..., expected {sha256[:12]}...); {again}"
         )
     return str(source), content

@@ -10,6 +10,7 @@ from jaxtyping import Int64
 
 from jaxai.data.images.sources import ImageDataset
 from jaxai.data.random import permutation
+from jaxai.errors import UserError
 
 ENDLESS = 2**62  # batches: grain's indices are 64-bit, and next_index stays below
 
@@ -64,7 +65,7 @@ def batches(
     """
     n = len(dataset.labels)
     if not 1 <= batch_size <= n:
-        raise ValueError(
+        raise UserError(
             f"batch_size is {batch_size}, but {dataset.name} {dataset.split} has {n:,} examples; choose 1 to {n}"
         )
     check_rows(batch_size, process_index, process_count, seed)
@@ -97,17 +98,15 @@ def endless(batch: Callable[[int], dict[str, np.ndarray]]) -> grain.DatasetItera
 def check_rows(batch_size: int, process_index: int, process_count: int, seed: int = 0) -> None:
     """Raise ``ValueError`` unless each process can take its equal share of a batch's rows, and for a bad seed."""
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; choose at least 1")
+        raise UserError(f"batch_size is {batch_size}; choose at least 1")
     if not 0 <= process_index < process_count:
-        raise ValueError(
+        raise UserError(
             f"process_index is {process_index}, expected 0 to process_count - 1 (process_count is {process_count})"
         )
     if batch_size % process_count:
-        raise ValueError(
-            f"batch_size {batch_size} is not divisible by process_count {process_count}; choose a multiple"
-        )
+        raise UserError(f"batch_size {batch_size} is not divisible by process_count {process_count}; choose a multiple")
     if seed < 0:
-        raise ValueError(f"seed is {seed}; choose an integer of at least 0")
+        raise UserError(f"seed is {seed}; choose an integer of at least 0")
 
 
 def own_rows(batch_size: int, process_index: int, process_count: int) -> slice:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from jaxai import errors
+from jaxai.errors import UserError
 
 HEARTBEAT, JOIN = 15, 120  # seconds until a silent process is lost; until all must have come
 
@@ -40,7 +41,7 @@ def distributed_session(coordinator: str, count: int, index: int) -> Iterator[No
     try:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"--coordinator {coordinator}: {errors.one_line(error)}") from error
+        raise UserError(f"--coordinator {coordinator}: {errors.one_line(error)}") from error
     try:
         yield
     except (errors.Interrupted, FloatingPointError):

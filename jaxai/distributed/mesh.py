@@ -7,6 +7,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from jaxai.config import mesh_axes
+from jaxai.errors import UserError
 
 
 def make_mesh(devices: int = 0, *, batch_size: int = 0, shape: str = "") -> Mesh:
@@ -19,15 +20,15 @@ def make_mesh(devices: int = 0, *, batch_size: int = 0, shape: str = "") -> Mesh
     wanted = int(np.prod(list(axes.values()))) if axes else devices
     several = jax.process_count() > 1
     if several and devices not in (0, jax.local_device_count()):
-        raise ValueError(
+        raise UserError(
             f"--devices {devices}: each of several processes uses all its {jax.local_device_count()} devices"
         )
     found = jax.devices()[: None if several else (wanted or None)]
     if axes and wanted != len(found):
-        raise ValueError(f"--mesh {shape} is of {wanted} devices, but there are {len(found)}: change it, or --devices")
+        raise UserError(f"--mesh {shape} is of {wanted} devices, but there are {len(found)}: change it, or --devices")
     sizes = axes or {"data": len(found), "model": 1}
     if batch_size % sizes["data"]:
-        raise ValueError(f"--batch-size {batch_size} does not divide over {sizes['data']} devices: change one of them")
+        raise UserError(f"--batch-size {batch_size} does not divide over {sizes['data']} devices: change one of them")
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2, devices=found)
 
 
@@ -46,7 +47,7 @@ def processes(mesh: Mesh) -> Processes:
     """
     rows = sorted({index[0] for index, device in np.ndenumerate(mesh.devices) if device in mesh.local_devices})
     if rows != list(range(rows[0], rows[0] + len(rows))) or mesh.shape["data"] % len(rows) or rows[0] % len(rows):
-        raise ValueError(f"the mesh {dict(mesh.shape)} does not divide over the processes: give --mesh a multiple")
+        raise UserError(f"the mesh {dict(mesh.shape)} does not divide over the processes: give --mesh a multiple")
     return {"process_index": rows[0] // len(rows), "process_count": mesh.shape["data"] // len(rows)}
 
 

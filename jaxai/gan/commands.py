@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from jaxai import plots
 from jaxai.config import Finished
+from jaxai.errors import UserError
 from jaxai.gan.latents import invert, truncated
 from jaxai.gan.step import apply
 from jaxai.ops.batched import map_batches
@@ -107,10 +108,10 @@ def sample(run: FinishedRun, generator: TrainedGenerator, params: PyTree, option
     """Draw and write images, and print where. ValueError for an unknown label and a folder that holds files."""
     if options.label is not None and not 0 <= options.label < generator.classes:
         known = f"this run knows 0 to {generator.classes - 1}" if generator.classes else "this run knows no classes"
-        raise ValueError(f"--label {options.label}: {known}")
+        raise UserError(f"--label {options.label}: {known}")
     out = options.out or run.folder / f"images_{options.seed}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already: give another --out or --seed")
+        raise UserError(f"{out} is there already: give another --out or --seed")
     limit = options.truncation or np.inf
     latents = truncated(jax.random.key(options.seed), options.count, generator.latent_size, limit)
     labels = np.arange(options.count) % max(generator.classes, 1) if options.label is None else options.label

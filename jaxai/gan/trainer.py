@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from jaxtyping import Key
 
+from jaxai.errors import UserError
 from jaxai.gan.collapse import CollapseConfig
 from jaxai.gan.losses import Loss
 from jaxai.gan.penalties import PENALTIES, Penalty, Values
@@ -113,7 +114,7 @@ class GanConfig(CollapseConfig):
         self.check_at_least(1, "hidden", "latent_size", "decay_steps", "batch_size", "eval_every")
         self.check_at_least(0, "blocks", "penalty_weight", "final_penalty_weight", "ema_half_life")
         if not 1 <= len(self.widths) <= 2 or min(self.widths) < 1:
-            raise ValueError(f"--widths must be one or two positive numbers (28 halves twice), got {self.widths}")
+            raise UserError(f"--widths must be one or two positive numbers (28 halves twice), got {self.widths}")
 
     @property
     def weighted_penalty(self) -> tuple[Penalty, Callable[[Array], Array]] | None:

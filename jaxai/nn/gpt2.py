@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxai.errors import UserError
 from jaxai.nn.transformer import TransformerConfig
 from jaxai.typing import PyTree
 
@@ -37,11 +38,11 @@ def from_gpt2(arrays: Mapping[str, np.ndarray], *, heads: int = 0) -> tuple[int,
         del arrays["lm_head.weight"]
     for name in ("wte.weight", "wpe.weight"):
         if getattr(arrays.get(name), "ndim", 0) != 2:
-            raise ValueError(f"{name} is no matrix or missing: give the arrays of a GPT-2 file")
+            raise UserError(f"{name} is no matrix or missing: give the arrays of a GPT-2 file")
     (vocabulary, width), length = arrays["wte.weight"].shape, len(arrays["wpe.weight"])
     layers = 1 + max((int(name.split(".")[1]) for name in arrays if re.match(r"h\.\d+\.", name)), default=-1)
     if not heads and width % 64:
-        raise ValueError(f"heads: a width of {width} does not divide into heads of 64, say how many there are")
+        raise UserError(f"heads: a width of {width} does not divide into heads of 64, say how many there are")
     config = TransformerConfig(
         width, layers, heads or width // 64, activation="gelu_tanh", position="learned", max_length=length
     )
@@ -52,7 +53,7 @@ def from_gpt2(arrays: Mapping[str, np.ndarray], *, heads: int = 0) -> tuple[int,
     def take(name: str, size: tuple[int, ...]) -> np.ndarray:
         found = arrays.pop(name).shape if (array := arrays.get(name)) is not None else "absent"
         if array is None or found != size:
-            raise ValueError(f"{name} is {found}, not {size}: give the arrays of a GPT-2 file")
+            raise UserError(f"{name} is {found}, not {size}: give the arrays of a GPT-2 file")
         return np.asarray(array, np.float32)
 
     def layer(name: str, size: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -68,5 +69,5 @@ def from_gpt2(arrays: Mapping[str, np.ndarray], *, heads: int = 0) -> tuple[int,
         decoder[f"block_{number}"] = block
     embedding = {"tokens": take("wte.weight", (vocabulary, width)), "positions": take("wpe.weight", (length, width))}
     if arrays:
-        raise ValueError(f"{next(iter(arrays))} is not an array of GPT-2's")
+        raise UserError(f"{next(iter(arrays))} is not an array of GPT-2's")
     return vocabulary, config, {"embedding": embedding, "decoder": decoder}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jaxai.errors import UserError
 from jaxai.nn.layers import Dense, Dropout
 from jaxai.ops.recurrent import GRU, LSTM, RNN, gru, lstm, project, rnn
 from jaxai.typing import Array
@@ -36,12 +37,12 @@ class RNNConfig:
 
     def __post_init__(self) -> None:
         if self.cell not in CELLS:
-            raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {self.cell!r}")
+            raise UserError(f"cell must be one of {', '.join(CELLS)}, got {self.cell!r}")
         for name, least in (("hidden_dim", 1), ("num_layers", 1), ("embed_dim", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+            raise UserError(f"dropout must lie in [0, 1), got {self.dropout}")
 
 
 def init_state(config: RNNConfig, batch: int, *, bidirectional: bool = False) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import DTypeLike, Float, Int
 
 from jaxai.attention import AttentionStats, KVCache, attention_stats, dot_product_attention, rotary
+from jaxai.errors import UserError
 from jaxai.nn.layers import Dense, Dropout
 from jaxai.typing import Array
 
@@ -90,19 +91,19 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         for name in ("embed_dim", "num_layers", "num_heads", "max_length"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.embed_dim % self.num_heads:
-            raise ValueError(f"num_heads={self.num_heads} must divide embed_dim={self.embed_dim}")
+            raise UserError(f"num_heads={self.num_heads} must divide embed_dim={self.embed_dim}")
         if self.num_kv_heads < 0 or self.hidden_dim < 0 or not self.init_std > 0:
-            raise ValueError("num_kv_heads and hidden_dim must be 0 or more, init_std more")
+            raise UserError("num_kv_heads and hidden_dim must be 0 or more, init_std more")
         if self.num_heads % (self.num_kv_heads or self.num_heads):
-            raise ValueError(f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}")
+            raise UserError(f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}")
         if self.position == "rotary" and self.head_dim % 2:
-            raise ValueError(f"position=rotary turns pairs: heads of size {self.head_dim} must be even")
+            raise UserError(f"position=rotary turns pairs: heads of size {self.head_dim} must be even")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+            raise UserError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.share_layers and self.scan:
-            raise ValueError("scan stacks all blocks' parameters, with shared there is one block: choose one of them")
+            raise UserError("scan stacks all blocks' parameters, with shared there is one block: choose one of them")
 
     @property
     def head_dim(self) -> int:
@@ -159,7 +160,7 @@ def init_cache(config: TransformerConfig, batch: int, capacity: int, dtype: DTyp
     Raises ValueError for more tokens than learned positions.
     """
     if config.position == "learned" and capacity > config.max_length:
-        raise ValueError(f"capacity={capacity}, but max_length={config.max_length} positions were learned")
+        raise UserError(f"capacity={capacity}, but max_length={config.max_length} positions were learned")
     one = Cache(KVCache.init(batch, capacity, config.num_kv_heads or config.num_heads, config.head_dim, dtype=dtype))
     if config.scan:
         return jax.tree.map(lambda x: jnp.repeat(x[None], config.num_layers, 0), one)
@@ -235,9 +236,9 @@ class CrossAttention(nn.Module):
             key, value = jnp.split(both.reshape(*both.shape[:2], 2 * K, config.head_dim), 2, 2)
             pair = key, value
         if pair is None:
-            raise ValueError("memory=None needs a cache that a call with memory has returned")
+            raise UserError("memory=None needs a cache that a call with memory has returned")
         if len(x) % len(pair[0]):
-            raise ValueError(f"{len(x)} rows of targets for {len(pair[0])} rows of memory: give a multiple of them")
+            raise UserError(f"{len(x)} rows of targets for {len(pair[0])} rows of memory: give a multiple of them")
         query = dense(config, config.embed_dim, self.dtype, "query")(x)
         query = query.reshape(len(pair[0]), -1, config.num_heads, config.head_dim)
         y, found = attend(self, query, *pair, False, lengths)

@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxai.distributed.processes import barrier, first_process
-from jaxai.errors import Stopped, one_line
+from jaxai.errors import Stopped, UserError, one_line
 from jaxai.run.files import rename_to_free, write_json
 from jaxai.typing import PyTree
 
@@ -36,7 +36,7 @@ MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"
 
 
-class Damaged(ValueError):
+class Damaged(UserError):
     """A checkpoint's files are not what was saved; the message names the file."""
 
 
@@ -371,7 +371,7 @@ def check_same_model(wanted: dict[str, str], found: dict[str, str], folder: Path
     """Raise ValueError naming the first array in which the checkpoint in the folder differs from the state wanted."""
     for name in wanted | found:
         if wanted.get(name) != found.get(name):
-            raise ValueError(
+            raise UserError(
                 f"{folder} is a checkpoint of another model: {name} is {found.get(name, 'absent')}, not "
                 f"{wanted.get(name, 'absent')}: use another --workdir, or --resume never to move the run aside and "
                 "start anew"

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from jaxai.config import Finished
+from jaxai.errors import MissingFileError, UserError
 from jaxai.run.folder import config_from_json, read_config, run_folder
 from jaxai.run.weights import read_weights
 from jaxai.typing import Array, PyTree
@@ -28,7 +29,7 @@ class FinishedRun[ConfigT]:
         try:
             return read(self.vocabulary)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(not_ours(self.folder, error)) from error
+            raise UserError(not_ours(self.folder, error)) from error
 
     def params(self, init_params: Callable[[Array], PyTree]) -> PyTree:
         """The trained parameters in the structure of ``init_params(key)``. ValueError if they don't fit, or damaged."""
@@ -46,13 +47,13 @@ def load_run[ConfigT](
     folder = run_folder(experiment, options)
     for name in ("config.json", *["vocabulary.json"] * vocabulary, "model.safetensors"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no finished run (no {name}): train one first, or give --workdir")
+            raise MissingFileError(f"{folder} holds no finished run (no {name}): train one first, or give --workdir")
     identity = read_config(folder)
     try:
         config = config_from_json(kind, identity)
         words = json.loads((folder / "vocabulary.json").read_text()) if vocabulary else None
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(not_ours(folder, error)) from error
+        raise UserError(not_ours(folder, error)) from error
     return FinishedRun(folder, config, identity, words)
 
 

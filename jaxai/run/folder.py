@@ -15,6 +15,7 @@ import jax
 
 from jaxai.config import Common, Finished, is_resumable
 from jaxai.distributed.processes import barrier, first_process
+from jaxai.errors import MissingFileError, UserError
 from jaxai.run.files import rename_to_free, write_json
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def make_folder(folder: Path, config: Common, identity: Mapping[str, Any]) -> No
     try:
         used = folder.is_dir() and any(path.name != "config.json.tmp" for path in folder.iterdir())
         if used and not (folder / "config.json").exists():
-            raise ValueError(f"{folder} holds files but no run (no config.json): choose another --workdir")
+            raise UserError(f"{folder} holds files but no run (no config.json): choose another --workdir")
         if config.resume == "never" and used:
             with locked(Run(folder)):
                 move_aside(folder)
@@ -123,7 +124,7 @@ def make_folder(folder: Path, config: Common, identity: Mapping[str, Any]) -> No
             write_json(folder / "config.json", identity)
     except OSError as error:
         message = f"the run's folder {folder} can't be used ({error.strerror}): choose another --workdir"
-        raise ValueError(message) from error
+        raise UserError(message) from error
 
 
 @contextlib.contextmanager
@@ -135,7 +136,7 @@ def locked(run: Run) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             message = f"{run.folder} is in use, another process trains in it: wait for it, or choose another --workdir"
-            raise ValueError(message) from None
+            raise UserError(message) from None
         except OSError:
             logger.warning("the file system of %s knows no locks: let one process alone train in it", run.folder)
         yield
@@ -163,7 +164,7 @@ def finished_folder(experiment: str, options: Finished, files: Sequence[str]) ->
     folder = run_folder(experiment, options)
     for name in ("config.json", *files):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no finished run (no {name}): train one first, or give --workdir")
+            raise MissingFileError(f"{folder} holds no finished run (no {name}): train one first, or give --workdir")
     return folder
 
 
@@ -174,7 +175,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict) or not isinstance(config.get("data"), dict):
-        raise ValueError(f"{folder / 'config.json'} is damaged: --resume never moves the run aside and starts anew")
+        raise UserError(f"{folder / 'config.json'} is damaged: --resume never moves the run aside and starts anew")
     return config
 
 
@@ -183,7 +184,7 @@ def run_identity(experiment: str, config: Common, data: Mapping[str, Any]) -> di
     free = {field.name for field in dataclasses.fields(config) if is_resumable(field)}
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in free}
     if taken := fields.keys() & {"experiment", "data"}:
-        raise ValueError(
+        raise UserError(
             f"{type(config).__name__}.{min(taken)} is a name of config.json's own: call the field otherwise"
         )
     return json.loads(json.dumps({"experiment": experiment, **fields, "data": dict(data)}))
@@ -194,7 +195,7 @@ def check_same(wanted: Mapping[str, Any], found: Mapping[str, Any], folder: Path
     wanted, found = flat(wanted), flat(found)
     for name in wanted | found:
         if wanted.get(name) != found.get(name):
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds a run with {name} = {found.get(name)}, not {wanted.get(name)}: "
                 "use another --workdir, or --resume never to move it aside and start anew"
             )

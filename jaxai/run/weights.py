@@ -12,6 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from jaxai.errors import MissingFileError, UserError
 from jaxai.typing import PyTree
 
 KEY = "jaxai"  # under which a file's metadata say what is known of it
@@ -43,17 +44,17 @@ def load_weights(path: Path, vocabulary: Mapping[str, Any] | None = None) -> dic
     says, and where it names the hash of a vocabulary that is not that of ``vocabulary``.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: give a safetensors file")
+        raise MissingFileError(f"{path} is missing: give a safetensors file")
     try:
         with safetensors.safe_open(path, "numpy") as file:
             known = json.loads((file.metadata() or {}).get(KEY, "{}"))
             arrays = {name: file.get_tensor(name) for name in list(file.keys())}
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no safetensors file or damaged ({error})") from error
+        raise UserError(f"{path} is no safetensors file or damaged ({error})") from error
     if known.get("sha256") not in (None, arrays_hash(arrays)):
-        raise ValueError(f"{path} is damaged (its arrays have another SHA-256): take a good copy")
+        raise UserError(f"{path} is damaged (its arrays have another SHA-256): take a good copy")
     if vocabulary is not None and known.get("vocabulary") not in (None, fingerprint(vocabulary)):
-        raise ValueError(f"{path} was trained with another vocabulary than the one beside it: take both of one run")
+        raise UserError(f"{path} was trained with another vocabulary than the one beside it: take both of one run")
     return arrays
 
 
@@ -96,5 +97,5 @@ def fill(like: PyTree, arrays: Mapping[str, np.ndarray], where: Path) -> PyTree:
     for name in wanted | found:
         if wanted.get(name) != found.get(name):
             states = found.get(name, "absent"), wanted.get(name, "absent")
-            raise ValueError(f"{where} holds another model: {name} is {states[0]}, not {states[1]}")
+            raise UserError(f"{where} holds another model: {name} is {states[0]}, not {states[1]}")
     return jax.tree.unflatten(jax.tree.structure(like), [np.asarray(arrays[name], leaf.dtype) for name, leaf in names])

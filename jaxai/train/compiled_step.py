@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import ArrayLike
 
 from jaxai.distributed.sharding import batch_sharding, put_batch
+from jaxai.errors import UserError
 from jaxai.train.feed import Feed
 from jaxai.typing import Array, PyTree
 
@@ -54,7 +55,7 @@ class CompiledStep:
     def _put(self, rows: list[PyTree]) -> PyTree:
         """The rows of some batches, one behind the other, on the devices."""
         if len({tuple(leaf.shape for leaf in jax.tree.leaves(row)) for row in rows}) > 1:
-            raise ValueError(f"steps_per_call={len(rows)}, but batches differ in shape: give 1")
+            raise UserError(f"steps_per_call={len(rows)}, but batches differ in shape: give 1")
         rows = rows + rows[-1:] * (self._padded - len(rows))
         return put_batch(jax.tree.map(lambda *x: np.stack(x), *rows), self._sharding)
 

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, ArrayLike
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
+from jaxai.errors import UserError
 from jaxai.typing import PyTree
 
 
@@ -35,11 +36,11 @@ class Adam:
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+            raise UserError(f"learning_rate must be positive, got {self.learning_rate}")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise ValueError(f"beta1 and beta2 must lie in [0, 1), got {self.beta1} and {self.beta2}")
+            raise UserError(f"beta1 and beta2 must lie in [0, 1), got {self.beta1} and {self.beta2}")
         if not all(value >= 0 for value in (self.warmup, self.final_rate, self.weight_decay, self.clip)):
-            raise ValueError("warmup, final_rate, weight_decay and clip must be 0 or more")
+            raise UserError("warmup, final_rate, weight_decay and clip must be 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +58,16 @@ class Airbench:
 
     def __post_init__(self) -> None:
         if not min(self.filter_rate, self.bias_rate, self.head_rate) > 0:
-            raise ValueError("filter_rate, bias_rate and head_rate must be positive")
+            raise UserError("filter_rate, bias_rate and head_rate must be positive")
         if not (self.weight_decay >= 0 and 0 < self.whitening_share <= 1):
-            raise ValueError("weight_decay must be 0 or more, whitening_share more than 0 and at most 1")
+            raise UserError("weight_decay must be 0 or more, whitening_share more than 0 and at most 1")
 
 
 def schedule(config: Adam, decay_steps: int) -> optax.Schedule:
     """Learning rate schedule: linear warm-up, a cosine to the final share at ``decay_steps``, then constant."""
     rate, start = config.learning_rate, 0.0 if config.warmup else config.learning_rate
     if decay_steps <= config.warmup:
-        raise ValueError(f"decay_steps {decay_steps} must exceed warmup {config.warmup}")
+        raise UserError(f"decay_steps {decay_steps} must exceed warmup {config.warmup}")
     return optax.warmup_cosine_decay_schedule(start, rate, config.warmup, decay_steps, rate * config.final_rate)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxai.distributed.processes import first_process
-from jaxai.errors import Rollback, Stopped
+from jaxai.errors import Rollback, Stopped, UserError
 from jaxai.run.checkpoint import Checkpoints
 from jaxai.run.files import write_json
 from jaxai.run.folder import Run
@@ -48,7 +48,7 @@ def read_rollbacks(run: Run) -> list[dict[str, Any]]:
             return rollbacks
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise ValueError(f"{path} is damaged: --resume never moves the run aside and starts anew")
+    raise UserError(f"{path} is damaged: --resume never moves the run aside and starts anew")
 
 
 def with_new_keys(state: PyTree, number: int) -> PyTree:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxai.distributed.sharding import gather_params
+from jaxai.errors import UserError
 from jaxai.train.ema import ema_decay, update_ema
 from jaxai.train.keys import Keys
 from jaxai.train.state import TrainState
@@ -36,7 +37,7 @@ def mean_gradient(
         return of_part(params, batch, key)
     size = len(jax.tree.leaves(batch)[0])
     if accumulation_steps < 1 or size % accumulation_steps:
-        raise ValueError(f"accumulation_steps={accumulation_steps} for a batch of {size}: give a divisor of it")
+        raise UserError(f"accumulation_steps={accumulation_steps} for a batch of {size}: give a divisor of it")
 
     def add(total: PyTree, part: PyTree) -> tuple[PyTree, None]:
         index, examples = part
@@ -85,7 +86,7 @@ def train_step(
         value_and_grad = jax.value_and_grad(cast(CarryLossFn, loss_fn), has_aux=True)
         (loss, (metrics, carry)), grads = value_and_grad(gather_params(state.params), batch, key, carry)
     else:
-        raise ValueError("gradient= with a carry, which belongs to the whole batch: leave it out")
+        raise UserError("gradient= with a carry, which belongs to the whole batch: leave it out")
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params

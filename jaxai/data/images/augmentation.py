@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import UInt8
 
+from jaxai.errors import UserError
 from jaxai.typing import Array, Images, Int, Key
 
 AnyImages = UInt8[Array, "B height width C"] | Images
@@ -40,9 +41,9 @@ def alternating_flip(
     _check(images)
     epoch = jnp.asarray(epoch)
     if ids.shape != images.shape[:1] or not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(f"ids: {ids.dtype}{list(ids.shape)}, give one integer for each of {len(images)} images")
+        raise UserError(f"ids: {ids.dtype}{list(ids.shape)}, give one integer for each of {len(images)} images")
     if epoch.shape not in ((), ids.shape) or not jnp.issubdtype(epoch.dtype, jnp.integer):
-        raise ValueError(f"epoch: {epoch.dtype}{list(epoch.shape)}, give an integer, or one for each of {len(images)}")
+        raise UserError(f"epoch: {epoch.dtype}{list(epoch.shape)}, give an integer, or one for each of {len(images)}")
     bits = jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i)))(ids)
     return _flip(images, bits ^ (jnp.broadcast_to(epoch, ids.shape) % 2 == 1))
 
@@ -58,7 +59,7 @@ def random_translate(key: Key[Array, ""], images: AnyImages, pixels: int) -> Any
     _check(images)
     _, *shape = images.shape
     if not 0 <= pixels < min(shape[:2]):
-        raise ValueError(f"pixels={pixels} for images {images.shape}: give 0 to {min(shape[:2]) - 1}")
+        raise UserError(f"pixels={pixels} for images {images.shape}: give 0 to {min(shape[:2]) - 1}")
     padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), "reflect")
     corners = jax.random.randint(key, (len(images), 2), 0, 2 * pixels + 1)
     return jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), shape))(padded, corners)
@@ -77,9 +78,9 @@ def cutout(key: Key[Array, ""], images: AnyImages, size: int, value: float = 0) 
     _check(images)
     count, height, width, _ = images.shape
     if not 1 <= size <= min(height, width):
-        raise ValueError(f"size={size} for images {images.shape}: give 1 to {min(height, width)}")
+        raise UserError(f"size={size} for images {images.shape}: give 1 to {min(height, width)}")
     if images.dtype == jnp.uint8 and value not in range(256):
-        raise ValueError(f"value={value} for uint8 images: give an integer from 0 to 255")
+        raise UserError(f"value={value} for uint8 images: give an integer from 0 to 255")
     key_row, key_column = jax.random.split(key)
     rows = _band(jax.random.randint(key_row, (count, 1), 0, height), height, size)
     columns = _band(jax.random.randint(key_column, (count, 1), 0, width), width, size)
@@ -98,4 +99,4 @@ def _band(centre: Array, length: int, size: int) -> Array:
 
 def _check(images: Array) -> None:
     if images.ndim != 4 or (images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating)):
-        raise ValueError(f"images: {images.dtype}{list(images.shape)}, give uint8 or floats of shape [B, H, W, C]")
+        raise UserError(f"images: {images.dtype}{list(images.shape)}, give uint8 or floats of shape [B, H, W, C]")

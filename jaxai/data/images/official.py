@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxai.data.images.specs import Arrays, Spec, check_arrays
+from jaxai.errors import MissingFileError, UserError
 
 IDX_STEMS = {"train": "train", "test": "t10k"}
 IDX_CONTENT = {1: "labels", 3: "images"}
@@ -56,7 +57,7 @@ def find_official(name: str, split: str, data_dir: Path) -> tuple[Path, ...] | N
             return found
         if found:
             missing = [file for file, hit in zip(wanted, hits, strict=True) if hit is None]
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{folder}: {', '.join(missing)} of {name} {split} missing, although {found[0].name} is there; add"
                 " the missing official files"
             )
@@ -92,16 +93,16 @@ def read_idx(path: Path, ndim: int) -> UInt8[np.ndarray, "..."]:
             length = math.prod(shape)
             room = size * GZIP_MAX_RATIO if packed else size
             if shape[0] > IDX_MAX_ITEMS or length > room:
-                raise ValueError(
+                raise UserError(
                     f"{path}: truncated or damaged: its header claims shape {list(shape)}, more than {size:,} bytes"
                     " can hold; fetch the official file again"
                 )
             content = stream.read(length + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: truncated or damaged gzip file ({error}); fetch the official file again") from None
+        raise UserError(f"{path}: truncated or damaged gzip file ({error}); fetch the official file again") from None
     if len(content) != length:
         relation = "truncated" if len(content) < length else "longer than its header says"
-        raise ValueError(
+        raise UserError(
             f"{path}: {relation}: shape {list(shape)} needs {length:,} bytes after the header; fetch the official"
             " file again"
         )
@@ -110,18 +111,18 @@ def read_idx(path: Path, ndim: int) -> UInt8[np.ndarray, "..."]:
 
 def _idx_shape(header: bytes, ndim: int, path: Path) -> tuple[int, ...]:
     if len(header) < 4 or header[:2] != b"\0\0" or header[2] != 8:
-        raise ValueError(
+        raise UserError(
             f"{path}: wrong magic number {header[:4].hex() or 'in an empty file'}, expected 000008{ndim:02x} (idx,"
             f" unsigned bytes, {IDX_CONTENT[ndim]}); this is no idx file of that kind: fetch the official one"
         )
     if header[3] != ndim:
         holds = IDX_CONTENT.get(header[3], f"{header[3]} dimensions")
-        raise ValueError(
+        raise UserError(
             f"{path}: mislabelled: its magic number {header[:4].hex()} says that it holds {holds}, expected"
             f" {IDX_CONTENT[ndim]} (000008{ndim:02x}); give the files their official names"
         )
     if len(header) < 4 + 4 * ndim:
-        raise ValueError(f"{path}: truncated inside its header; fetch the official file again")
+        raise UserError(f"{path}: truncated inside its header; fetch the official file again")
     return tuple(int.from_bytes(header[at : at + 4], "big") for at in range(4, 4 + 4 * ndim, 4))
 
 
@@ -131,7 +132,7 @@ def _check_not_the_other(spec: Spec, split: str, labels: np.ndarray, path: Path)
         return
     looks = "fashion_mnist" if np.all(np.bincount(labels, minlength=10) == len(labels) // 10) else "mnist"
     if looks != spec.name:
-        raise ValueError(
+        raise UserError(
             f"{path}: mislabelled: its class counts are {looks}'s, not {spec.name}'s; put {spec.name}'s files into"
             f" a subfolder named {spec.name}"
         )
@@ -142,14 +143,14 @@ def cifar_arrays(contents: dict[str, bytes], spec: Spec) -> Arrays:
     for file, content in contents.items():
         if len(content) != CIFAR_RECORD * CIFAR_RECORDS:
             relation = "truncated" if len(content) < CIFAR_RECORD * CIFAR_RECORDS else "too long"
-            raise ValueError(
+            raise UserError(
                 f"{file}: {relation}: {len(content):,} bytes, expected {CIFAR_RECORDS:,} records of {CIFAR_RECORD:,};"
                 " fetch CIFAR-10's binary version again"
             )
     parts = [np.frombuffer(content, np.uint8).reshape(-1, CIFAR_RECORD) for content in contents.values()]
     for file, part in zip(contents, parts, strict=True):
         if part[:, 0].max() > 9:
-            raise ValueError(
+            raise UserError(
                 f"{file}: label {part[:, 0].max()} is outside 0..9; the file is damaged or not CIFAR-10's binary"
                 " version: fetch it again"
             )
@@ -164,7 +165,7 @@ def read_cifar_archive(path: Path, split: str) -> dict[str, bytes]:
         with tarfile.open(path, "r:gz") as archive:
             return {file: _member(archive, f"{CIFAR_FOLDER}/{file}") for file in CIFAR_FILES[split]}
     except (tarfile.TarError, KeyError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: not the official archive ({error}); fetch it again") from None
+        raise UserError(f"{path}: not the official archive ({error}); fetch it again") from None
 
 
 def read_cifar_classes(path: Path) -> list[str]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from jaxai.data.pipeline import check_rows, endless, own_rows
 from jaxai.data.random import Stream, integers
+from jaxai.errors import UserError
 
 PHOTOS = {"train": ("astronaut", "coffee", "rocket", "brick", "grass", "gravel"), "test": ("chelsea", "camera")}
 """Names by split: no photograph is in both."""
@@ -58,7 +59,7 @@ def crop_batches(
     check_rows(batch_size, process_index, process_count, seed)
     for name, photo in photos.items():
         if size < 1 or min(photo.shape[:2]) < size:
-            raise ValueError(f"size is {size}, but {name} is {photo.shape[0]}x{photo.shape[1]}; choose a smaller one")
+            raise UserError(f"size is {size}, but {name} is {photo.shape[0]}x{photo.shape[1]}; choose a smaller one")
     images = list(photos.values())
     places = np.array([(x.shape[0] - size + 1, x.shape[1] - size + 1) for x in images])
     ends, mine = np.cumsum(places.prod(1)), own_rows(batch_size, process_index, process_count)

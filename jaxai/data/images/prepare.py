@@ -15,6 +15,7 @@ from jaxai.data.dataset import SPLITS
 from jaxai.data.images import official as official
 from jaxai.data.images.specs import Arrays, Spec, spec_of
 from jaxai.data.images.tfds import one_line, prepared_folder, quiet, read_prepared
+from jaxai.errors import MissingFileError, UserError
 
 NAMES = ("mnist", "fashion_mnist", "cifar10")
 PROBE_SECONDS = 2.5  # a connection that takes longer counts as none
@@ -78,7 +79,7 @@ def _build(spec: Spec, source: Path | None, scratch: Path) -> Path:
         try:
             builder.download_and_prepare(download_dir=scratch / "downloads", download_config=config)
         except NonMatchingChecksumError as error:
-            raise ValueError(_wrong_checksum(error, infos, source)) from error
+            raise UserError(_wrong_checksum(error, infos, source)) from error
     return Path(builder.data_dir)
 
 
@@ -134,13 +135,13 @@ def _encode_png(image: np.ndarray) -> io.BytesIO:
 def _folder_with_files(name: str, source: Path) -> Path:
     """``source`` or its subfolder ``name``, whichever holds the files whose checksums tensorflow-datasets knows."""
     if not source.is_dir():
-        raise FileNotFoundError(f"--from {source}: no such folder; give the folder that holds {name}'s official files")
+        raise MissingFileError(f"--from {source}: no such folder; give the folder that holds {name}'s official files")
     wanted = sorted(info.filename for info in _url_infos(name).values())
     for folder in (source / name, source):
         missing = [file for file in wanted if not (folder / file).is_file()]
         if not missing:
             return folder
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"--from {source}: {', '.join(missing)} missing; {name} is prepared from the official files as they are"
         f" downloaded ({', '.join(wanted)}), because their checksums are checked (unpacked files: pass the folder as"
         " --data-dir instead)"
@@ -198,6 +199,6 @@ def _first_url(name: str) -> str:
     """Read from the package's checksum table, without importing it."""
     found = importlib.util.find_spec("tensorflow_datasets")
     if found is None or found.origin is None:
-        raise FileNotFoundError("tensorflow-datasets is not installed; install jaxai again")
+        raise MissingFileError("tensorflow-datasets is not installed; install jaxai again")
     table = Path(found.origin).parent / "url_checksums" / f"{name}.txt"
     return table.read_text().split(maxsplit=1)[0]

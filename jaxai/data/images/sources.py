@@ -15,6 +15,7 @@ from jaxai.data.images import official as official
 from jaxai.data.images import prepare as prepare
 from jaxai.data.images import tfds as tfds
 from jaxai.data.images.specs import Arrays, Spec, spec_of
+from jaxai.errors import MissingFileError, UserError
 
 logger = logging.getLogger("jaxai.data")
 
@@ -53,7 +54,7 @@ def load(
     folder = None if data_dir is None else Path(data_dir).expanduser()
     if folder is not None and not folder.is_dir():
         state = "is not a folder" if folder.exists() else "does not exist"
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"data_dir (--data-dir) {folder} {state}; give the folder that holds {name}'s files, or leave it out"
         )
     found = None if embedded_only or name == "digits8x8" else _find(spec, split, folder)
@@ -78,7 +79,7 @@ def _find(spec: Spec, split: str, folder: Path | None) -> tuple[Arrays, str] | N
     if folder is not None:
         paths = official.find_official(spec.name, split, folder)
         if paths is None:
-            raise FileNotFoundError(_not_under(spec.name, split, folder))
+            raise MissingFileError(_not_under(spec.name, split, folder))
         return official.read_official(spec, split, paths), f"images from the official files in {paths[0].parent}"
     failure = "no network"
     if prepare.reachable(spec.name):
@@ -89,7 +90,7 @@ def _find(spec: Spec, split: str, folder: Path | None) -> tuple[Arrays, str] | N
         except (OSError, ValueError) as error:
             failure = str(error)
     if spec.name != "mnist":
-        raise FileNotFoundError(_nowhere(spec.name, root, failure))
+        raise MissingFileError(_nowhere(spec.name, root, failure))
     if failure != "no network":
         logger.warning(f"mnist: download failed, going on with the embedded digits: {failure}")
     return None
@@ -102,7 +103,7 @@ def _embedded(spec: Spec, split: str) -> tuple[Arrays, str]:
     if spec.name == "mnist":
         count = f"{spec.counts[split]:,}"
         return embedded.mnist(split), f"embedded digits (subset of MNIST; for all {count} pass --data-dir)"
-    raise ValueError(f"embedded_only: the package carries no {spec.name}, only mnist and digits8x8; leave it out")
+    raise UserError(f"embedded_only: the package carries no {spec.name}, only mnist and digits8x8; leave it out")
 
 
 def _not_under(name: str, split: str, folder: Path) -> str:

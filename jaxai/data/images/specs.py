@@ -6,6 +6,8 @@ import difflib
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from jaxai.errors import UserError
+
 Arrays = tuple[UInt8[np.ndarray, "n height width C"], Int32[np.ndarray, " n"]]
 """Images, 0 ... 255, and their labels."""
 
@@ -34,25 +36,25 @@ def spec_of(name: str, *, among: tuple[str, ...] = tuple(SPECS)) -> Spec:
         return SPECS[name]
     near = difflib.get_close_matches(name.lower().replace("-", "_"), among, n=1, cutoff=0.4)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ValueError(f"name {name!r} is unknown here{hint}; choose one of: {', '.join(among)}")
+    raise UserError(f"name {name!r} is unknown here{hint}; choose one of: {', '.join(among)}")
 
 
 def check_arrays(images: np.ndarray, labels: np.ndarray, spec: Spec, where: str) -> Arrays:
     """The arrays as uint8 [n, height, width, C] and int32 [n], or ``ValueError`` that begins with ``where``."""
     if images.dtype != np.uint8 or images.shape[1:] != spec.shape:
-        raise ValueError(
+        raise UserError(
             f"{where}: images are {images.dtype} {list(images.shape[1:])}, but {spec.name} has uint8"
             f" {list(spec.shape)}; check that these are {spec.name}'s files"
         )
     if len(images) != len(labels) or len(images) == 0:
-        raise ValueError(
+        raise UserError(
             f"{where}: {len(images):,} images and {len(labels):,} labels; they must be equally many and at least"
             " one: take both files from the same download"
         )
     labels = labels.astype(np.int32)
     if labels.min() < 0 or labels.max() >= spec.num_classes:
         bad = int(np.flatnonzero((labels < 0) | (labels >= spec.num_classes))[0])
-        raise ValueError(
+        raise UserError(
             f"{where}: label {labels[bad]} of example {bad} is outside 0..{spec.num_classes - 1}; the file is"
             " damaged or not a label file: fetch it again"
         )

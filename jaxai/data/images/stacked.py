@@ -8,6 +8,7 @@ from jaxtyping import Int, Int64, UInt8
 
 from jaxai.data.pipeline import Gathered, check_rows, endless, own_rows
 from jaxai.data.random import Stream, integers
+from jaxai.errors import UserError
 from jaxai.typing import Array
 
 
@@ -39,7 +40,7 @@ def stack_batches(
     """
     check_rows(batch_size, process_index, process_count, seed)
     if fixed < 0:
-        raise ValueError(f"fixed is {fixed}; choose how many stacks there are, or 0 for new ones")
+        raise UserError(f"fixed is {fixed}; choose how many stacks there are, or 0 for new ones")
     table = fixed_rows(fixed, len(images), seed) if fixed else None
     mine = own_rows(batch_size, process_index, process_count)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxai.data.images.specs import Arrays, Spec, check_arrays
+from jaxai.errors import DamagedFileError, UserError
 
 
 def default_dir() -> Path:
@@ -56,7 +57,7 @@ def read_prepared(spec: Spec, split: str, folder: Path) -> Arrays:
             labels[row] = feature["label"].int64_list.value[0]
         return check_arrays(images, labels, spec, str(folder))
     except Exception as error:  # JSON, protobuf, ArrayRecord and Pillow each have errors of their own
-        raise OSError(
+        raise DamagedFileError(
             f"{folder}: the prepared folder of {spec.name} cannot be read ({one_line(error)}); move it away and"
             f" prepare it again: python -m jaxai.data prepare {spec.name} --from DIR"
         ) from error
@@ -71,7 +72,7 @@ def _decode_png(content: bytes, spec: Spec) -> np.ndarray:
         mode = "L" if channels == 1 else "RGB"
         if image.size != (width, height) or image.mode != mode:
             found = f"{image.height}x{image.width} {image.mode}"
-            raise ValueError(f"an image of {found}, {spec.name} has {height}x{width} {mode}")
+            raise UserError(f"an image of {found}, {spec.name} has {height}x{width} {mode}")
         return np.asarray(image).reshape(spec.shape)
 
 

@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 
 from jaxai.data.dataset import Dataset, check_split
 from jaxai.data.text.corpus import read_utf8
+from jaxai.errors import MissingFileError, UserError
 
 logger = logging.getLogger("jaxai.data")
 
@@ -101,7 +102,7 @@ def load_babi(folder: str | os.PathLike, split: str, tasks: Iterable[int] = TASK
     missing = [task for task in wanted if task not in chosen]
     if missing:
         names = ", ".join(f"qa{task}_*_{split}.txt" for task in missing)
-        raise FileNotFoundError(f"{where}: no file {names}; add what is missing from the same release")
+        raise MissingFileError(f"{where}: no file {names}; add what is missing from the same release")
     questions, titles, names = {}, {}, set()
     for task in wanted:
         file, titles[task] = chosen[task]
@@ -135,10 +136,10 @@ def parse(text: str, task: int, where: str) -> tuple[Question, ...]:
             else:
                 questions.append(_question(task, tuple(facts), lines, *fields))
         except ValueError as error:
-            raise ValueError(f"{where}, line {at}: {error}") from None
+            raise UserError(f"{where}, line {at}: {error}") from None
         previous = number
     if not questions:
-        raise ValueError(f"{where}: no question in it; give a file of the bAbI tasks")
+        raise UserError(f"{where}: no question in it; give a file of the bAbI tasks")
     return tuple(questions)
 
 
@@ -146,15 +147,15 @@ def _fields(line: str, previous: int) -> tuple[int, list[str]]:
     """The number of a line, and the one field of a fact or the three of a question."""
     match = re.match(r"\s*([0-9]{1,4})\s+(?=\S)", line)
     if not match:
-        raise ValueError("does not begin with the line's number; write `N sentence.`")
+        raise UserError("does not begin with the line's number; write `N sentence.`")
     number = int(match[1])
     if number not in (1, previous + 1):
-        raise ValueError(f"number {number} after {previous}; they count on by one, and 1 begins a story")
+        raise UserError(f"number {number} after {previous}; they count on by one, and 1 begins a story")
     if number > STORY_LIMIT:
-        raise ValueError(f"a story of more than {STORY_LIMIT:,} lines; begin the next with number 1")
+        raise UserError(f"a story of more than {STORY_LIMIT:,} lines; begin the next with number 1")
     fields = line[match.end() :].split("\t")
     if len(fields) not in (1, 3):
-        raise ValueError(f"{len(fields) - 1} tabs; a fact has none, a question two: before its answer and its support")
+        raise UserError(f"{len(fields) - 1} tabs; a fact has none, a question two: before its answer and its support")
     return number, fields
 
 
@@ -163,17 +164,17 @@ def _question(
 ) -> Question:
     label = " ".join(answer.lower().split())
     if not label:
-        raise ValueError("the question has no answer between its tabs")
+        raise UserError("the question has no answer between its tabs")
     for number in support.split():
         if not re.fullmatch("[0-9]{1,4}", number) or int(number) not in lines:
-            raise ValueError(f"support {number[:20]!r} is not the number of an earlier fact of the story")
+            raise UserError(f"support {number[:20]!r} is not the number of an earlier fact of the story")
     return Question(task, facts, _words(question), label, tuple(lines[int(number)] for number in support.split()))
 
 
 def _words(sentence: str) -> Sentence:
     words = tuple(sys.intern(bare) for word in sentence.lower().split() if (bare := word.strip(".,?!")))
     if not words:
-        raise ValueError("no word behind the line's number")
+        raise UserError("no word behind the line's number")
     return words
 
 
@@ -222,16 +223,16 @@ def write_babi(questions: Questions, folder: str | os.PathLike, split: str) -> l
 def _find(folder: Path) -> tuple[str, Files]:
     """Where the task files are, and they by name."""
     if not folder.exists():
-        raise FileNotFoundError(f"folder {folder} does not exist; give the one that holds the bAbI tasks")
+        raise MissingFileError(f"folder {folder} does not exist; give the one that holds the bAbI tasks")
     if folder.is_file():
         groups = _in_archive(folder)
     else:
         groups = next(filter(None, map(_groups, (folder / "babi", folder))), {})
     if not groups:
-        raise FileNotFoundError(f"{folder}: no bAbI files (qa1_..._train.txt) nor an archive of them ({ARCHIVES[0]})")
+        raise MissingFileError(f"{folder}: no bAbI files (qa1_..._train.txt) nor an archive of them ({ARCHIVES[0]})")
     choice = [name for name in groups if PurePosixPath(name).name == "en"] or list(groups)
     if len(choice) > 1:
-        raise ValueError(f"{folder}: bAbI files in {', '.join(sorted(choice)[:8])}; give one of these folders")
+        raise UserError(f"{folder}: bAbI files in {', '.join(sorted(choice)[:8])}; give one of these folders")
     return choice[0], groups[choice[0]]
 
 
@@ -256,11 +257,11 @@ def _in_archive(path: Path) -> dict[str, Files]:
                 if not (member.isfile() and member.name.isprintable() and FILE.fullmatch(inside.name)):
                     continue
                 if member.size > FILE_LIMIT:  # of a sparse file this is the size with its holes
-                    raise ValueError(f"{path}: {member.name} has {member.size:,} bytes, no bAbI task has so many")
+                    raise UserError(f"{path}: {member.name} has {member.size:,} bytes, no bAbI task has so many")
                 content = archive.extractfile(member)
                 groups[f"{path.as_posix()}/{inside.parent}"][inside.name] = content.read() if content else b""
     except (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise ValueError(f"{path}: damaged archive or none ({error}); fetch it again") from error
+        raise UserError(f"{path}: damaged archive or none ({error}); fetch it again") from error
     return groups
 
 
@@ -270,7 +271,7 @@ def _unpacked(path: Path) -> bytes:
     with opener(path, "rb") as file:
         content = file.read(ARCHIVE_LIMIT + 1)
     if len(content) > ARCHIVE_LIMIT:
-        raise ValueError(f"{path}: unpacks to more than {ARCHIVE_LIMIT:,} bytes; unpack it and give the folder")
+        raise UserError(f"{path}: unpacks to more than {ARCHIVE_LIMIT:,} bytes; unpack it and give the folder")
     return content
 
 
@@ -282,7 +283,7 @@ def _by_task(where: str, files: Files, split: str) -> dict[int, tuple[str, str]]
         if match and match[3] == split:
             task = int(match[1])
             if task in chosen:
-                raise ValueError(f"{where}: {chosen[task][0]} and {file} are both task {task}; leave one")
+                raise UserError(f"{where}: {chosen[task][0]} and {file} are both task {task}; leave one")
             chosen[task] = file, match[2] or f"task-{task}"
     return chosen
 
@@ -293,4 +294,4 @@ def _text(content: Path | bytes, where: str) -> str:
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8 ({error.reason} at offset {error.start:,}); fetch it again") from error
+        raise UserError(f"{where}: not UTF-8 ({error.reason} at offset {error.start:,}); fetch it again") from error

@@ -18,6 +18,7 @@ from jaxai.data.buckets import grouped, length_groups
 from jaxai.data.pipeline import check_rows, endless, own_rows
 from jaxai.data.qa.babi import Question
 from jaxai.data.random import stream
+from jaxai.errors import UserError
 
 Batch = dict[
     str,
@@ -40,10 +41,10 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if self.slots < 0:
-            raise ValueError(f"slots is {self.slots}; choose at least 0")
+            raise UserError(f"slots is {self.slots}; choose at least 0")
         for name, values in (("words", self.words), ("answers", self.answers)):
             if list(values) != sorted(set(values)):
-                raise ValueError(f"{name} must be sorted and distinct; take Words.build(questions, slots)")
+                raise UserError(f"{name} must be sorted and distinct; take Words.build(questions, slots)")
 
     @classmethod
     def build(
@@ -77,7 +78,7 @@ class Vocabulary:
         lists = [value.get(name) for name in ("words", "answers")] if isinstance(value, dict) else [None]
         strings = all(isinstance(part, list) and all(isinstance(word, str) for word in part) for part in lists)
         if not strings or type(value.get("slots")) is not int:
-            raise ValueError("value is no vocabulary of questions (slots, words, answers); take what to_json wrote")
+            raise UserError("value is no vocabulary of questions (slots, words, answers); take what to_json wrote")
         return cls(value["slots"], tuple(value["words"]), tuple(value["answers"]))
 
 
@@ -130,7 +131,7 @@ def question_batches(
     arrays = _arrays(questions, vocabulary, max_facts, max_words)
     if arrays["answer"].min() < 0:
         strange = questions[int(arrays["answer"].argmin())].answer
-        raise ValueError(f"answer {strange!r} is neither in vocabulary nor a word of its story; take Words.build")
+        raise UserError(f"answer {strange!r} is neither in vocabulary nor a word of its story; take Words.build")
     counts = arrays["fact_count"]
     members = [
         np.flatnonzero((low <= counts) & (counts <= high))
@@ -175,10 +176,10 @@ def _arrays(
 ) -> Batch:
     """The arrays of ``encode`` with slots 1, 2, ... in the order in which an example's unknown words appear."""
     if not questions:
-        raise ValueError("questions is empty; give at least 1")
+        raise UserError("questions is empty; give at least 1")
     for name, size in (("max_facts", max_facts), ("max_words", max_words)):
         if size is not None and size < 1:
-            raise ValueError(f"{name} is {size}; choose at least 1")
+            raise UserError(f"{name} is {size}; choose at least 1")
     rows = max_facts or max(1, max(len(question.facts) for question in questions))
     table = {word: i for i, word in enumerate(vocabulary.words, 1 + vocabulary.slots)}
     labels = {answer: i for i, answer in enumerate(vocabulary.answers, vocabulary.slots)}
@@ -213,7 +214,7 @@ def _arrays(
 def _check_slots(unknown: dict[str, int], row: int, slots: int) -> None:
     if len(unknown) > slots:
         words = ", ".join(list(unknown)[:5])
-        raise ValueError(
+        raise UserError(
             f"slots is {slots}, but question {row} has {len(unknown)} words that are not in the vocabulary ({words}"
             f"{', ...' if len(unknown) > 5 else ''}); choose more"
         )
@@ -224,7 +225,7 @@ def _padded(ids: list[list[int]], lengths: np.ndarray, max_words: int | None) ->
     width = max_words or int(lengths.max())
     if lengths.max() > width:
         row = int(lengths.max(axis=1).argmax())
-        raise ValueError(f"max_words is {width}, but question {row} has a sentence of {lengths.max()} words; raise it")
+        raise UserError(f"max_words is {width}, but question {row} has a sentence of {lengths.max()} words; raise it")
     result = np.full((*lengths.shape, width), PAD, np.int32)
     result[np.arange(width) < lengths[..., None]] = np.fromiter(itertools.chain.from_iterable(ids), np.int32)
     return result

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from jaxai.data.dataset import check_split
 from jaxai.data.qa.babi import Question, Questions
+from jaxai.errors import UserError
 
 logger = logging.getLogger("jaxai.data")
 
@@ -79,9 +80,9 @@ def generate(task: str, count: int, seed: int, *, names: Sequence[str], places: 
     names (at least 4) or places (at least 6) that are too few or not different lower-case words.
     """
     if task not in GRAMMARS:
-        raise ValueError(f"task {task!r} is unknown; choose one of: {', '.join(TASKS)}")
+        raise UserError(f"task {task!r} is unknown; choose one of: {', '.join(TASKS)}")
     if count < 1 or seed < 0:
-        raise ValueError(f"count is {count} and seed {seed}; choose at least 1 and 0")
+        raise UserError(f"count is {count} and seed {seed}; choose at least 1 and 0")
     _check_words("names", names, MOST_NAMES)
     _check_words("places", places, MOST_PLACES)
     number = TASKS.index(task) + 1
@@ -92,10 +93,10 @@ def generate(task: str, count: int, seed: int, *, names: Sequence[str], places: 
 
 def _check_words(argument: str, words: Sequence[str], least: int) -> None:
     if len(words) < least or len(set(words)) < len(words):
-        raise ValueError(f"{argument} are {len(set(words))} different words of {len(words)}; give {least} or more")
+        raise UserError(f"{argument} are {len(set(words))} different words of {len(words)}; give {least} or more")
     bad = [word for word in words if not (word.isalpha() and word == word.lower())]
     if bad:
-        raise ValueError(f"{argument} have {bad[0]!r}; give single words in lower case")
+        raise UserError(f"{argument} have {bad[0]!r}; give single words in lower case")
 
 
 def _question(number: int, story: Story) -> Question:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from jaxai.data.pipeline import check_rows, endless, own_rows
 from jaxai.data.random import integers, uniform
+from jaxai.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ def point_batches(
     """
     check_rows(batch_size * process_count, process_index, process_count, seed)
     if count < 1 or count % process_count:
-        raise ValueError(f"count is {count}; choose at least 1, and a multiple of the {process_count} processes")
+        raise UserError(f"count is {count}; choose at least 1, and a multiple of the {process_count} processes")
     mine = range(count)[own_rows(count, process_index, process_count)]
 
     def batch(index: int) -> dict[str, np.ndarray]:

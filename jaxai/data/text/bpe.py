@@ -13,6 +13,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import Split
 from tokenizers.trainers import BpeTrainer
 
+from jaxai.errors import UserError
+
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 SPACE = "\u2581"  # stands before each word, as in SentencePiece
@@ -30,9 +32,9 @@ class Bpe:
     def __post_init__(self) -> None:
         known = set(self.tokens)
         if self.tokens[: len(SPECIAL)] != SPECIAL or len(known) != len(self.tokens):
-            raise ValueError(f"tokens must be distinct and begin with {', '.join(SPECIAL)}; take train_bpe's")
+            raise UserError(f"tokens must be distinct and begin with {', '.join(SPECIAL)}; take train_bpe's")
         if any({left, right, left + right} - known for left, right in self.merges):
-            raise ValueError("merges must be of tokens and give tokens; take train_bpe's")
+            raise UserError("merges must be of tokens and give tokens; take train_bpe's")
 
     @property
     def size(self) -> int:
@@ -54,7 +56,7 @@ class Bpe:
         ends, made one space or none; U+2581 counts as whitespace. Raises ``ValueError`` for ids out of range.
         """
         if ids.size and not (ids.min() >= 0 and ids.max() < self.size):
-            raise ValueError(f"ids are {ids.min()} to {ids.max()}, expected 0 to {self.size - 1}: another vocabulary's")
+            raise UserError(f"ids are {ids.min()} to {ids.max()}, expected 0 to {self.size - 1}: another vocabulary's")
         end = np.flatnonzero(ids == EOS)
         sentence = ids[: end[0]] if len(end) else ids
         shown = ("", "", "", "\ufffd", *self.tokens[len(SPECIAL) :])
@@ -75,7 +77,7 @@ class Bpe:
             tokens, merges = tuple(value["tokens"]), tuple((left, right) for left, right in value["merges"])
             return cls(tokens, merges, bool(value["lowercase"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError("value is no encoding (tokens, merges, lowercase); take what to_json wrote") from error
+            raise UserError("value is no encoding (tokens, merges, lowercase); take what to_json wrote") from error
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -100,9 +102,9 @@ def train_bpe(sentences: Sequence[str], size: int, *, lowercase: bool) -> Bpe:
     characters = set().union(*marked)
     least = len(SPECIAL) + len(characters)
     if not characters:
-        raise ValueError(f"the {len(sentences):,} sentences have no character; give some text to train on")
+        raise UserError(f"the {len(sentences):,} sentences have no character; give some text to train on")
     if size < least:
-        raise ValueError(
+        raise UserError(
             f"size is {size}, but the sentences have {len(characters)} different characters, and there are"
             f" {len(SPECIAL)} special tokens; choose at least {least}"
         )

@@ -25,6 +25,7 @@ from jaxai.data import embedded
 from jaxai.data.dataset import Dataset
 from jaxai.data.pipeline import Gathered, check_rows, endless, own_rows
 from jaxai.data.random import integers
+from jaxai.errors import MissingFileError, UserError
 
 logger = logging.getLogger("jaxai.data")
 
@@ -65,7 +66,7 @@ def load_text(file: str | os.PathLike | None = None) -> Text:
         name, string, where = path.name, read_utf8(path), f"from {path}"
         if len(string) < SHORTEST:
             state = f"only {len(string):,} characters" if string else "empty"
-            raise ValueError(f"{path}: {state}; give a text of at least {SHORTEST:,}, better a million")
+            raise UserError(f"{path}: {state}; give a text of at least {SHORTEST:,}, better a million")
     source = f"{name}: {len(string):,} characters ({len(set(string)):,} different) {where}"
     logger.info(source)
     fingerprint = hashlib.sha256(string.encode()).hexdigest()[:16]
@@ -76,19 +77,19 @@ def read_utf8(path: Path) -> str:
     """A UTF-8 file, also gzip'd, without byte order mark and with LF as line end; errors as in ``load_text``."""
     if not path.is_file():
         state = "is a folder; give the text file in it" if path.is_dir() else "does not exist; check the path"
-        raise FileNotFoundError(f"{path} {state}")
+        raise MissingFileError(f"{path} {state}")
     content = path.read_bytes()
     if content.startswith(b"\x1f\x8b"):  # gzip's mark, which no UTF-8 text begins with
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: damaged gzip ({error}); fetch the file again") from error
+            raise UserError(f"{path}: damaged gzip ({error}); fetch the file again") from error
     try:
         string = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         offset = error.start + 3 * content.startswith(b"\xef\xbb\xbf")  # the codec counts from behind the mark
         encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin1"
-        raise ValueError(
+        raise UserError(
             f"{path}: not UTF-8 (byte 0x{content[offset]:02x} at offset {offset:,}); convert it, for instance with"
             f" `iconv -f {encoding} -t utf-8`"
         ) from error
@@ -103,7 +104,7 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if self.characters is not None and (not self.characters or self.characters != _distinct(self.characters)):
-            raise ValueError("characters must be sorted, distinct and at least one; take characters(text)")
+            raise UserError("characters must be sorted, distinct and at least one; take characters(text)")
 
     @property
     def size(self) -> int:
@@ -122,13 +123,13 @@ class Vocabulary:
         ids = np.searchsorted(known, codes).astype(np.int32)
         unknown = known[np.minimum(ids, self.size - 1)] != codes
         if unknown.any():
-            raise ValueError(_unknown(_string(np.unique(codes[unknown])), self.characters))
+            raise UserError(_unknown(_string(np.unique(codes[unknown])), self.characters))
         return ids
 
     def decode(self, ids: Integer[np.ndarray, " n"]) -> str:
         """The string of these ids. Bytes that are not UTF-8 become U+FFFD; ``ValueError`` for ids out of range."""
         if ids.size and not (ids.min() >= 0 and ids.max() < self.size):
-            raise ValueError(f"ids are {ids.min()} to {ids.max()}, expected 0 to {self.size - 1}: another vocabulary's")
+            raise UserError(f"ids are {ids.min()} to {ids.max()}, expected 0 to {self.size - 1}: another vocabulary's")
         if self.characters is None:
             return ids.astype(np.uint8).tobytes().decode("utf-8", "replace")
         return _string(_codes(self.characters)[ids])
@@ -141,7 +142,7 @@ class Vocabulary:
     def from_json(cls, value: dict[str, Any]) -> "Vocabulary":
         """The vocabulary that ``to_json`` wrote; ``ValueError`` for anything else."""
         if not isinstance(value, dict) or not isinstance(value.get("characters", 0), str | None):
-            raise ValueError("value is no vocabulary ('characters': a string or null); take what to_json wrote")
+            raise UserError("value is no vocabulary ('characters': a string or null); take what to_json wrote")
         return cls(value["characters"])
 
 
@@ -192,7 +193,7 @@ def split(ids: Ids, held_out: float = 0.1) -> tuple[Integer[np.ndarray, " train"
     """
     cut = int((1 - held_out) * len(ids))
     if not 0 < cut < len(ids):
-        raise ValueError(
+        raise UserError(
             f"held_out is {held_out}, which leaves {cut:,} of {len(ids):,} ids to train on; choose it between 0 and 1"
         )
     return ids[:cut], ids[cut:]
@@ -235,7 +236,7 @@ def streams(ids: Ids, batch_size: int, length: int, *, process_index: int = 0, p
     _check_length(ids, length)
     count = (len(ids) - 1) // (batch_size * length)
     if not count:
-        raise ValueError(
+        raise UserError(
             f"batch_size {batch_size} times length {length} needs {batch_size * length + 1:,} ids, but there are"
             f" {len(ids):,}; choose smaller ones"
         )
@@ -263,9 +264,9 @@ def ordered(ids: Ids, batch_size: int, length: int) -> Iterator[Batch]:
     """
     check_rows(batch_size, 0, 1)
     if length < 1:
-        raise ValueError(f"length is {length}; choose at least 1")
+        raise UserError(f"length is {length}; choose at least 1")
     if len(ids) < 2:
-        raise ValueError(f"there are {len(ids)} ids, but at least 2 are needed, an input and its target")
+        raise UserError(f"there are {len(ids)} ids, but at least 2 are needed, an input and its target")
     targets = len(ids) - 1
     row = np.arange(batch_size)[:, None]
     starts, ends = row * targets // batch_size, (row + 1) * targets // batch_size
@@ -286,7 +287,7 @@ def ordered(ids: Ids, batch_size: int, length: int) -> Iterator[Batch]:
 
 def _check_length(ids: np.ndarray, length: int) -> None:
     if not 1 <= length < len(ids):
-        raise ValueError(f"length is {length}, but there are {len(ids):,} ids; choose 1 to {len(ids) - 1:,}")
+        raise UserError(f"length is {length}, but there are {len(ids):,} ids; choose 1 to {len(ids) - 1:,}")
 
 
 def _compact(ids: np.ndarray) -> np.ndarray:

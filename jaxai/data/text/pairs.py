@@ -22,6 +22,7 @@ from jaxai.data.buckets import grouped, length_groups
 from jaxai.data.dataset import Dataset
 from jaxai.data.pipeline import check_rows, endless
 from jaxai.data.text.corpus import read_utf8
+from jaxai.errors import MissingFileError, UserError
 
 logger = logging.getLogger("jaxai.data")
 
@@ -70,10 +71,10 @@ def _read(root: Path, split: str, source: str, target: str) -> tuple[list[tuple[
     lines = [_lines(path) for path in paths]
     if len(lines[0]) != len(lines[1]):
         counts = " and ".join(f"{path} has {len(part):,} lines" for path, part in zip(paths, lines, strict=True))
-        raise ValueError(f"{counts}; line by line they must translate each other: fetch both from the same release")
+        raise UserError(f"{counts}; line by line they must translate each other: fetch both from the same release")
     kept = [pair for pair in zip(*lines, strict=True) if all(pair)]
     if not kept:
-        raise ValueError(f"{paths[0]} and {paths[1]} have no line that is not empty in both; give other files")
+        raise UserError(f"{paths[0]} and {paths[1]} have no line that is not empty in both; give other files")
     dropped = len(lines[0]) - len(kept)
     without = f", without {dropped:,} with an empty side" if dropped else ""
     return kept, f"{without} from {paths[0]} and {paths[1].name}"
@@ -87,11 +88,11 @@ def _lines(path: Path) -> list[str]:
 def _find(folder: Path, name: str) -> Path:
     """The file of that name or of that name and .gz."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"folder {folder} does not exist or is a file; give the one that holds {name}")
+        raise MissingFileError(f"folder {folder} does not exist or is a file; give the one that holds {name}")
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return path
-    raise FileNotFoundError(f"{folder / name}: no such file, nor {name}.gz; files are named SPLIT.LANGUAGE (train.en)")
+    raise MissingFileError(f"{folder / name}: no such file, nor {name}.gz; files are named SPLIT.LANGUAGE (train.en)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,15 +115,15 @@ def buckets(
     epoch takes ``sum(len(b.rows) / b.batch_size)`` batches. Raises ``ValueError`` as ``bucketed`` does.
     """
     if multiple < 1 or shapes < 1:
-        raise ValueError(f"multiple is {multiple}, shapes is {shapes}; choose the number of devices, and at least 1")
+        raise UserError(f"multiple is {multiple}, shapes is {shapes}; choose the number of devices, and at least 1")
     if len(sources) != len(targets) or not len(sources):
-        raise ValueError(f"{len(sources):,} sources and {len(targets):,} targets; they must be as many, and at least 1")
+        raise UserError(f"{len(sources):,} sources and {len(targets):,} targets; they must be as many, and at least 1")
     lengths = np.array([[len(s), len(t)] for s, t in zip(sources, targets, strict=True)])
     if not lengths.all():
-        raise ValueError(f"pair {int(np.flatnonzero(~lengths.all(axis=1))[0])} has an empty side; leave it out")
+        raise UserError(f"pair {int(np.flatnonzero(~lengths.all(axis=1))[0])} has an empty side; leave it out")
     longer = lengths.max(axis=1)
     if longer.max() * multiple > tokens_per_batch:
-        raise ValueError(
+        raise UserError(
             f"tokens_per_batch is {tokens_per_batch:,}, but the longest sentence has {longer.max():,} tokens"
             f" and a batch a multiple of {multiple} rows; choose at least {longer.max() * multiple:,}"
         )

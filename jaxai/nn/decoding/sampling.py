@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, Key
 
+from jaxai.errors import UserError
 from jaxai.typing import Array
 
 
@@ -24,13 +25,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
-            raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
+            raise UserError(f"temperature must be 0 or more, got {self.temperature}")
         if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (all) or more, got {self.top_k}")
+            raise UserError(f"top_k must be 0 (all) or more, got {self.top_k}")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+            raise UserError(f"top_p must lie in (0, 1], got {self.top_p}")
         if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p must lie in [0, 1], got {self.min_p}")
+            raise UserError(f"min_p must lie in [0, 1], got {self.min_p}")
 
 
 def sampling_logits(logits: Float[Array, "*B V"], sampling: Sampling) -> Float[Array, "*B V"]:
