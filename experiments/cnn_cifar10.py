@@ -26,8 +26,7 @@ import optax
 
 from jaxai import attribution, experiment, metrics, plots, train
 from jaxai.config import Training, resumable
-from jaxai.data import ImageDataset, batches
-from jaxai.data.images import augmentation
+from jaxai.data import ImageDataset, alternating_flip, batches, random_translate
 from jaxai.errors import UserError
 from jaxai.nn import AirbenchCNN, ArticleCNN, cnn
 from jaxai.ops import to_unit
@@ -152,8 +151,8 @@ def trainer(config: Config, network: Network, data: ImageDataset) -> train.Super
     def loss_fn(params: dict, batch: dict[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
         images = batch["image"]
         if airbench:
-            images = augmentation.alternating_flip(key_flip, images, batch["id"], batch["epoch"])
-            images = augmentation.random_translate(key, images, 2)
+            images = alternating_flip(key_flip, images, batch["id"], batch["epoch"])
+            images = random_translate(key, images, 2)
         z = cnn.apply(network, {"params": params}, to_unit(images))
         loss, found = train.cross_entropy(z, batch["label"])
         if airbench:

@@ -39,7 +39,6 @@ from jaxai.errors import UserError
 from jaxai.nn import MLP
 from jaxai.ops import to_unit
 from jaxai.run import Run
-from jaxai.train.supervised import norms
 from jaxai.typing import Array
 
 NAME = "mlp_digits"
@@ -127,7 +126,7 @@ def descend(params: Params, x: Array, y: Array, learning_rate: float) -> tuple[P
     loss, grads = backpropagation(params, x, y)
     updates = jax.tree.map(lambda gradient: -learning_rate * gradient, grads)
     params = jax.tree.map(jnp.add, params, updates)
-    return params, {"loss": loss, **norms(grads, params, updates)}
+    return params, {"loss": loss, **train.norms(grads, params, updates)}
 
 
 def largest_difference(params: Params, x: Array, y: Array) -> Array:

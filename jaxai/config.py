@@ -42,7 +42,7 @@ class Platform:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Common(Platform):
-    """What every experiment takes."""
+    """Options of every experiment."""
 
     preset: str = "default"
     """Which set of values to start from; the other options change single ones."""
@@ -69,7 +69,7 @@ class Common(Platform):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training(Common):
-    """What every experiment takes that trains in steps."""
+    """Options of every experiment that trains in steps."""
 
     coordinator: str = resumable("")
     """Join other processes: HOST:PORT of the first, or auto under SLURM, Open MPI, Kubernetes; --devices is of each."""

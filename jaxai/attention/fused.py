@@ -152,14 +152,17 @@ attend_p, tangent_p, gradient_p = (primitive(f"fused_{name}") for name in ("atte
 
 
 def run_attend(*arrays, maps):
+    """Evaluate attention without its rows' statistics."""
     return maps.attend(*arrays)
 
 
 def run_forward(*arrays, maps):
+    """Evaluate attention with its rows' statistics."""
     return maps.forward(*arrays)
 
 
 def attend_jvp(arrays, tangents, *, maps):
+    """Forward derivative, by `fused_tangent`."""
     results = attend_p.bind(*arrays, maps=maps)
     active = tuple(differentiated(arrays, tangents))
     duals = [tangents[n] for n in active]
@@ -167,17 +170,20 @@ def attend_jvp(arrays, tangents, *, maps):
 
 
 def attend_batch(arrays, axes, *, maps):
+    """Batching rule."""
     arrays = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(arrays, axes, strict=True)]
     axes = tuple(None if axis is None else 0 for axis in axes)
     return attend_p.bind(*arrays, maps=maps.mapped(axes)), [0, 0]
 
 
 def run_tangent(*args, maps, active):
+    """Evaluate the forward derivative."""
     count = len(args) - 2 - len(active)
     return maps.tangent(active, args[:count], *args[count : count + 2], args[count + 2 :])
 
 
 def tangent_transpose(cotangents, *args, maps, active):
+    """Transpose in the tangents: the gradient, by `fused_gradient`."""
     count = len(args) - 2 - len(active)
     unknown = [n for n in range(len(active)) if is_linear(args[count + 2 + n])]
     wanted = tuple(active[n] for n in unknown)
@@ -200,14 +206,17 @@ def flat_arguments(function, active):
 
 
 def run_by_blocks(*args, by_blocks, by_cudnn, head_size):
+    """Evaluate the gradient by block sums."""
     return by_blocks(*args)
 
 
 def run_by_cudnn(*args, by_blocks, by_cudnn, head_size):
+    """Evaluate the gradient by cuDNN."""
     return by_cudnn(*args)
 
 
 def gradient_transpose(cotangents, *args, by_blocks, by_cudnn, head_size):
+    """Transpose in the cotangent of the output."""
     *known, ct_out = args  # the cotangent of out is the linear operand
     given, aval = [materialized(x) for x in cotangents], abstract_value(ct_out)
     zeros, *_ = aligned([jnp.zeros(aval.shape, aval.dtype), *known])
@@ -216,6 +225,7 @@ def gradient_transpose(cotangents, *args, by_blocks, by_cudnn, head_size):
 
 
 def gradient_batch(args, axes, *, by_blocks, by_cudnn, head_size):
+    """Batching rule."""
     by_blocks, by_cudnn = (jax.vmap(form, in_axes=axes) for form in (by_blocks, by_cudnn))
     results = gradient_p.bind(*args, by_blocks=by_blocks, by_cudnn=by_cudnn, head_size=head_size)
     return results, [0] * len(results)

@@ -222,6 +222,7 @@ def run_row_maxima_flat(
 
 
 def row_maxima_avals(*args, score, ins, out, grid, schedule):
+    """Shapes and dtypes of the results."""
     avals = block_avals(args[0 if schedule else 2 :], ins, grid)
     scores = jax.eval_shape(functools.partial(score, False), INDEX, INDEX, *avals)
     shape = whole_shape(scores.shape[:-1], out, grid)
@@ -229,6 +230,7 @@ def row_maxima_avals(*args, score, ins, out, grid, schedule):
 
 
 def batch_row_maxima(args, axes, *, score, ins, out, grid, schedule):
+    """Batching rule."""
     args, in_axes, ins = batched_operands(args, axes, 0 if schedule else 2, ins)
     bind = functools.partial(row_maxima_p.bind, *args, ins=ins, grid=grid, schedule=schedule)
     if all(axis is None for axis in in_axes):  # only the schedule is batched

@@ -126,6 +126,7 @@ def first_order(kernel: Callable[[Call], tuple[Array, Array]], call: Call) -> tu
 
 
 def first_order_transpose(cotangents, *args, run, floats, reason):
+    """Transpose in the linear arguments; its result can't be differentiated again."""
     arrays = args[: len(args) - len(floats)]
 
     @jax.custom_jvp
@@ -143,6 +144,7 @@ def first_order_transpose(cotangents, *args, run, floats, reason):
 
 
 def first_order_batch(args, axes, *, run, floats, reason):
+    """Batching rule."""
     count = len(args) - len(floats)
     size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
     batched = [axes[n] is not None for n in range(count)]
@@ -158,10 +160,12 @@ def first_order_batch(args, axes, *, run, floats, reason):
 
 
 def not_first_order(*args, reason, **params):
+    """Raise NotImplementedError: there is no further derivative."""
     raise NotImplementedError(reason)
 
 
 def first_order_avals(*args, run, floats, reason):
+    """Shapes and dtypes of the results."""
     results = jax.eval_shape(run, *args[: len(args) - len(floats)])
     return [shaped(x.shape, x.dtype) for x in results]
 

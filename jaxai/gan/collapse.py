@@ -29,7 +29,7 @@ class CollapseConfig(Training):
     """Options of experiments whose generator is watched."""
 
     on_collapse: Literal["warn", "stop", "rollback"] = resumable("warn")
-    """What to do when the generator makes less than half of the variety of the real examples; rollback goes back to the
+    """Action when the generator's diversity falls below half of the real examples'; rollback goes back to the
     last checkpoint before that and on with other noise, three times."""
     collapse_after: int = resumable(1000)
     """From which step on: at first every generator makes one thing."""

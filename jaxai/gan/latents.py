@@ -1,4 +1,4 @@
-"""What to do with the latents of a trained generator: draw typical ones, walk between them, find an image's."""
+"""Latents of a trained generator: typical ones, walks between them, and those of a given image."""
 
 from collections.abc import Callable
 from itertools import pairwise

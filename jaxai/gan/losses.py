@@ -14,7 +14,7 @@ Logits = Float[Array, " B"]
 
 
 class Loss(NamedTuple):
-    """What each network minimises.
+    """The losses that discriminator and generator minimise.
 
     ``discriminator`` is a function of (real_logits [B], fake_logits [B]) -> losses [B]; so is ``generator`` of a
     ``relativistic`` loss, else it is one of the fake logits alone. ``margin`` of the same two is positive where the
@@ -95,14 +95,17 @@ def relativistic_average_generator(real_logits: Logits, fake_logits: Logits) -> 
 
 
 def above_0(real_logits: Logits, fake_logits: Logits) -> Logits:
+    """Margin of real logits over 0, for losses that judge each example by itself."""
     return real_logits
 
 
 def above_half(real_logits: Logits, fake_logits: Logits) -> Logits:
+    """Margin of real logits over 0.5, the middle between the targets 1 and 0."""
     return real_logits - 0.5
 
 
 def above_fake(real_logits: Logits, fake_logits: Logits) -> Logits:
+    """Margin of real logits over those of the paired generated examples."""
     return real_logits - fake_logits
 
 

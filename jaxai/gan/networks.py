@@ -92,7 +92,7 @@ def embedded(labels: Labels, classes: int, features: int) -> Float[Array, "B {fe
 
 
 def with_latents(latents: Latents, label: Float[Array, "B features"] | None) -> Float[Array, "B inputs"]:
-    """What a generator starts from: latents, and behind them the label's vector."""
+    """The input of a generator: latents, and behind them the label's vector."""
     return latents if label is None else jnp.concatenate([latents, label], -1)
 
 
@@ -227,7 +227,7 @@ class Restorer(nn.Module):
 
 
 def changes(module: Any, images: Images, channels: int) -> Float[Array, "B height width {channels}"]:
-    """What a compact module with `Restorer`'s fields adds: images of ``channels``, zeros before the first step."""
+    """The images of ``channels`` that a compact module with `Restorer`'s fields adds; zeros before the first step."""
     x = Conv(module.width, (3, 3), kernel_init=HE, dtype=module.dtype)(space_to_depth(images, module.fold))
     for _ in range(module.blocks):
         x = ResidualBlock(dtype=module.dtype)(x)

@@ -1,4 +1,4 @@
-"""What keeps a GAN from collapsing or swinging, besides its loss and penalty: pure functions on examples and kernels.
+"""Cures for collapse and oscillation besides loss and penalty: pure functions on examples and kernels.
 
 Two time scales (arXiv 1706.08500) are two optimisers, the generator's average (arXiv 1806.04498) is in
 `jaxai.train.optim`, minibatch deviation in `jaxai.gan.regularizers`.
@@ -51,6 +51,7 @@ def spectral_norm(kernel: Float[Array, "*inputs O"], iterations: int = 20) -> Fl
 
 
 def unit(x: Float[Array, " _"]) -> Float[Array, " _"]:
+    """The vector divided by its norm."""
     return x / jnp.maximum(jnp.linalg.norm(x), 1e-12)
 
 

@@ -42,9 +42,8 @@ def gan_step(
     makes as many examples G as ``real`` [B, ...] float32 has; their pullback waits for the discriminator's update.
     ``discriminate(params, examples)`` sees ``augment_fn(examples, key, state)`` of real and generated examples.
     With ``unroll`` the generator's loss uses a discriminator after that many more steps of gradient descent
-    (arXiv 1611.02163). ``ema_half_life``, in examples, must be positive if ``state.ema_params`` is kept;
-    ``state.strength`` follows `jaxai.gan.augmentation.adapted` and moves from 0 to 1 in ``ada_images`` at the fastest.
-    Returns the new state and float32 [] metrics.
+    (arXiv 1611.02163). ``ema_half_life``, in examples, must be positive if ``state.ema_params`` is kept; `adapted`
+    moves ``state.strength`` from 0 to 1 in ``ada_images`` at the fastest. Returns the state and float32 [] metrics.
     """
     key_noise = jax.random.fold_in(state.key, state.step)
     key_real, key_fake, key_penalty = jax.random.split(jax.random.fold_in(key_noise, 1), 3)
@@ -68,32 +67,35 @@ def gan_step(
         gradient = jax.grad(lambda params: discriminator_loss(params, fakes)[0])
         params = unrolled(gradient, gather_params(d_params), unroll, unroll_rate)
         value = generator_objective(seen(fakes, key_fake), real, partial(discriminate, params), loss)
-        if not reconstruction:
-            return value, {}
-        apart = reconstruction(fakes)
-        return value + apart, {"reconstruction": apart}
+        parts = {"reconstruction": reconstruction(fakes)} if reconstruction else {}
+        return sum(parts.values(), start=value), parts
 
     (g_value, g_metrics), fakes_gradient = jax.value_and_grad(generator_loss, has_aux=True)(fakes)
     (g_grads,) = pull_back(fakes_gradient)
     g_params, g_opt = update(txs[0], g_grads, state.generator_opt, state.generator)
 
-    ema_params = state.ema_params
-    if ema_params is not None:
-        ema_params = update_ema(ema_params, g_params, ema_decay(state.step, len(fakes), ema_half_life))
-    strength = state.strength
-    if strength is not None:
-        strength = adapted(strength, margins, len(fakes), images=ada_images)
-        d_metrics["strength"] = strength
-    # Only gradient norms: those of parameters and updates too would cost the article's 10 M parameters 6 % of the step.
-    metrics = {
-        "discriminator_loss": d_value,
-        "generator_loss": g_value,
-        **d_metrics,
-        **g_metrics,
-        "discriminator_gradient_norm": optax.tree.norm(d_grads),
-        "generator_gradient_norm": optax.tree.norm(g_grads),
-    }
+    metrics = {"discriminator_loss": d_value, "generator_loss": g_value, **d_metrics, **g_metrics}
+    metrics |= gradient_norms(d_grads, g_grads)
+    if (strength := state.strength) is not None:
+        metrics["strength"] = strength = adapted(strength, margins, len(fakes), images=ada_images)
+    ema_params = averaged(state, g_params, len(fakes), ema_half_life)
     return GanState(state.step + 1, g_params, d_params, ema_params, g_opt, d_opt, state.key, strength), metrics
+
+
+def averaged(state: GanState, params: PyTree, batch_size: int, half_life: float) -> PyTree:
+    """The next moving average of the generator's parameters; None if there is none."""
+    if state.ema_params is None:
+        return None
+    return update_ema(state.ema_params, params, ema_decay(state.step, batch_size, half_life))
+
+
+def gradient_norms(discriminator: PyTree, generator: PyTree) -> dict[str, Array]:
+    """The global L2 norms of both gradients.
+
+    Those of parameters and updates, as in supervised training, would cost 10 M parameters 6 % of the step.
+    """
+    norms = {"discriminator": optax.tree.norm(discriminator), "generator": optax.tree.norm(generator)}
+    return {f"{name}_gradient_norm": norm for name, norm in norms.items()}
 
 
 def from_noise(

@@ -173,6 +173,6 @@ def _check_names(names: Sequence[str], classes: int) -> list[str]:
 
 
 def as_texts(names: Sequence[str] | None, classes: int) -> list[str]:
-    """What pictures call the classes; a dollar sign is one, and doesn't begin a formula."""
+    """The names of the classes in pictures, with dollar signs escaped, which would begin a formula."""
     called = [str(c) for c in range(classes)] if names is None else _check_names(names, classes)
     return [name.replace("$", r"\$") for name in called]

@@ -24,7 +24,7 @@ CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 
 @dataclasses.dataclass(frozen=True)
 class RNNConfig:
-    """What a stack of recurrent layers is."""
+    """Options of a stack of recurrent layers."""
 
     cell: Literal["lstm", "gru", "rnn"] = "lstm"
     hidden_dim: int = 128

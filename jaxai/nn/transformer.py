@@ -49,7 +49,7 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """What a stack of blocks is."""
+    """Options of a stack of Transformer blocks."""
 
     embed_dim: int = 128
     """E, of the residual stream."""
@@ -148,7 +148,7 @@ def norm(config: TransformerConfig, dtype: Any, name: str) -> nn.Module:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """What a decoder's block keeps of earlier tokens: their keys and values, and those of the encoder's memory."""
+    """Keys and values of earlier tokens, and of the encoder's memory, of one decoder block."""
 
     tokens: Any
     memory: Any = None

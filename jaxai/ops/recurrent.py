@@ -29,7 +29,7 @@ States = tuple[Any, ...]
 
 
 class Cell(NamedTuple):
-    """What a cell computes besides the product: ``update(activate(mix(x, h kernel)), states)``.
+    """The arithmetic of a cell besides its product: ``update(activate(mix(x, h kernel)), states)``.
 
     ``mix`` is linear; ``activate`` is elementwise, with the derivative ``slope`` of what it returned; ``update`` is
     elementwise but for the gates' places. All take one step or all steps at once.

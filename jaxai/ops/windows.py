@@ -1,4 +1,4 @@
-"""What a window sees of an image: padding, sizes, shifted views; and the choice between implementations."""
+"""Windows over images: padding, sizes, shifted views; and the choice between implementations."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard

@@ -224,7 +224,7 @@ class Checkpoints:
             self._drop(step)
 
     def _metrics(self, step: int) -> dict[str, float]:
-        """What was measured at a step; nothing where its manifest is damaged, which is set aside."""
+        """The metrics of a step; none if its manifest is damaged, which is then set aside."""
         try:
             return read_manifest(self._folder / str(step))["host"].get("metrics", {})
         except Damaged as error:

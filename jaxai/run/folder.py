@@ -180,7 +180,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def run_identity(experiment: str, config: Common, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be equal for two starts to be one run, as JSON values."""
+    """The JSON values that must be equal for two starts to be one run."""
     free = {field.name for field in dataclasses.fields(config) if is_resumable(field)}
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in free}
     if taken := fields.keys() & {"experiment", "data"}:

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics.jsonl, the progress bar, TensorBoard."""
+"""Logs of a training run: metrics.jsonl, the progress bar, TensorBoard."""
 
 import json
 import logging

@@ -18,4 +18,5 @@ from jaxai.train.supervised import Supervised as Supervised
 from jaxai.train.supervised import cross_entropy as cross_entropy
 from jaxai.train.supervised import init_state as init_state
 from jaxai.train.supervised import mean_gradient as mean_gradient
+from jaxai.train.supervised import norms as norms
 from jaxai.train.supervised import train_step as train_step

@@ -19,7 +19,7 @@ Step = Callable[[Any, Any], tuple[Any, dict[str, Array]]]
 
 CALL_SECONDS, LONGEST_CALL = 0.03, 32  # of a call on an accelerator; the host needs some 1 ms for each
 SKIPPED, WORST = "skipped", "worst_leaf"
-"""What `skip_nonfinite` adds to the metrics."""
+"""Metrics that `skip_nonfinite` adds."""
 
 
 class CompiledStep:

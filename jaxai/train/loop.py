@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 MEASURED = 5  # single steps before the length of a call is chosen; the first one warms up
 
 
+Write = Callable[[int, Mapping[str, float]], None]
+"""(step, metrics) -> None: logs them."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Every:
     """Call ``function(done, state)`` before step 1 and after every ``steps`` steps; log the metrics it returns.
@@ -107,7 +111,7 @@ def checkpoints_of(run: Run, config: Training, every: Sequence[Every]) -> Checkp
 
 @dataclasses.dataclass
 class Loop:
-    """What `fit` was given, and what it learns on the way."""
+    """The arguments of `fit`, and its state on the host."""
 
     step: Step
     init: Callable[[], PyTree]
@@ -145,8 +149,14 @@ class Loop:
             log = MetricsLog(self.run.metrics, start - again, tensorboard=self.config.tensorboard)
             bar = Progress(self.run.shared.name, start, self.config.steps, self.show)
             with closing(log), closing(bar):
+
+                def write(step: int, values: Mapping[str, float], log: MetricsLog = log, bar: Progress = bar) -> None:
+                    log.write(step, values)
+                    bar.update(step, values)
+
                 try:
-                    state = self.advance(take, state, start, pending, log, bar)
+                    self.evaluate_first(start, pending, state, write)
+                    state = self.advance(take, state, start, write, log, bar)
                     return Result(local(state, self.mesh), self.config.steps, self.mesh, **self.times)
                 except Rollback as rollback:
                     self.times["train_seconds"] += self.clock.lap()
@@ -203,26 +213,18 @@ class Loop:
         logger.info("a step takes %.1f ms: %d steps a call, compiled in %.1f s", 1e3 * seconds, length, compiled)
         self.length = length
 
-    def advance(
-        self,
-        take: CompiledStep,
-        state: PyTree,
-        start: int,
-        pending: dict[str, float] | None,
-        log: MetricsLog,
-        bar: Progress,
-    ) -> PyTree:
-        """The state at the last step."""
-
-        def write(step: int, values: Mapping[str, float]) -> None:
-            log.write(step, values)
-            bar.update(step, values)
-
-        finite, steps = NonFiniteMonitor(self.run, self.config.on_nonfinite), self.config.steps
+    def evaluate_first(self, start: int, pending: dict[str, float] | None, state: PyTree, write: Write) -> None:
+        """Call the functions due before the first step, or after the last one of an interrupted run."""
         if (pending is not None or not start) and (values := (pending or {}) | self.call_due(start, state)):
             write(start, values)
             if start:
                 self.checkpoints.amend(start, {"metrics": values, "pending": None})
+
+    def advance(
+        self, take: CompiledStep, state: PyTree, start: int, write: Write, log: MetricsLog, bar: Progress
+    ) -> PyTree:
+        """The state at the last step."""
+        finite, steps = NonFiniteMonitor(self.run, self.config.on_nonfinite), self.config.steps
         done, late = start, None
         self.since_save.lap()
         while done < steps:
@@ -266,7 +268,7 @@ class Loop:
         return state
 
     def watchdog(self) -> AbstractContextManager[None]:
-        """What must not take longer than the watchdog allows, with several processes."""
+        """A block that must not take longer than the watchdog allows, with several processes."""
         return watchdog(self.config.watchdog if jax.process_count() > 1 else 0.0)
 
     def stops(self) -> list[int]:

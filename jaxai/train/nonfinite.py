@@ -1,4 +1,4 @@
-"""What happens at a NaN or an infinity: a report, and abort, skip or rollback."""
+"""Non-finite values during training: a report, and abort, skip or rollback."""
 
 import dataclasses
 import logging
@@ -24,7 +24,7 @@ LIMIT = 10  # steps skipped one after the other
 
 @dataclasses.dataclass(frozen=True)
 class CallResult:
-    """What one call did: the ``count`` steps after ``done``, their metrics on the device, the ids of their examples."""
+    """Result of one call: the ``count`` steps after ``done``, their metrics on the device, their examples' ids."""
 
     done: int
     count: int

@@ -28,7 +28,7 @@ class Adam:
     """Learning rate after decay_steps as a share of learning_rate; a cosine leads there after the warm-up."""
     weight_decay: float = 0.0
     decay: Literal["all", "matrices"] = "all"
-    """What decays: all parameters, or only kernels and embeddings: neither a ``bias`` nor a ``scale``."""
+    """Parameters that decay: all, or only kernels and embeddings: neither a ``bias`` nor a ``scale``."""
     clip: float = 0.0
     """The norm that gradients are scaled down to where they exceed it; 0: never."""
     muon: bool = False

@@ -247,6 +247,7 @@ def attend(
 
 
 def attend_avals(*args, f, ins, outs, grid, schedule, forward):
+    """Shapes and dtypes of the results."""
     avals = block_avals(args[0 if schedule else 2 :], ins, grid)
     scores = jax.eval_shape(functools.partial(f.score, False), INDEX, INDEX, *avals)
     values = jax.eval_shape(functools.partial(f.weigh, False), INDEX, INDEX, scores, *avals)
@@ -317,6 +318,7 @@ def tangent_sums(f: Attend, ins: Sequence[Part], outs: tuple[Part, Part], active
 
 
 def attend_batch(args, axes, *, f, ins, outs, grid, schedule, forward):
+    """Batching rule."""
     args, in_axes, ins = batched_operands(args, axes, 0 if schedule else 2, ins)
     bind = functools.partial(attend_p.bind, grid=grid, schedule=schedule, forward=forward)
     if all(axis is None for axis in in_axes):

@@ -154,6 +154,7 @@ def run_block_sum_flat(
 
 
 def block_sum_avals(*args, f, ins, outs, grid, schedule):
+    """Shapes and dtypes of the results."""
     operands = args[0 if schedule else 2 :]
     shapes = jax.eval_shape(functools.partial(f, False), INDEX, INDEX, *block_avals(operands, ins, grid))
     wholes = [
@@ -163,6 +164,7 @@ def block_sum_avals(*args, f, ins, outs, grid, schedule):
 
 
 def block_sum_jvp(args, tangents, *, f, ins, outs, grid, schedule):
+    """Forward derivative: further block sums."""
     results = block_sum_p.bind(*args, f=f, ins=ins, outs=outs, grid=grid, schedule=schedule)
     lead = 0 if schedule else 2
     active = differentiated(args[lead:], tangents[lead:])
@@ -183,6 +185,7 @@ def block_sum_jvp(args, tangents, *, f, ins, outs, grid, schedule):
 
 
 def block_sum_transpose(cotangents, *args, f, ins, outs, grid, schedule):
+    """Transpose in the linear operands: block sums again."""
     lead = 0 if schedule else 2
     operands = args[lead:]
     unknown = [n for n, x in enumerate(operands) if is_linear(x)]
@@ -218,6 +221,7 @@ def block_sum_transpose(cotangents, *args, f, ins, outs, grid, schedule):
 
 
 def block_sum_batch(args, axes, *, f, ins, outs, grid, schedule):
+    """Batching rule."""
     args, in_axes, ins = batched_operands(args, axes, 0 if schedule else 2, ins)
     if all(axis is None for axis in in_axes):  # only the schedule is batched
         results = block_sum_p.bind(*args, f=f, ins=ins, outs=outs, grid=grid, schedule=schedule)

@@ -63,11 +63,13 @@ def run_wide(*factors: Array, inputs: np.dtype, **params: Any) -> Array:
 
 
 def abstract(x: Any, y: Any, *others: Any, result: str, **params: Any) -> Any:
+    """Shape and dtype of the result."""
     sizes = dict(zip("".join(FACTORS[result]), (*x.shape[-2:], *y.shape[-2:]), strict=True))
     return shaped((*x.shape[:-2], *(sizes[axis] for axis in result)), x.dtype)
 
 
 def jvp(factors: Sequence[Array], tangents: Sequence[Any], guarded: bool, **params: Any) -> tuple[Array, Any]:
+    """Forward derivative: one product for each tangent."""
     terms = []
     for place, tangent in enumerate(tangents):
         if not is_zero(tangent):
@@ -77,6 +79,7 @@ def jvp(factors: Sequence[Array], tangents: Sequence[Any], guarded: bool, **para
 
 
 def transpose(cotangent: Any, *factors: Any, result: str, **params: Any) -> list[Any]:
+    """Transpose in the linear factor: products again."""
     cotangents: list[Any] = [None] * len(factors)
     for place, factor in enumerate(factors):
         if is_linear(factor):
@@ -88,6 +91,7 @@ def transpose(cotangent: Any, *factors: Any, result: str, **params: Any) -> list
 
 
 def batch(factors: Sequence[Array], axes: Sequence[int | None], **params: Any) -> tuple[Array, int]:
+    """Batching rule."""
     size = next(x.shape[axis] for x, axis in zip(factors, axes, strict=True) if axis is not None)
     moved = (
         jnp.broadcast_to(x[None], (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)

@@ -2,7 +2,6 @@
 
 Images are uint8 or float [B, H, W, C], from JAX or NumPy, and keep their shape and dtype. Every function is compiled as
 it is, and becomes part of a ``jit`` around it. Give each call a key of its own, split from ``fold_in(key, step)`` say.
-``jaxai.data`` doesn't load this module, so that preparing data needs no JAX.
 """
 
 from functools import partial

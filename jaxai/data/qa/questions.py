@@ -30,7 +30,7 @@ PAD = 0
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What ids and labels stand for.
+    """The meaning of ids and labels.
 
     Ids: 0 padding, 1 ... ``slots`` the slots, then ``words``. Labels: 0 ... ``slots`` - 1 the slots, then ``answers``.
     """

@@ -26,7 +26,7 @@ TRAIN_PLACES = (
 TEST_PLACES = ("bakery", "cinema", "harbour", "market", "pantry", "station", "studio", "theatre")
 COLOURS, FORMS = ("blue", "green", "red", "yellow"), ("circle", "rectangle", "square", "star")
 OPEN_WORDS = frozenset(TRAIN_NAMES + TRAIN_PLACES + COLOURS + FORMS)
-"""What a reader must not learn by heart, read as slots: in test stories names and places are others."""
+"""Words that a reader must not learn by heart and reads as slots: test stories have other names and places."""
 
 MOST_NAMES, MOST_PLACES = 4, 6  # in a story: a reader needs as many slots as both together
 

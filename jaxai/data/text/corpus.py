@@ -98,7 +98,7 @@ def read_utf8(path: Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What the ids of a text stand for: its characters, sorted, or bytes of UTF-8 where ``characters`` is ``None``."""
+    """The meaning of a text's ids: its characters, sorted, or bytes of UTF-8 if ``characters`` is ``None``."""
 
     characters: str | None
 

@@ -175,6 +175,7 @@ def bucketed(
 
 
 def padded(sentences: Sentences, length: int) -> Int32[np.ndarray, "n _"]:
+    """Sequences as rows of one array int32 [n, length], filled up with `PAD`."""
     result = np.zeros((len(sentences), length), np.int32)
     for row, sentence in zip(result, sentences, strict=True):
         row[: len(sentence)] = sentence
