@@ -12,7 +12,6 @@ At the end the input pipeline alone is compared with the training that it feeds.
 import dataclasses
 import json
 import os
-import runpy
 import statistics
 import subprocess
 import sys
@@ -23,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from timing import check_interpreter, figure, ratio, spread, write
+from timing import check_interpreter, figure, load_experiment, ratio, spread, write
 
 from jaxai import cli
 from jaxai.data import ImageDataset, load
-from jaxai.data.images import official as official
+from jaxai.data.images import official
 from jaxai.data.pipeline import batches
 from jaxai.distributed.mesh import make_mesh
 from jaxai.distributed.sharding import batch_sharding, put_batch
@@ -39,7 +38,7 @@ PEER = REPOSITORY / "benchmarks" / "peers" / "keras_cnn_cifar10.py"
 EPOCHS, IMAGES, BATCH = 10.0, 50_000, 64
 SAID = "Test accuracy:"
 KEYS = ("seconds", "accuracy")
-PRESETS = runpy.run_path(str(OURS))["PRESETS"]
+PRESETS = load_experiment("cnn_cifar10").PRESETS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +143,12 @@ def timed(line: Sequence[str | Path], variables: Mapping[str, str]) -> tuple[dic
     said = []
     with tempfile.TemporaryFile("w+") as messages:
         before = time.perf_counter()
-        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=messages, text=True, env=environment) as job:
+        with subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        ) as job:
             for text in job.stdout or ():
-                if text.startswith(SAID):
+                messages.write(text)
+                if text.startswith(SAID) and not result:
                     seconds = round(time.perf_counter() - before, 2)
                     result = {"seconds": seconds, "accuracy": float(text.removeprefix(SAID))}
                 said.append(text)

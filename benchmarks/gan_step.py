@@ -14,7 +14,6 @@ about, input and noise included: PyTorch in three forms (plain; channels last; t
 
 import dataclasses
 import json
-import runpy
 import sys
 import tempfile
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from timing import (
     NotAvailable,
     check_interpreter,
     figure,
+    load_experiment,
     peer_process,
     race,
     ratio,
@@ -46,9 +46,10 @@ from jaxai.data.pipeline import batches
 from jaxai.errors import UserError
 from jaxai.gan.step import apply
 from jaxai.train.compiled_step import Step
+from jaxai.train.keys import Keys
 
 PEER = Path(__file__).parent / "peers" / "torch_gan_step.py"
-EXPERIMENT = runpy.run_path(str(Path(__file__).parent.parent / "experiments" / "gan_mnist.py"))
+EXPERIMENT = load_experiment("gan_mnist")
 FORMS = ("plain", "channels_last", "compiled")
 Losses = dict[str, np.ndarray]
 LOSSES = ("discriminator_loss", "generator_loss", "penalty")
@@ -67,9 +68,10 @@ class Job(NamedTuple):
 
 def job(name: str) -> Job:
     """Of this preset."""
-    preset = EXPERIMENT["PRESETS"][name]
-    generator, discriminator = EXPERIMENT["networks"](preset)
-    return Job(preset, generator, *EXPERIMENT["training"](preset, generator, discriminator))
+    preset = EXPERIMENT.PRESETS[name]
+    generator, discriminator = EXPERIMENT.networks(preset)
+    trainer = EXPERIMENT.trainer(preset, generator, discriminator)
+    return Job(preset, generator, trainer.step, partial(trainer.init, Keys(preset.seed)))
 
 
 MAIN = job("default")
@@ -202,7 +204,8 @@ def our_steps(
 
 def asked(ask: Ask, form: str, state: Any, **inputs: np.ndarray) -> Losses:
     """The peer's losses on these inputs from our state, and ``drawn``, what its average makes of the last noise."""
-    trees = {name: getattr(state, name) for name in ("generator", "discriminator", "average")}
+    trees = {name: getattr(state, name) for name in ("generator", "discriminator")}
+    trees["average"] = state.ema_params
     for name in ("generator", "discriminator"):
         moments, zeros = getattr(state, f"{name}_opt"), jax.tree.map(jnp.zeros_like, trees[name])
         trees[f"{name}_nu"] = optax.tree.get(moments, "nu")

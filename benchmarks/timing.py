@@ -1,6 +1,7 @@
 """What benchmarks share: programs that take turns, ratios of one round's turns, figures beside what was wanted."""
 
 import contextlib
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -9,12 +10,14 @@ import platform
 import resource
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 from unittest import mock
 
@@ -38,6 +41,16 @@ Ask = Callable[..., dict[str, Any]]
 
 class NotAvailable(Exception):
     """A program can't do this; the message says why."""
+
+
+def load_experiment(name: str) -> ModuleType:
+    """The experiment of this name as a module, without running it: its presets, networks and trainer."""
+    path = Path(__file__).parent.parent / "experiments" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"experiment_{name}", path)
+    assert spec and spec.loader
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def build(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
