@@ -47,7 +47,8 @@ def load_experiment(name: str) -> ModuleType:
     """The experiment of this name as a module, without running it: its presets, networks and trainer."""
     path = Path(__file__).parent.parent / "experiments" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"experiment_{name}", path)
-    assert spec and spec.loader
+    if spec is None or spec.loader is None:
+        raise MissingFileError(f"{path} is missing: give the name of an experiment")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
