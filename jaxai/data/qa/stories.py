@@ -1,7 +1,6 @@
 """Stories with questions from a grammar of our own, modelled on eleven of the bAbI tasks (arXiv:1502.05698).
 
-train = load_stories("train", 10_000, seed=0)         # of each task
-test = load_stories("test", 1_000, seed=0)            # with names and places that no training story has
+Test stories have names and places that no training story has.
 """
 
 import logging
@@ -15,7 +14,6 @@ from jaxai.data.qa.babi import Question, Questions
 from jaxai.errors import UserError
 
 logger = logging.getLogger("jaxai.data")
-
 WOMEN = ("anna", "clara", "emma", "helen", "julia", "laura", "nora", "sophie", "alice", "greta", "mia", "vera")
 MEN = ("adam", "bruno", "david", "felix", "hugo", "leo", "oscar", "peter", "carl", "ivan", "max", "tom")
 TRAIN_NAMES, TEST_NAMES = WOMEN[:8] + MEN[:8], WOMEN[8:] + MEN[8:]
@@ -29,7 +27,6 @@ OPEN_WORDS = frozenset(TRAIN_NAMES + TRAIN_PLACES + COLOURS + FORMS)
 """Words that a reader must not learn by heart and reads as slots: test stories have other names and places."""
 
 MOST_NAMES, MOST_PLACES = 4, 6  # in a story: a reader needs as many slots as both together
-
 OBJECTS = ("apple", "book", "football", "milk")
 MOVES = ("went to", "moved to", "journeyed to", "travelled to", "went back to")
 TAKES = ("got", "took", "grabbed", "picked up")
@@ -60,8 +57,7 @@ class Story(NamedTuple):
 def load_stories(split: str, count: int, seed: int) -> Questions:
     """``count`` questions of each task, from the names and places of a split; logged (logger ``jaxai.data``).
 
-    Tasks are numbered 1, 2, ... in the order of ``TASKS``. Raises ``ValueError`` as ``generate`` does, and for an
-    unknown split.
+    Tasks are numbered as in ``TASKS``, from 1. Raises ``ValueError`` as ``generate`` does, and for an unknown split.
     """
     check_split(split)
     names, places = (TRAIN_NAMES, TRAIN_PLACES) if split == "train" else (TEST_NAMES, TEST_PLACES)
@@ -94,8 +90,7 @@ def generate(task: str, count: int, seed: int, *, names: Sequence[str], places: 
 def _check_words(argument: str, words: Sequence[str], least: int) -> None:
     if len(words) < least or len(set(words)) < len(words):
         raise UserError(f"{argument} are {len(set(words))} different words of {len(words)}; give {least} or more")
-    bad = [word for word in words if not (word.isalpha() and word == word.lower())]
-    if bad:
+    if bad := [word for word in words if not (word.isalpha() and word == word.lower())]:
         raise UserError(f"{argument} have {bad[0]!r}; give single words in lower case")
 
 
