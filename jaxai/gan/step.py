@@ -74,8 +74,9 @@ def gan_step(
     (g_grads,) = pull_back(fakes_gradient)
     g_params, g_opt = update(txs[0], g_grads, state.generator_opt, state.generator)
 
-    metrics = {"discriminator_loss": d_value, "generator_loss": g_value, **d_metrics, **g_metrics}
-    metrics |= gradient_norms(d_grads, g_grads)
+    metrics = (
+        {"discriminator_loss": d_value, "generator_loss": g_value} | d_metrics | g_metrics | norms(d_grads, g_grads)
+    )
     if (strength := state.strength) is not None:
         metrics["strength"] = strength = adapted(strength, margins, len(fakes), images=ada_images)
     ema_params = averaged(state, g_params, len(fakes), ema_half_life)
@@ -89,13 +90,13 @@ def averaged(state: GanState, params: PyTree, batch_size: int, half_life: float)
     return update_ema(state.ema_params, params, ema_decay(state.step, batch_size, half_life))
 
 
-def gradient_norms(discriminator: PyTree, generator: PyTree) -> dict[str, Array]:
+def norms(discriminator: PyTree, generator: PyTree) -> dict[str, Array]:
     """The global L2 norms of both gradients.
 
     Those of parameters and updates, as in supervised training, would cost 10 M parameters 6 % of the step.
     """
-    norms = {"discriminator": optax.tree.norm(discriminator), "generator": optax.tree.norm(generator)}
-    return {f"{name}_gradient_norm": norm for name, norm in norms.items()}
+    gradients = {"discriminator": discriminator, "generator": generator}
+    return {f"{name}_gradient_norm": optax.tree.norm(gradient) for name, gradient in gradients.items()}
 
 
 def from_noise(
