@@ -9,11 +9,12 @@ from jax.sharding import AxisType, Mesh
 from jaxai.config import mesh_axes
 
 
-def make_mesh(devices: int = 0, *, batch_size: int = 0, shape: str = "") -> Mesh:
+def make_mesh(devices: int = 0, *, batch_size: int = 0, shape: str = "", batch_option: str = "--batch-size") -> Mesh:
     """A mesh with the axes ``data`` and ``model`` over the first ``devices`` devices (0, or several processes: all).
 
     ``shape`` is ``data=4,model=2`` or, for all devices on ``data``, empty. Raises ValueError where it is not of as many
-    devices as there are, and where a global batch of ``batch_size`` does not divide over ``data``.
+    devices as there are, and where a global batch of ``batch_size``, set by ``batch_option``, does not divide over
+    ``data``.
     """
     axes = mesh_axes(shape)
     wanted = int(np.prod(list(axes.values()))) if axes else devices
@@ -27,7 +28,9 @@ def make_mesh(devices: int = 0, *, batch_size: int = 0, shape: str = "") -> Mesh
         raise ValueError(f"--mesh {shape} is of {wanted} devices, but there are {len(found)}: change it, or --devices")
     sizes = axes or {"data": len(found), "model": 1}
     if batch_size % sizes["data"]:
-        raise ValueError(f"--batch-size {batch_size} does not divide over {sizes['data']} devices: change one of them")
+        raise ValueError(
+            f"{batch_option} {batch_size} does not divide over {sizes['data']} devices: change one of them"
+        )
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2, devices=found)
 
 

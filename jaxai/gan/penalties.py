@@ -127,8 +127,8 @@ def sum_of_pairs(values: Values) -> Float[Array, " B//2"]:
     return values.reshape(-1, 2).sum(1)
 
 
-Name = Literal["r1", "r2", "r1_r2", "approximate_r1_r2", "wgan_gp", "dragan"]
-PENALTIES: dict[Name, Penalty] = {
+PenaltyName = Literal["r1", "r2", "r1_r2", "approximate_r1_r2", "wgan_gp", "dragan"]
+PENALTIES: dict[PenaltyName, Penalty] = {
     "r1": r1,
     "r2": r2,
     "r1_r2": r1_r2,

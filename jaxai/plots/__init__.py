@@ -9,6 +9,7 @@ from jaxai.plots.images import grid as grid
 from jaxai.plots.images import save_figure as save_figure
 from jaxai.plots.images import save_gif as save_gif
 from jaxai.plots.images import save_png as save_png
+from jaxai.plots.images import stack as stack
 from jaxai.plots.images import to_pixels as to_pixels
 from jaxai.plots.scores import plot_confusion as plot_confusion
 from jaxai.plots.scores import plot_filters as plot_filters

@@ -35,6 +35,12 @@ def grid(images: np.ndarray | Array, columns: int) -> np.ndarray:
     return canvas[:-1, :-1]
 
 
+def stack(*images: np.ndarray) -> np.ndarray:
+    """Images [n, h, w, C] after each other; beside images with 3 channels, those with 1 get equal ones."""
+    channels = max(x.shape[-1] for x in images)
+    return np.concatenate([np.broadcast_to(x, (*x.shape[:-1], channels)) for x in images])
+
+
 def to_pixels(images: np.ndarray) -> np.ndarray:
     """Floats in [-1, 1], clipped and rounded, as uint8 [n, height, width, C]; uint8 as it is. ValueError for others."""
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
