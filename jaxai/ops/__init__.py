@@ -1,6 +1,8 @@
 """Pure functions on arrays; those on batches and images are here, the layers' in the modules."""
 
 from jaxai.ops.batched import map_batches as map_batches
+from jaxai.ops.degradation import RestorationTask as RestorationTask
+from jaxai.ops.degradation import degrade as degrade
 from jaxai.ops.degradation import holes as holes
 from jaxai.ops.degradation import low_contrast as low_contrast
 from jaxai.ops.degradation import noisy as noisy
