@@ -3,7 +3,7 @@
     python experiments/image_restoration.py                                        # holes in the embedded digits
     python experiments/image_restoration.py --task denoising                       # or super_resolution, contrast
     python experiments/image_restoration.py --no-adversarial                       # the same network without a GAN
-    python experiments/image_restoration.py --preset photos                        # photographs at twice the size, or --scale 4
+    python experiments/image_restoration.py --preset photos                        # photographs, twice the size
     python experiments/image_restoration.py restore --preset photos --image FILE   # your image, by a finished run
 
 One network adds to the damaged image what it lacks. Its loss is the mean absolute difference to the original and, times

@@ -24,10 +24,8 @@ from jaxai.gan.networks import Restorer as Restorer
 from jaxai.gan.networks import Translator as Translator
 from jaxai.gan.networks import restore as restore
 from jaxai.gan.penalties import PENALTIES as PENALTIES
-from jaxai.gan.penalties import Penalty as Penalty
 from jaxai.gan.penalties import PenaltyName as PenaltyName
-from jaxai.gan.penalties import approximate_r1_r2 as approximate_r1_r2
-from jaxai.gan.penalties import consistency as consistency
+from jaxai.gan.penalties import noise_penalties as noise_penalties
 from jaxai.gan.penalties import r1 as r1
 from jaxai.gan.penalties import r1_r2 as r1_r2
 from jaxai.gan.penalties import r2 as r2

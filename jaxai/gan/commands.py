@@ -170,7 +170,7 @@ class TrainedRestorer:
         images = upscaled(images, self.scale) if self.scale > 1 else images
         images = images if mask is None else images * (1 - mask)
         height, width = images.shape[1:3]
-        padded = [None if x is None else pad_to_multiple(x, self.network.fold) for x in (images, mask)]
+        padded = [None if x is None else pad_to_multiple(jnp.asarray(x), self.network.fold) for x in (images, mask)]
         whole = jax.jit(partial(restore, self.network))(params, *padded)
         return plots.to_pixels(np.asarray(whole)[:, :height, :width])
 

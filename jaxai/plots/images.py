@@ -74,6 +74,14 @@ def save_gif(
     _write(path, buffer.getvalue())
 
 
+def animate_files(
+    path: str | os.PathLike[str], files: Sequence[str | os.PathLike[str]], *, milliseconds: int = 100
+) -> None:
+    """Write an endless animation of picture files of one size."""
+    frames = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    save_gif(path, frames, milliseconds=milliseconds, scale=1)
+
+
 def _image(array: np.ndarray, scale: int) -> Image.Image:
     array = np.asarray(array)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,)):
