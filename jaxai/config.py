@@ -39,6 +39,18 @@ class Platform:
                 option = name.replace("_", "-")
                 raise UserError(f"--{option} must be at least {least}, got {getattr(self, name)}")
 
+    def check_finite(self, *names: str) -> None:
+        """Raise ValueError for the first of these fields that is NaN or infinite."""
+        for name in names:
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"--{name.replace('_', '-')} must be finite, got {getattr(self, name)}")
+
+    def check_positive(self, *names: str) -> None:
+        """Raise ValueError for the first of these fields that is not positive and finite."""
+        for name in names:
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Common(Platform):

@@ -60,6 +60,8 @@ class Task:
     finish: Callable[[Run, Result], dict[str, Any]]
     batch_size: int = 0
     """Must divide over the devices; 0: unknown."""
+    batch_option: str = "--batch-size"
+    """The option that sets ``batch_size``."""
     devices: int = 0
     """Devices to use unless ``--devices`` says otherwise; 0: all."""
     evaluate: Callable[[Run, int, Any], dict[str, float]] | None = None
@@ -84,7 +86,12 @@ def run[ConfigT: Training](
 def train[ConfigT: Training](name: str, build: Callable[[ConfigT], Task], config: ConfigT) -> None:
     """Start a run or continue it, until its summary is written; report the summary of a finished one."""
     task = build(config)
-    mesh = make_mesh(config.devices or task.devices, batch_size=task.batch_size, shape=config.mesh)
+    mesh = make_mesh(
+        config.devices or task.devices,
+        batch_size=task.batch_size,
+        shape=config.mesh,
+        batch_option=task.batch_option,
+    )
     with jax.set_mesh(mesh):
         batches = task.batches(**processes(mesh))
     run = open_run(name, config, task.identity)

@@ -10,11 +10,12 @@ from jaxai.config import mesh_axes
 from jaxai.errors import UserError
 
 
-def make_mesh(devices: int = 0, *, batch_size: int = 0, shape: str = "") -> Mesh:
+def make_mesh(devices: int = 0, *, batch_size: int = 0, shape: str = "", batch_option: str = "--batch-size") -> Mesh:
     """A mesh with the axes ``data`` and ``model`` over the first ``devices`` devices (0, or several processes: all).
 
     ``shape`` is ``data=4,model=2`` or, for all devices on ``data``, empty. Raises ValueError where it is not of as many
-    devices as there are, and where a global batch of ``batch_size`` does not divide over ``data``.
+    devices as there are, and where a global batch of ``batch_size``, set by ``batch_option``, does not divide over
+    ``data``.
     """
     axes = mesh_axes(shape)
     wanted = int(np.prod(list(axes.values()))) if axes else devices
@@ -28,7 +29,7 @@ def make_mesh(devices: int = 0, *, batch_size: int = 0, shape: str = "") -> Mesh
         raise UserError(f"--mesh {shape} is of {wanted} devices, but there are {len(found)}: change it, or --devices")
     sizes = axes or {"data": len(found), "model": 1}
     if batch_size % sizes["data"]:
-        raise UserError(f"--batch-size {batch_size} does not divide over {sizes['data']} devices: change one of them")
+        raise UserError(f"{batch_option} {batch_size} does not divide over {sizes['data']} devices: change one of them")
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2, devices=found)
 
 

@@ -5,13 +5,16 @@ from jaxai.gan.augmentation import augment as augment
 from jaxai.gan.collapse import CollapseConfig as CollapseConfig
 from jaxai.gan.collapse import CollapseMonitor as CollapseMonitor
 from jaxai.gan.commands import TrainedGenerator as TrainedGenerator
+from jaxai.gan.commands import TrainedRestorer as TrainedRestorer
 from jaxai.gan.commands import generator_commands as generator_commands
+from jaxai.gan.commands import restorer_commands as restorer_commands
 from jaxai.gan.latents import invert as invert
 from jaxai.gan.latents import slerp as slerp
 from jaxai.gan.latents import truncated as truncated
 from jaxai.gan.latents import walk as walk
 from jaxai.gan.losses import LOSSES as LOSSES
 from jaxai.gan.losses import Loss as Loss
+from jaxai.gan.losses import LossName as LossName
 from jaxai.gan.networks import ArticleDiscriminator as ArticleDiscriminator
 from jaxai.gan.networks import ArticleGenerator as ArticleGenerator
 from jaxai.gan.networks import Discriminator as Discriminator
@@ -19,7 +22,10 @@ from jaxai.gan.networks import Generator as Generator
 from jaxai.gan.networks import PointDiscriminator as PointDiscriminator
 from jaxai.gan.networks import Restorer as Restorer
 from jaxai.gan.networks import Translator as Translator
+from jaxai.gan.networks import restore as restore
 from jaxai.gan.penalties import PENALTIES as PENALTIES
+from jaxai.gan.penalties import PenaltyName as PenaltyName
+from jaxai.gan.penalties import noise_penalties as noise_penalties
 from jaxai.gan.penalties import r1 as r1
 from jaxai.gan.penalties import r1_r2 as r1_r2
 from jaxai.gan.penalties import r2 as r2
@@ -39,6 +45,7 @@ from jaxai.gan.sampler import Sampler as Sampler
 from jaxai.gan.sampler import sampling_params as sampling_params
 from jaxai.gan.state import GanState as GanState
 from jaxai.gan.state import init_fn as init_fn
+from jaxai.gan.state import init_fns as init_fns
 from jaxai.gan.state import init_gan_state as init_gan_state
 from jaxai.gan.step import apply as apply
 from jaxai.gan.step import from_noise as from_noise
@@ -46,5 +53,6 @@ from jaxai.gan.step import gan_step as gan_step
 from jaxai.gan.trainer import Batch as Batch
 from jaxai.gan.trainer import Gan as Gan
 from jaxai.gan.trainer import GanConfig as GanConfig
+from jaxai.gan.trainer import ImageToImageConfig as ImageToImageConfig
 from jaxai.gan.transformer_networks import TransformerDiscriminator as TransformerDiscriminator
 from jaxai.gan.transformer_networks import TransformerGenerator as TransformerGenerator

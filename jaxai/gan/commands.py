@@ -1,4 +1,4 @@
-"""Commands of a finished GAN run: ``sample`` draws images, ``invert`` finds the latents of given images."""
+"""Commands of a finished run: ``sample`` draws images, ``invert`` finds latents of images, ``restore`` restores one."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,15 +13,20 @@ from flax import linen as nn
 
 from jaxai import plots
 from jaxai.config import Finished
+from jaxai.data.images.files import read_image
 from jaxai.errors import UserError
 from jaxai.gan.latents import invert, truncated
+from jaxai.gan.networks import Restorer, restore
+from jaxai.gan.state import init_fn
 from jaxai.gan.step import apply
 from jaxai.ops.batched import map_batches
 from jaxai.ops.pixels import to_signed
+from jaxai.ops.resampling import pad_to_multiple, upscaled
 from jaxai.run.finished import FinishedRun, load_run
 from jaxai.typing import Array, PyTree
 
 STARTS = 4  # of an inversion, for each image
+MOST = 2**24  # pixels of a restored file: 2.5 GiB of memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,3 +142,76 @@ def invert_images(run: FinishedRun, generator: TrainedGenerator, params: PyTree,
     rows = np.concatenate([images, generator.draw(params, latents, labels)])
     plots.save_png(run.folder / "inverted.png", plots.grid(rows, columns=len(images)))
     print(f"mean squared difference {float(left.mean()):.4f} of images in [-1, 1]: {run.folder / 'inverted.png'}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRestorer:
+    """A network that undoes ``task`` on images of ``channels`` at ``scale`` times the resolution.
+
+    With ``masked`` it restores only where an image is transparent.
+    """
+
+    network: Restorer
+    task: str
+    channels: int
+    scale: int
+    masked: bool
+
+    def params(self, run: FinishedRun) -> PyTree:
+        """The parameters of a run."""
+        hints = [jnp.zeros((1, 8, 8, 1))] if self.masked else []
+        return run.params(init_fn(self.network, jnp.zeros((1, 8, 8, self.channels)), *hints))
+
+    def restore(self, params: PyTree, pixels: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        """A restored uint8 image [1, height, width, C], of any size, in which ``mask`` is 1 where it has holes.
+
+        Edges are repeated until the network's squares of pixels fit.
+        """
+        images = to_signed(pixels)
+        images = upscaled(images, self.scale) if self.scale > 1 else images
+        images = images if mask is None else images * (1 - mask)
+        height, width = images.shape[1:3]
+        padded = [None if x is None else pad_to_multiple(jnp.asarray(x), self.network.fold) for x in (images, mask)]
+        whole = jax.jit(partial(restore, self.network))(params, *padded)
+        return plots.to_pixels(np.asarray(whole)[:, :height, :width])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Restore(Finished):
+    """Let a finished run restore an image of yours: raise its resolution, or whatever the run has learned."""
+
+    image: Path
+    """Of up to 16 million pixels when restored. Of an inpainting run, what is transparent is the hole."""
+    out: Path | None = None
+    """A new PNG; NAME_restored.png in the run's folder by default."""
+
+
+def restorer_commands[ConfigT](
+    name: str, kind: type[ConfigT], restorer_of: Callable[[ConfigT], TrainedRestorer]
+) -> dict[str, Any]:
+    """The command ``restore`` of an experiment whose configs are of this ``kind``."""
+
+    def restore_run(options: Restore) -> None:
+        run = load_run(name, kind, options)
+        restore_file(run, restorer_of(run.config), options)
+
+    return {"restore": (restore_run, Restore)}
+
+
+def restore_file(run: FinishedRun, restorer: TrainedRestorer, options: Restore) -> None:
+    """Restore an image file, write it, and print where. ValueError for a file that is there, or can't be written."""
+    out = options.out or run.folder / f"{options.image.stem}_restored.png"
+    if out.exists() or out.suffix != ".png":
+        raise UserError(f"{out} is {'there already' if out.exists() else 'no .png'}: give another --out")
+    params = restorer.params(run)
+    pixels, mask = read_image(options.image, restorer.channels, masked=restorer.masked)
+    height, width = (restorer.scale * size for size in pixels.shape[1:3])
+    if height * width > MOST:
+        raise UserError(f"--image: {width}x{height} pixels when restored, give one of at most {MOST:,}")
+    image = restorer.restore(params, pixels, mask)[0]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out.parent} can't be a folder ({error.strerror}): give another --out") from error
+    plots.save_png(out, image, scale=1)
+    print(f"restored, by a run for {restorer.task.replace('_', ' ')}: {out}")

@@ -109,7 +109,7 @@ def above_fake(real_logits: Logits, fake_logits: Logits) -> Logits:
     return real_logits - fake_logits
 
 
-Name = Literal[
+LossName = Literal[
     "saturating",
     "non_saturating",
     "least_squares",
@@ -118,7 +118,7 @@ Name = Literal[
     "relativistic",
     "relativistic_average",
 ]
-LOSSES: dict[Name, Loss] = {
+LOSSES: dict[LossName, Loss] = {
     "saturating": Loss(classifying_discriminator, saturating_generator, above_0),
     "non_saturating": Loss(classifying_discriminator, non_saturating_generator, above_0),
     "least_squares": Loss(least_squares_discriminator, least_squares_generator, above_half),

@@ -1,7 +1,7 @@
 """Generators, discriminators and networks from images to images. Images are NHWC in [-1, 1], logits one per image."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxai.gan.regularizers import minibatch_stddev
 from jaxai.nn.layers import Conv, ConvTranspose, Dense
 from jaxai.nn.mlp import MLP
 from jaxai.ops.resampling import depth_to_space, space_to_depth
-from jaxai.typing import Images
+from jaxai.typing import Images, PyTree
 
 Latents = Float[Array, "B latent"]
 Logits = Float[Array, " B"]
@@ -224,6 +224,13 @@ class Restorer(nn.Module):
     def __call__(self, images: Images, hints: Float[Array, "B height width D"] | None = None) -> Images:
         seen = images if hints is None else jnp.concatenate([images, hints], -1)
         return images + changes(self, seen, images.shape[-1]).astype(images.dtype)
+
+
+def restore(network: Restorer, params: PyTree, images: Images, mask: Float[Array, "B height width 1"] | None) -> Images:
+    """The network's images; with a ``mask``, its hint, only where that is positive, and the given ones elsewhere."""
+    if mask is None:
+        return cast(Array, network.apply({"params": params}, images))
+    return jnp.where(mask > 0, cast(Array, network.apply({"params": params}, images, mask)), images)
 
 
 def changes(module: Any, images: Images, channels: int) -> Float[Array, "B height width {channels}"]:

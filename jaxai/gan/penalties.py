@@ -7,12 +7,14 @@ multiplies the mean is the caller's.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jaxai.gan.regularizers import instance_noise
 from jaxai.typing import Samples
 
 Values = Float[Array, " B"]
@@ -127,8 +129,8 @@ def sum_of_pairs(values: Values) -> Float[Array, " B//2"]:
     return values.reshape(-1, 2).sum(1)
 
 
-Name = Literal["r1", "r2", "r1_r2", "approximate_r1_r2", "wgan_gp", "dragan"]
-PENALTIES: dict[Name, Penalty] = {
+PenaltyName = Literal["r1", "r2", "r1_r2", "approximate_r1_r2", "wgan_gp", "dragan"]
+PENALTIES: dict[PenaltyName, Penalty] = {
     "r1": r1,
     "r2": r2,
     "r1_r2": r1_r2,
@@ -136,3 +138,12 @@ PENALTIES: dict[Name, Penalty] = {
     "wgan_gp": wgan_gp,
     "dragan": dragan,
 }
+
+
+def noise_penalties(sigma: float) -> dict[str, Penalty]:
+    """Penalties on what the discriminator makes of noise of standard deviation ``sigma``, by name."""
+    noise = partial(instance_noise, sigma=sigma)
+    return {
+        "consistency": partial(consistency, augment=noise),
+        "approximate_r1_r2": partial(approximate_r1_r2, sigma=sigma),
+    }

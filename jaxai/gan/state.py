@@ -65,3 +65,13 @@ def init_gan_state(
 def init_fn(network: nn.Module, *inputs: Array) -> Callable[[Array], PyTree]:
     """The function from a key to the network's first parameters, for inputs of these shapes."""
     return lambda key: network.init(key, *inputs)["params"]
+
+
+def init_fns(**networks: tuple[nn.Module, Array]) -> Callable[[Array], PyTree]:
+    """The function from a key to the first parameters of several networks with an input each, by name."""
+
+    def init(key: Array) -> PyTree:
+        keys = jax.random.split(key, len(networks))
+        return {name: init_fn(*network)(key) for (name, network), key in zip(networks.items(), keys, strict=True)}
+
+    return init

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
+import jax.numpy as jnp
 from jaxtyping import Key
 
+from jaxai.config import Training
 from jaxai.errors import UserError
 from jaxai.gan.collapse import CollapseConfig
 from jaxai.gan.losses import Loss
@@ -47,8 +49,12 @@ class Gan:
 
     def init(self, keys: Keys) -> GanState:
         """The state before the first step, with a moving average if ``ema_half_life`` is positive."""
+        return self.init_from_key(keys.root)
+
+    def init_from_key(self, key: Key[Array, ""]) -> GanState:
+        """`init` from a single key, which `jax.vmap` takes."""
         return init_gan_state(
-            keys.root,
+            key,
             self.init_generator,
             self.init_discriminator,
             txs=self.txs,
@@ -123,3 +129,40 @@ class GanConfig(CollapseConfig):
             return None
         ends: dict[str, Any] = {"start": self.penalty_weight, "end": self.final_penalty_weight}
         return PENALTIES[self.penalty], partial(cosine, **ends, decay_steps=self.decay_steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageToImageConfig(Training):
+    """Options of experiments with a network from images to images and a discriminator."""
+
+    width: int = 32
+    """Channels of the network from images to images."""
+    blocks: int = 2
+    """Its residual blocks."""
+    widths: tuple[int, ...] = (64, 32)
+    """Channels of the discriminator at a quarter and at half of the resolution."""
+    hidden: int = 128
+    """Width of the discriminator's dense layer."""
+    penalty_weight: float = 1.0
+    """Weight of R1 and R2."""
+    batch_size: int = 32
+    optimizer: Adam = Adam(learning_rate=1e-3, beta1=0.0, beta2=0.99, final_rate=0.1)
+    ema_half_life: float = 5_000.0
+    """Half-life, in images, of the moving average of the parameters that are scored."""
+    decay_steps: int = 600
+    """Steps over which the learning rates take their course."""
+    eval_every: int = 100
+    """Steps between two evaluations, each with a picture."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_at_least(1, "width", "hidden", "batch_size", "decay_steps", "eval_every")
+        self.check_at_least(0, "blocks", "penalty_weight")
+        self.check_positive("ema_half_life")
+        if len(self.widths) != 2 or min(self.widths) < 1:
+            raise UserError(f"--widths must be two positive numbers, got {self.widths}")
+
+    @property
+    def weighted_penalty(self) -> tuple[Penalty, Callable[[Array], Array]]:
+        """R1 and R2 with their constant weight, for `Gan`."""
+        return PENALTIES["r1_r2"], lambda step: jnp.float32(self.penalty_weight)

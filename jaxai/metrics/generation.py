@@ -232,6 +232,16 @@ def evaluate_digits(
     }
 
 
+def mnist_fd(real: np.ndarray | Array, generated: np.ndarray | Array) -> float:
+    """`frechet_distance` of the fixed classifier's features of uint8 images [n, 28, 28, 1] and [m, 28, 28, 1]."""
+    return frechet_distance(*(digits.features_and_labels(images)[0] for images in (real, generated)))
+
+
+def recognised(images: np.ndarray | Array, labels: np.ndarray) -> float:
+    """Share of uint8 images [n, 28, 28, 1] that the fixed classifier takes for these digits [n]."""
+    return float((digits.features_and_labels(images)[1] == labels).mean())
+
+
 def _features(least: int, **arrays: np.ndarray | Array) -> list[np.ndarray]:
     """The arrays as float64 [n, d], with n at least ``least``, one d and finite values; else ValueError."""
     checked = []

@@ -1,7 +1,12 @@
 """How close restored images are to the originals, by scikit-image: PSNR and SSIM."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from jaxai.metrics.digits import features_and_labels
+from jaxai.metrics.generation import recognised
 
 LUMA = np.array([65.481, 128.553, 24.966]) / 255  # of BT.601, to which 16 is added: MATLAB's rgb2ycbcr
 
@@ -25,6 +30,21 @@ def image_scores(restored: np.ndarray, originals: np.ndarray, *, border: int = 0
     windows = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255.0}
     ssim = [structural_similarity(a, b, **windows) for a, b in pairs]
     return {"psnr": float(np.mean([psnr(a, b) for a, b in pairs])), "ssim": float(np.mean(ssim))}
+
+
+def restoration_scores(
+    restored: Sequence[np.ndarray], originals: Sequence[np.ndarray], *, border: int, digits: bool
+) -> dict[str, float]:
+    """Means of `image_scores` over groups of images [n, height, width, C], each of one size.
+
+    With ``digits``, for images of the first group, also ``same_class``: the share that the fixed classifier takes for
+    what it takes their originals for.
+    """
+    found = [image_scores(a, b, border=border) for a, b in zip(restored, originals, strict=True)]
+    means = {name: float(np.mean([row[name] for row in found])) for name in found[0]}
+    if digits:
+        means["same_class"] = recognised(restored[0], features_and_labels(originals[0])[1])
+    return means
 
 
 def psnr(image: np.ndarray, original: np.ndarray) -> float:

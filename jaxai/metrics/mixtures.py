@@ -1,5 +1,7 @@
 """How well points cover a mixture of Gaussians in the plane: modes, quality, balance."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -28,6 +30,14 @@ def mixture_scores(
     counts = histogram(number[good], len(centres))
     kl = histogram_kl(counts, np.ones(len(centres))) if good.any() else float(np.log(len(centres)))
     return {"modes": float(np.count_nonzero(counts)), "high_quality": float(good.mean()), "kl": kl}
+
+
+def score_lists(
+    points: Iterable[Float[np.ndarray, "n 2"]], centres: Float[np.ndarray, "modes 2"], deviation: float
+) -> dict[str, list[float]]:
+    """`mixture_scores` of each of several sets of points, as a list for each score."""
+    found = [mixture_scores(rows, centres, deviation) for rows in points]
+    return {name: [row[name] for row in found] for name in found[0]}
 
 
 def nearest(

@@ -2,6 +2,8 @@
 
 from jaxai.ops.batched import map_batches as map_batches
 from jaxai.ops.conv import conv_transpose as conv_transpose
+from jaxai.ops.degradation import RestorationTask as RestorationTask
+from jaxai.ops.degradation import degrade as degrade
 from jaxai.ops.degradation import holes as holes
 from jaxai.ops.degradation import low_contrast as low_contrast
 from jaxai.ops.degradation import noisy as noisy
@@ -16,5 +18,6 @@ from jaxai.ops.recurrent import lstm as lstm
 from jaxai.ops.recurrent import rnn as rnn
 from jaxai.ops.resampling import depth_to_space as depth_to_space
 from jaxai.ops.resampling import downscaled as downscaled
+from jaxai.ops.resampling import pad_to_multiple as pad_to_multiple
 from jaxai.ops.resampling import space_to_depth as space_to_depth
 from jaxai.ops.resampling import upscaled as upscaled

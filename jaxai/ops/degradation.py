@@ -1,12 +1,32 @@
 """Degradations that image restoration undoes: pure functions on images [B, height, width, C] in [-1, 1]."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Key
 
+from jaxai.ops.resampling import downscaled, upscaled
 from jaxai.typing import Array, Images
 
 Mask = Float[Array, "B height width 1"]
+RestorationTask = Literal["inpainting", "denoising", "super_resolution", "contrast"]
+
+
+def degrade(
+    images: Images, key: Key[Array, ""], *, task: RestorationTask, sigma: float, scale: int
+) -> tuple[Images, Mask | None]:
+    """Images of the same size for ``task`` to restore, and for inpainting the mask of what is missing.
+
+    ``sigma`` of `noisy` for denoising; super-resolution gets images upscaled from a ``scale``-th of their size.
+    """
+    if task == "inpainting":
+        return holes(images, key)
+    if task == "denoising":
+        return noisy(images, key, sigma), None
+    if task == "contrast":
+        return low_contrast(images, key), None
+    return upscaled(downscaled(images, scale), scale), None
 
 
 def holes(images: Images, key: Key[Array, ""], least: float = 0.25, most: float = 0.5) -> tuple[Images, Mask]:

@@ -1,6 +1,7 @@
 """Resampling of images: bicubic interpolation, and squares of pixels as channels."""
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxai.typing import Array, Images
@@ -20,6 +21,12 @@ def depth_to_space(maps: Float[Array, "B rows columns F"], size: int) -> Images:
     B, rows, columns, F = maps.shape
     x = maps.reshape(B, rows, columns, size, size, F // size**2).swapaxes(2, 3)
     return x.reshape(B, rows * size, columns * size, -1)
+
+
+def pad_to_multiple(images: Images, size: int) -> Float[Array, "B rows columns C"]:
+    """Repeat the last row and the last column until ``size`` divides height and width."""
+    _, height, width, _ = images.shape
+    return jnp.pad(images, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)), mode="edge")
 
 
 def downscaled(images: Images, scale: int) -> Float[Array, "B rows columns C"]:

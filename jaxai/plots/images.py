@@ -35,6 +35,12 @@ def grid(images: np.ndarray | Array, columns: int) -> np.ndarray:
     return canvas[:-1, :-1]
 
 
+def stack(*images: np.ndarray) -> np.ndarray:
+    """Images [n, h, w, C] after each other; beside images with 3 channels, those with 1 get equal ones."""
+    channels = max(x.shape[-1] for x in images)
+    return np.concatenate([np.broadcast_to(x, (*x.shape[:-1], channels)) for x in images])
+
+
 def to_pixels(images: np.ndarray) -> np.ndarray:
     """Floats in [-1, 1], clipped and rounded, as uint8 [n, height, width, C]; uint8 as it is. ValueError for others."""
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
@@ -66,6 +72,14 @@ def save_gif(
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=others, duration=milliseconds, loop=0)
     _write(path, buffer.getvalue())
+
+
+def animate_files(
+    path: str | os.PathLike[str], files: Sequence[str | os.PathLike[str]], *, milliseconds: int = 100
+) -> None:
+    """Write an endless animation of picture files of one size."""
+    frames = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    save_gif(path, frames, milliseconds=milliseconds, scale=1)
 
 
 def _image(array: np.ndarray, scale: int) -> Image.Image:

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxai.gan.losses import LOSSES
-from jaxai.gan.penalties import r1_r2
+from jaxai import gan
+from jaxai.data import load
+from jaxai.data.images.domains import DRAWN, TO_GREY, two_domains
+from jaxai.ops import to_signed
+from jaxai.train import Keys
 from tests.experiments import commands
 from tests.helpers import hex_losses
 
@@ -41,7 +44,7 @@ def test_debug_run_makes_everything_and_goes_on(tmp_path):
         assert picture.size == (2 * (10 * 29 - 1), 2 * (6 * 29 - 1))
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["steps"] == 4
-    assert summary["look"] == "coloured"
+    assert summary["domain"] == "coloured"
     assert summary["samples"] == 250
     assert summary["mnist_fd"] > summary["mnist_fd_floor"]
     assert summary["found"].keys() == {"a_to_b", "b_to_a", "b", "a_to_b_to_a"}
@@ -51,60 +54,61 @@ def test_debug_run_makes_everything_and_goes_on(tmp_path):
     assert again.stdout == result.stdout
 
 
-@pytest.mark.parametrize("look", ["inverted", "small"])
-def test_other_looks(experiment, tmp_path, look):
-    commands.start(experiment, tmp_path / "run", "--look", look, "--steps", "2")
+@pytest.mark.parametrize("domain", ["inverted", "small"])
+def test_other_domains(experiment, tmp_path, domain):
+    commands.start(experiment, tmp_path / "run", "--domain", domain, "--steps", "2")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["look"] == look
-    assert ("8x8" in summary["other"]) == (look == "small")
-    assert (summary["found"]["b"] > 0.8) == (look == "small")  # the classifier can't read black on white
+    assert summary["domain"] == domain
+    assert ("8x8" in summary["other"]) == (domain == "small")
+    assert (summary["found"]["b"] > 0.8) == (domain == "small")  # the classifier can't read black on white
 
 
 def test_a_step_is_two_gans_side_by_side(experiment, key):
     """The losses of one step, by hand from the networks."""
     config = dataclasses.replace(experiment.PRESETS["debug"], batch_size=4)
-    looks, _ = experiment.two_looks(config, experiment.load("mnist", "test", embedded_only=True))
-    networks = experiment.translators(config, looks)
-    step, init = experiment.training(config, networks, looks)
-    state = jax.jit(init)()
-    a, b = looks.a[:4], looks.b[:4]
-    after, metrics = jax.jit(step)(state, {"a": a, "b": b})
+    domains, _ = two_domains(load("mnist", "test", embedded_only=True), config.domain)
+    channels = {"to_b": 3, "to_a": 1}
+    networks = {name: gan.Translator(count, config.width, config.blocks) for name, count in channels.items()}
+    trainer = experiment.trainer(config, networks, domains)
+    state = jax.jit(partial(trainer.init, Keys(0)))()
+    a, b = domains.a[:4], domains.b[:4]
+    after, metrics = jax.jit(trainer.step)(state, {"a": a, "b": b})
 
-    real = {"a": experiment.preprocess(a), "b": experiment.preprocess(b)}
+    real = {"a": to_signed(a), "b": to_signed(b)}
     fake, again = {}, {}
-    for look, other in (("a", "b"), ("b", "a")):
-        there, back = networks[f"to_{other}"], networks[f"to_{look}"]
+    for domain, other in (("a", "b"), ("b", "a")):
+        there, back = networks[f"to_{other}"], networks[f"to_{domain}"]
         params = state.generator
-        fake[other] = there.apply({"params": params[f"to_{other}"]}, real[look])
-        again[look] = back.apply({"params": params[f"to_{look}"]}, fake[other])
-    discriminator = experiment.Discriminator(config.widths, config.hidden)
+        fake[other] = there.apply({"params": params[f"to_{other}"]}, real[domain])
+        again[domain] = back.apply({"params": params[f"to_{domain}"]}, fake[other])
+    discriminator = gan.Discriminator(config.widths, config.hidden)
     losses, penalties, answers = [], [], []
-    for look in ("a", "b"):
-        discriminate = partial(experiment.apply, discriminator, state.discriminator[look])
-        losses.append(LOSSES["relativistic"].discriminator(*map(discriminate, (real[look], fake[look]))).mean())
-        penalties.append(r1_r2(discriminate, real[look], fake[look], key).mean())
-        moved = partial(experiment.apply, discriminator, after.discriminator[look])
-        answers.append(LOSSES["relativistic"].generator(*map(moved, (real[look], fake[look]))).mean())
-    cycle = sum(jnp.abs(again[look] - real[look]).mean() for look in "ab")
+    for domain in ("a", "b"):
+        discriminate = partial(gan.apply, discriminator, state.discriminator[domain])
+        losses.append(gan.LOSSES["relativistic"].discriminator(*map(discriminate, (real[domain], fake[domain]))).mean())
+        penalties.append(gan.r1_r2(discriminate, real[domain], fake[domain], key).mean())
+        moved = partial(gan.apply, discriminator, after.discriminator[domain])
+        answers.append(gan.LOSSES["relativistic"].generator(*map(moved, (real[domain], fake[domain]))).mean())
+    cycle = sum(jnp.abs(again[domain] - real[domain]).mean() for domain in "ab")
     np.testing.assert_allclose(metrics["reconstruction"], config.cycle_weight * cycle, rtol=1e-5)
     np.testing.assert_allclose(metrics["penalty"], sum(penalties), rtol=1e-4)
-    expected = sum(losses) / 2 + config.penalty * sum(penalties)
+    expected = sum(losses) / 2 + config.penalty_weight * sum(penalties)
     np.testing.assert_allclose(metrics["discriminator_loss"], expected, rtol=1e-5)
     expected = sum(answers) / 2 + config.cycle_weight * cycle
     np.testing.assert_allclose(metrics["generator_loss"], expected, rtol=1e-4)  # Adam's first steps are signs
 
 
 def test_a_perfect_translation_has_perfect_scores(experiment):
-    """B's look undone exactly: the classifier finds what it finds in the originals, at the floor's distance."""
+    """B drawn as A exactly: the classifier finds what it finds in the originals, at the floor's distance."""
     config = experiment.PRESETS["debug"]
-    mnist = experiment.load("mnist", "test", embedded_only=True)
-    looks, _ = experiment.two_looks(config, mnist)
-    draw, undo = experiment.DRAWN[config.look], experiment.TO_GREY[config.look]
+    mnist = load("mnist", "test", embedded_only=True)
+    domains, _ = two_domains(mnist, config.domain)
 
-    def translate(params, images, look):
-        return (draw(images) if look == "a" else undo(images)), images
+    def translate(params, domains, count):
+        a, b = domains.a[:count], domains.b[:count]
+        return a, DRAWN[config.domain](a), a, b, TO_GREY[config.domain](b), b
 
-    found = experiment.scores(config, translate, None, looks, mnist.images[1::2])
+    found = experiment.scores(config, translate, None, domains, mnist.images[1::2])
     assert min(found["found"][name] for name in ("a_to_b", "b_to_a", "a_to_b_to_a")) > 0.95
     assert found["found"]["b"] < 0.5
     assert found["mnist_fd"] == found["mnist_fd_floor"]
@@ -113,7 +117,7 @@ def test_a_perfect_translation_has_perfect_scores(experiment):
 
 def test_bad_input_is_one_line_and_exit_code_2(experiment, tmp_path, capsys):
     for arguments, word in [
-        (["--look", "bold"], "--look"),
+        (["--domain", "bold"], "--domain"),
         (["--cycle-weight", "-1"], "--cycle-weight must be at least 0"),
         (["--widths", "8"], "--widths must be two positive numbers"),
         (["--ema-half-life", "0"], "--ema-half-life must be positive"),

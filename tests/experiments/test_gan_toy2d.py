@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxai.errors import Stopped
+from jaxai.train import Keys
 from tests.experiments.commands import SCRIPTS, load, refusal, run, start, watched
 
 SCRIPT = SCRIPTS / "gan_toy2d.py"
@@ -56,7 +57,7 @@ def test_a_collapsed_run_stops_or_goes_back(tmp_path):
         {"penalty": "approximate_r1_r2"},
         {"noise": 0.5},
         {"packing": 2},
-        {"deviation": True},
+        {"minibatch_stddev": True},
         {"spectral": True},
         {"unroll": 2},
         {"loss": "least_squares"},
@@ -70,9 +71,9 @@ def test_every_remedy_changes_the_training(remedy):
     points = {"points": jax.random.normal(jax.random.key(1), (2, 16, 2))}
 
     def two_steps(config):
-        step, init = experiment.training(config)
-        step = jax.jit(step)
-        state, _ = step(init(), points)
+        trainer = experiment.trainer(config)
+        step = jax.jit(trainer.step)
+        state, _ = step(trainer.init(Keys(config.seed)), points)
         return step(state, points)
 
     (state, metrics), (other, _) = two_steps(dataclasses.replace(plain, **remedy)), two_steps(plain)
@@ -90,8 +91,9 @@ def test_the_penalty_keeps_its_weight_unless_another_end_is_given():
 
     def late_loss(**changes):
         config = experiment.Config(**SMALL, penalty="r1", penalty_weight=10.0, decay_steps=100, **changes)
-        step, init = experiment.training(config)
-        _, metrics = jax.jit(step)(init().replace(step=jnp.full(2, 100)), points)
+        trainer = experiment.trainer(config)
+        state = trainer.init(Keys(config.seed)).replace(step=jnp.full(2, 100))
+        _, metrics = jax.jit(trainer.step)(state, points)
         return float(metrics["discriminator_loss"]), float(metrics["penalty"])
 
     (same, penalty), (none, _) = late_loss(), late_loss(final_penalty_weight=0.0)
@@ -108,7 +110,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
         (["--noise", "inf"], "--noise must be finite"),
         (["--penalty-weight", "nan"], "--penalty-weight"),
         (["--generator-optimizer.warmup", "9000"], "warmup"),
-        (["--gans", "2", "--devices", "4"], "--gans 2 do not divide over 4 devices"),
+        (["--gans", "2", "--devices", "4"], "--gans 2 does not divide over 4 devices"),
         (["--generator", "0"], "give positive numbers"),
         (["--mixture", "torus"], "torus"),
     ]:

@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxai import gan, plots
+from jaxai.data import load
+from jaxai.ops import to_signed, upscaled
 from jaxai.run.weights import read_weights
+from jaxai.train import Keys
 from tests.experiments import commands
 
 SCRIPT = commands.SCRIPTS / "image_restoration.py"
@@ -50,7 +54,8 @@ def runs(tmp_path_factory):
 
 
 def restore(experiment, workdir, *arguments):
-    commands.start_command(experiment.restore_file, experiment.RestoreFile, "--workdir", str(workdir), *arguments)
+    made = gan.restorer_commands(experiment.NAME, experiment.Config, experiment.trained_restorer)
+    commands.start_command(*made["restore"], "--workdir", str(workdir), *arguments)
 
 
 def test_a_finished_run_restores_files(experiment, runs, tmp_path, capsys):
@@ -58,7 +63,7 @@ def test_a_finished_run_restores_files(experiment, runs, tmp_path, capsys):
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     restore(experiment, runs / "photos", "--image", str(tmp_path / "photo.png"))
     assert "photo_restored.png" in capsys.readouterr().out
-    large = experiment.upscaled(experiment.preprocess(jnp.asarray(pixels[None])), 2)
+    large = upscaled(to_signed(jnp.asarray(pixels[None])), 2)
     expected = whole_by_hand(experiment, runs / "photos", np.asarray(large))
     with Image.open(runs / "photos" / "photo_restored.png") as picture:
         np.testing.assert_allclose(np.asarray(picture, float), expected, atol=1)  # rounding to pixels
@@ -68,7 +73,7 @@ def test_a_finished_run_restores_files(experiment, runs, tmp_path, capsys):
     out = tmp_path / "new" / "a.png"
     restore(experiment, runs / "holes", "--image", str(tmp_path / "digit.png"), "--out", str(out))
     known = holed[..., 1:] > 0
-    digit = np.where(known[None], np.asarray(experiment.preprocess(jnp.asarray(holed[None, ..., :1]))), 0)
+    digit = np.where(known[None], np.asarray(to_signed(jnp.asarray(holed[None, ..., :1]))), 0)
     padded, mask = (np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge") for x in (digit, ~known[None]))
     expected = whole_by_hand(experiment, runs / "holes", padded, mask.astype(np.float32))[:13, :9]
     with Image.open(out) as picture:
@@ -78,20 +83,13 @@ def test_a_finished_run_restores_files(experiment, runs, tmp_path, capsys):
 
 def whole_by_hand(experiment, folder, images, mask=None):
     """The pixels of a run's network for one image of even sides, by Flax alone."""
-    restorer, images = experiment.Restorer(8, 1), jnp.asarray(images)
+    restorer, images = gan.Restorer(8, 1), jnp.asarray(images)
     hints = [] if mask is None else [jnp.asarray(mask)]
     like = jax.eval_shape(restorer.init, jax.random.key(0), images, *hints)["params"]
     params = jax.tree.map(jnp.asarray, read_weights(folder / "model.safetensors", like))
     found = restorer.apply({"params": params}, images, *hints)
     found = found if mask is None else np.where(mask > 0, found, images)
     return (np.clip(np.asarray(found), -1, 1)[0] + 1) * 127.5
-
-
-def test_a_photograph_is_read_upright(experiment, tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # taken with the camera turned
-    Image.fromarray(np.zeros((4, 10, 3), np.uint8)).save(tmp_path / "turned.jpg", exif=exif)
-    assert experiment.read_image(tmp_path / "turned.jpg", "RGB", holes=False)[0].shape == (1, 10, 4, 3)
 
 
 def test_what_cannot_be_restored_is_one_line(experiment, runs, tmp_path, capsys):
@@ -125,17 +123,17 @@ def test_every_task_comes_closer_to_the_originals(experiment, task, adversarial)
     config = dataclasses.replace(
         experiment.PRESETS["debug"], task=task, adversarial=adversarial, width=16, decay_steps=400
     )
-    damage, restorer = experiment.damaging(config), experiment.Restorer(config.width, config.blocks)
-    step, init = experiment.training(config, restorer, damage, (28, 28, 1))
-    images = experiment.load("mnist", "test", embedded_only=True).images[:8]
-    state, step = jax.jit(init)(), jax.jit(step, donate_argnums=0)
+    trainer = experiment.trainer(config, (28, 28, 1))
+    images = load("mnist", "test", embedded_only=True).images[:8]
+    state, step = jax.jit(partial(trainer.init, Keys(0)))(), jax.jit(trainer.step, donate_argnums=0)
     for _ in range(60):
         state, _ = step(state, {"image": images})
-    damaged, restored = experiment.Restore(restorer, damage, 0)(experiment.parameters(state), images)
+    found = jax.device_get(experiment.damage_and_restore(config, trainer.params(state), images))
+    damaged, restored = map(plots.to_pixels, found)
     before, after = (np.abs(x.astype(float) - images).mean() for x in (damaged, restored))
     assert after < 0.9 * before
     if task == "inpainting":
-        known = np.asarray(damage(experiment.preprocess(images), jax.random.key(0))[1]) == 0
+        known = np.asarray(config.damage(to_signed(images), jax.random.key(0))[1]) == 0
         np.testing.assert_array_equal(restored[known], images[known])
 
 

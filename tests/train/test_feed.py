@@ -25,7 +25,7 @@ KINDS = {
     "windows": lambda: windows(TEXT, 8, 16, seed=1),
     "streams": lambda: streams(TEXT, 8, 16),
     "stacks": lambda: stack_batches(IMAGES, 8, seed=1),
-    "looks": lambda: unpaired_batches(IMAGES, IMAGES[::2], 8, seed=1),
+    "domains": lambda: unpaired_batches(IMAGES, IMAGES[::2], 8, seed=1),
 }
 
 

@@ -1,18 +1,19 @@
-"""Digits in other looks, and unpaired batches of two looks: what an unpaired translation learns from."""
+"""Domains of digits (inverted, coloured, small), and unpaired batches of two domains for unpaired translation."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64, Int, UInt8
 from PIL import Image
 
+from jaxai.data.images.sources import ImageDataset, load
 from jaxai.data.pipeline import Gathered, check_rows, endless, own_rows
 from jaxai.data.random import Stream, integers
 
 Grey = UInt8[np.ndarray, "n height width 1"]
 Colour = UInt8[np.ndarray, "n height width 3"]
-Look = Literal["inverted", "coloured", "small"]
+Domain = Literal["inverted", "coloured", "small"]
 
 SIDE, INNER = 28, 20
 INK = np.array([0, 30, 130.0])
@@ -58,19 +59,37 @@ def unchanged(images: Grey) -> Grey:
     return images
 
 
-DRAWN: dict[Look, Callable[[np.ndarray], np.ndarray]] = {
+DRAWN: dict[Domain, Callable[[np.ndarray], np.ndarray]] = {
     "inverted": inverted,
     "coloured": coloured,
     "small": upscaled,
 }
-"""From white digits on black to the look, uint8 to uint8; ``small`` is for the digits of 8x8 pixels."""
+"""From white digits on black to the domain, uint8 to uint8; ``small`` is for the digits of 8x8 pixels."""
 
-TO_GREY: dict[Look, Callable[[np.ndarray], np.ndarray]] = {
+TO_GREY: dict[Domain, Callable[[np.ndarray], np.ndarray]] = {
     "inverted": inverted,
     "coloured": uncoloured,
     "small": unchanged,
 }
-"""From the look to white digits on black, uint8 to uint8 [n, 28, 28, 1]."""
+"""From the domain to white digits on black, uint8 to uint8 [n, 28, 28, 1]."""
+
+
+class Domains(NamedTuple):
+    """Images uint8 [n, height, width, C] of A and of B, and their digits [n], which only scores use."""
+
+    a: UInt8[np.ndarray, "n height width C"]
+    a_digits: Int[np.ndarray, " n"]
+    b: UInt8[np.ndarray, "m height width D"]
+    b_digits: Int[np.ndarray, " m"]
+
+
+def two_domains(mnist: ImageDataset, domain: Domain) -> tuple[Domains, ImageDataset]:
+    """A, every other digit of a split of MNIST, B, the others or the small digits in ``domain``, and B's data set."""
+    a, a_digits = mnist.images[::2], mnist.labels[::2]
+    if domain == "small":
+        others = load("digits8x8", mnist.split)
+        return Domains(a, a_digits, DRAWN[domain](others.images), others.labels), others
+    return Domains(a, a_digits, DRAWN[domain](mnist.images[1::2]), mnist.labels[1::2]), mnist
 
 
 def unpaired_batches(

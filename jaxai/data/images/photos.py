@@ -4,6 +4,8 @@ Colour: astronaut (NASA), coffee (Rachel Michetti), rocket (SpaceX), chelsea (St
 gravel (cc0textures.com), camera (Lav Varshney).
 """
 
+from collections.abc import Sequence
+
 import grain
 import numpy as np
 from jaxtyping import UInt8
@@ -39,6 +41,23 @@ def with_halves(photos: dict[str, Photo], least: int) -> dict[str, Photo]:
         image = Image.fromarray(photo[: 2 * height, : 2 * width])
         halves[f"{name} at half size"] = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
     return photos | halves
+
+
+def trimmed(photo: Photo, multiple: int) -> UInt8[np.ndarray, "rows columns 3"]:
+    """A photograph without the pixels that ``multiple`` leaves over at the right and at the bottom."""
+    height, width = (size // multiple * multiple for size in photo.shape[:2])
+    return photo[:height, :width]
+
+
+def photo_details(
+    photos: Sequence[UInt8[np.ndarray, "1 _ _ 3"]], side: int, count: int
+) -> UInt8[np.ndarray, "{count} {side} {side} 3"]:
+    """``count`` squares along the middle of the photographs, as many of each. They must be larger than ``side``."""
+    squares = []
+    for (photo,) in photos:
+        top, lefts = (photo.shape[0] - side) // 2, np.linspace(0, photo.shape[1] - side, count // len(photos))
+        squares += [photo[top : top + side, left : left + side] for left in lefts.astype(int)]
+    return np.stack(squares)
 
 
 def crop_batches(

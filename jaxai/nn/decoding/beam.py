@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Float, Int
 
+from jaxai.errors import UserError
 from jaxai.nn.decoding.generation import Advance
 from jaxai.nn.transformer import init_cache, reorder_cache, with_memory
 from jaxai.nn.transformer_models import EncoderDecoder
@@ -46,7 +47,7 @@ def beam_search(
     caller. Raises ValueError for less than one beam or token.
     """
     if beams < 1 or max_length < 1:
-        raise ValueError(f"beams={beams}, max_length={max_length}: give at least 1")
+        raise UserError(f"beams={beams}, max_length={max_length}: give at least 1")
     B, K, T = len(first), beams, max_length
     row = jnp.arange(B)[:, None]
 

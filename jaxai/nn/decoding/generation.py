@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Key
 
+from jaxai.errors import UserError
 from jaxai.nn.decoding.sampling import Sampling, sample
 from jaxai.typing import Array, PyTree
 
@@ -35,9 +36,9 @@ def generate(
     Raises ValueError for an empty prompt or a context below 2.
     """
     if prompt.shape[1] < 1:
-        raise ValueError("prompt is empty: give at least one token")
+        raise UserError("prompt is empty: give at least one token")
     if context is not None and context < 2:
-        raise ValueError(f"context={context}: give at least 2 tokens")
+        raise UserError(f"context={context}: give at least 2 tokens")
     tokens, done = prompt, 0
     while done < count:
         room = count - done

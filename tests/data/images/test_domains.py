@@ -1,4 +1,4 @@
-"""Looks of digits: what is drawn can be undone, and unpaired batches go on where they were."""
+"""Domains of digits: what is drawn can be undone, and unpaired batches go on where they were."""
 
 import numpy as np
 import pytest
