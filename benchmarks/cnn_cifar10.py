@@ -12,7 +12,6 @@ At the end the input pipeline alone is compared with the training that it feeds.
 import dataclasses
 import json
 import os
-import runpy
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from timing import check_interpreter, figure, ratio, spread, write
+from timing import check_interpreter, figure, load_experiment, ratio, spread, write
 
 from jaxai import cli
 from jaxai.data import ImageDataset, load
@@ -38,7 +37,7 @@ PEER = REPOSITORY / "benchmarks" / "peers" / "keras_cnn_cifar10.py"
 EPOCHS, IMAGES, BATCH = 10.0, 50_000, 64
 SAID = "Test accuracy:"
 KEYS = ("seconds", "accuracy")
-PRESETS = runpy.run_path(str(OURS))["PRESETS"]
+PRESETS = load_experiment("cnn_cifar10").PRESETS
 
 
 @dataclasses.dataclass(frozen=True)

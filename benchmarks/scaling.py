@@ -19,7 +19,6 @@ to --out.
 import dataclasses
 import json
 import re
-import runpy
 import socket
 import subprocess
 import sys
@@ -33,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from timing import figure, spread, training_turns, write
+from timing import figure, load_experiment, spread, training_turns, write
 
 from jaxai import cli
 from jaxai.data.pipeline import endless
@@ -44,6 +43,7 @@ from jaxai.gan.step import apply
 from jaxai.nn.cnn import ArticleCNN
 from jaxai.nn.transformer import TransformerConfig
 from jaxai.nn.transformer_models import LanguageModel
+from jaxai.train.keys import Keys
 from jaxai.train.optim import Adam, optimizer
 from jaxai.train.supervised import cross_entropy, init_state, train_step
 from jaxai.train.utilization import PEAKS
@@ -130,19 +130,19 @@ def transformer() -> Program:
     return partial(train_step, loss_fn=loss_fn, tx=tx), init, {"input": tokens[0], "target": tokens[1]}
 
 
-def gan(penalty: float) -> Program:
+def gan(penalty: str) -> Program:
     """The main job's step."""
-    experiment = runpy.run_path(str(Path(__file__).parent.parent / "experiments" / "gan_mnist.py"))
-    preset = dataclasses.replace(experiment["PRESETS"]["default"], penalty=penalty)
-    step, init = experiment["training"](preset, *experiment["networks"](preset))
-    return step, init, {"image": np.zeros((BATCH, 28, 28, 1), np.uint8)}
+    experiment = load_experiment("gan_mnist")
+    preset = dataclasses.replace(experiment.PRESETS["default"], penalty=penalty)
+    trainer = experiment.trainer(preset, *experiment.networks(preset))
+    return trainer.step, partial(trainer.init, Keys(preset.seed)), {"image": np.zeros((BATCH, 28, 28, 1), np.uint8)}
 
 
 PROGRAMS: dict[str, Callable[[], Program]] = {
     "classifier": classifier,
     "Transformer": transformer,
-    "GAN without a penalty": partial(gan, 0.0),
-    "GAN with R1 and R2": partial(gan, 1.0),
+    "GAN without a penalty": partial(gan, "none"),
+    "GAN with R1 and R2": partial(gan, "r1_r2"),
 }
 
 

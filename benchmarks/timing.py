@@ -1,6 +1,7 @@
 """What benchmarks share: programs that take turns, ratios of one round's turns, figures beside what was wanted."""
 
 import contextlib
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -9,12 +10,14 @@ import platform
 import resource
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 from unittest import mock
 
@@ -33,6 +36,19 @@ Turn = Callable[[int], list[float]]
 """The seconds of so many calls."""
 Ask = Callable[..., dict[str, Any]]
 """A question to a peer's process, and its answer, as JSON."""
+
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+
+def load_experiment(name: str) -> ModuleType:
+    """An experiment's file as a module, for its presets and functions."""
+    spec = importlib.util.spec_from_file_location(f"experiments.{name}", EXPERIMENTS / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class NotAvailable(Exception):

@@ -27,7 +27,7 @@ from jaxai.data import ImageDataset
 from jaxai.data.pipeline import batches
 from jaxai.nn.cnn import ArticleCNN
 from jaxai.train.optim import Adam, optimizer
-from jaxai.train.supervised import cross_entropy, init_state, train_step
+from jaxai.train.supervised import cross_entropy, init_state, mean_gradient, train_step
 
 PEER = Path(__file__).parent / "peers" / "cnn.py"
 LIBRARIES = ("keras", "torch", "torch_compiled")
@@ -145,7 +145,8 @@ def speed(config: Config, batch_size: int, asks: dict[str, Ask]) -> dict[str, An
 
 def ours(batch_size: int, steps: int) -> Turn:
     """Turns of so many steps with their input; large batches in parts of 64."""
-    step = partial(STEP, accumulation_steps=max(1, batch_size // 64) if batch_size % 64 == 0 else 1)
+    parts = max(1, batch_size // 64) if batch_size % 64 == 0 else 1
+    step = partial(STEP, gradient=partial(mean_gradient, accumulation_steps=parts))
     stream = batches(random_data(steps * batch_size), batch_size, seed=0)
     return training_turns(step, first_state, stream, steps, STEPS_PER_CALL)
 

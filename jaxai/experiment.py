@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -29,6 +29,7 @@ from jaxai.typing import Array, PyTree
 logger = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Trainer(Protocol):
     """Pure functions of a training state: its first value, one step, and the parameters that a run ends with."""
 

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from jaxai import cli
+from jaxai import cli, experiment
 
 REPOSITORY = Path(__file__).parent.parent.parent
 SCRIPTS = REPOSITORY / "experiments"
@@ -70,7 +70,7 @@ def watched(workdir: Path, step: int) -> bool:
 def refusal(capsys: pytest.CaptureFixture[str], action: Callable[[], None]) -> str:
     """The one line with which a command of a loaded script ends, in this process."""
     with pytest.raises(SystemExit) as stop:
-        commands.guard(action)
+        cli.guard(action)
     assert stop.value.code == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
     return line
@@ -79,9 +79,9 @@ def refusal(capsys: pytest.CaptureFixture[str], action: Callable[[], None]) -> s
 def start(script: ModuleType, workdir: Path, *arguments: str) -> None:
     """A debug run of a loaded script in this process."""
     line = ["--preset", "debug", "--workdir", str(workdir), *arguments]
-    script.main(cli.parse(script.PRESETS, script.__doc__, line))
+    experiment.train(script.NAME, script.build, cli.parse(script.PRESETS, script.__doc__, line))
 
 
 def start_command(action: Callable, form: type, *arguments: str) -> None:
     """Another command of a loaded script in this process."""
-    action(commands.read(form, arguments))
+    action(cli.read(form, arguments))

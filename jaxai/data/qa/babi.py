@@ -30,7 +30,7 @@ logger = logging.getLogger("jaxai.data")
 Sentence = tuple[str, ...]
 Files = dict[str, Path | bytes]
 
-TASKS = range(1, 21)
+BABI_TASKS = range(1, 21)
 FILE = re.compile(r"qa([0-9]{1,2})(?:_([A-Za-z0-9-]+))?_(train|test)\.txt")
 ARCHIVES = ("en*.tar*", "tasks_1-20*.tar*", "babi*.tar*")  # --data-dir may hold other data's archives too
 ARCHIVE_LIMIT = 400_000_000  # bytes unpacked: the whole release, all its languages and sizes, has about 150 million
@@ -81,7 +81,7 @@ class Questions(Dataset):
         return digest.hexdigest()[:16]
 
 
-def load_babi(folder: str | os.PathLike, split: str, tasks: Iterable[int] = TASKS) -> Questions:
+def load_babi(folder: str | os.PathLike, split: str, tasks: Iterable[int] = BABI_TASKS) -> Questions:
     """The questions of ``qaN_TITLE_SPLIT.txt`` for every N of ``tasks``, from a folder or the release's archive.
 
     The files may lie in ``folder`` or up to two folders below it, or, where it has none, in an archive there
