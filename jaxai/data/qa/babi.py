@@ -72,6 +72,15 @@ class Questions(Dataset):
         """The questions of all tasks, one task behind the other."""
         return tuple(itertools.chain.from_iterable(self.tasks.values()))
 
+    @property
+    def most_names(self) -> int:
+        """The largest number of different ``open_words`` in one story with its question."""
+        return max(len(self.open_words.intersection(q.question, *q.facts)) for q in self.all)
+
+    def only(self, tasks: Iterable[int]) -> "Questions":
+        """The questions of some tasks, in their order; of all tasks for none."""
+        return dataclasses.replace(self, tasks={task: self.tasks[task] for task in tuple(tasks) or self.tasks})
+
     @functools.cached_property
     def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The start of the SHA-256 over the tasks as ``to_lines`` writes them, in hexadecimal."""
@@ -79,6 +88,15 @@ class Questions(Dataset):
         for task, questions in self.tasks.items():
             digest.update("\n".join([f"task {task}", *to_lines(questions), ""]).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()[:16]
+
+
+def held_out(questions: Questions) -> tuple[list[Question], list[Question]]:
+    """The first nine tenths of each task's questions, and the rest."""
+    train, rest = [], []
+    for task in questions.tasks.values():
+        cut = len(task) * 9 // 10
+        train, rest = [*train, *task[:cut]], [*rest, *task[cut:]]
+    return train, rest
 
 
 def load_babi(folder: str | os.PathLike, split: str, tasks: Iterable[int] = BABI_TASKS) -> Questions:
