@@ -10,7 +10,6 @@ agree, then both train turn and turn about, input and optimiser included. It wri
 """
 
 import dataclasses
-import runpy
 import sys
 from functools import partial
 from pathlib import Path
@@ -35,14 +34,13 @@ from timing import (
 )
 
 from jaxai import cli
-from jaxai.data.text.corpus import characters, load_text, streams
+from jaxai.data.text import characters, load_text, streams
 from jaxai.errors import UserError
-from jaxai.nn.rnn import RecurrentLanguageModel, RNNConfig, init_state
-from jaxai.train import supervised
-from jaxai.train.state import TrainState
+from jaxai.nn import RecurrentLanguageModel, RNNConfig
+from jaxai.nn.decoding import empty_state
+from jaxai.train import TrainState, carried_loss, init_state, train_step
 
 PEER = Path(__file__).parent / "peers" / "torch_char_rnn.py"
-EXPERIMENT = runpy.run_path(str(Path(__file__).parent.parent / "experiments" / "text_generation.py"))
 VOCABULARY, BATCH, LENGTH = 68, 50, 50  # the plays that the package carries have 68 characters
 NETWORK = RecurrentLanguageModel(VOCABULARY, RNNConfig())
 TX = optax.chain(optax.clip(5.0), optax.rmsprop(2e-3, decay=0.95, eps=1e-8, eps_in_sqrt=False))
@@ -99,10 +97,10 @@ def main(config: Config) -> None:
 def first_state() -> TrainState:
     """Parameters, optimiser and the network's state before the first step."""
     params = NETWORK.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    return supervised.init_state(params, TX, jax.random.key(1), carry=init_state(NETWORK.shape, BATCH))
+    return init_state(params, TX, jax.random.key(1), carry=empty_state(NETWORK, BATCH, 0))
 
 
-STEP = partial(supervised.train_step, loss_fn=partial(EXPERIMENT["carried_loss"], NETWORK), tx=TX)
+STEP = partial(train_step, loss_fn=partial(carried_loss, NETWORK), tx=TX)
 
 
 def difference(ask: Ask) -> float:

@@ -17,7 +17,6 @@ import dataclasses
 import json
 import os
 import re
-import runpy
 import statistics
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from timing import (
     check_interpreter,
     figure,
     limited_steps,
+    load_experiment,
     losses_apart,
     peer_process,
     race,
@@ -47,21 +47,17 @@ from timing import (
 )
 
 from jaxai import cli
-from jaxai.data.text.corpus import characters, load_text, windows
+from jaxai.data.text import characters, load_text, windows
 from jaxai.errors import MissingFileError, UserError
-from jaxai.nn.decoding.generation import generate
-from jaxai.nn.decoding.sampling import Sampling
-from jaxai.nn.transformer import init_cache
-from jaxai.nn.transformer_models import LanguageModel
-from jaxai.train.optim import optimizer
-from jaxai.train.state import TrainState
-from jaxai.train.supervised import init_state, train_step
+from jaxai.nn import LanguageModel, init_cache
+from jaxai.nn.decoding import Sampling, advance, generate
+from jaxai.train import TrainState, init_state, next_token_loss, optimizer, train_step
 
 REPOSITORY = Path(__file__).parent.parent
 OURS = REPOSITORY / "experiments" / "text_generation.py"
 PEER = REPOSITORY / "benchmarks" / "peers" / "torch_gpt.py"
-EXPERIMENT = runpy.run_path(str(OURS))
-PRESET = EXPERIMENT["PRESETS"]["nanogpt_cpu"]
+PRESETS = load_experiment("text_generation").PRESETS
+PRESET = PRESETS["nanogpt_cpu"]
 VOCABULARY = 65
 NETWORK = LanguageModel(VOCABULARY, PRESET.transformer)
 CHECKED, TIMED = 20, 20  # steps
@@ -108,7 +104,7 @@ def first_state(network: LanguageModel = NETWORK) -> TrainState:
 
 
 TX = optimizer(PRESET.optimizer, PRESET.decay_steps)
-STEP = partial(train_step, loss_fn=partial(EXPERIMENT["loss_fn"], NETWORK), tx=TX)
+STEP = partial(train_step, loss_fn=partial(next_token_loss, NETWORK), tx=TX)
 
 
 def random_windows() -> Any:
@@ -173,17 +169,17 @@ def timed(line: list[Any], variables: dict[str, str]) -> dict[str, float]:
 
 def sampling(config: Config) -> dict[str, Any]:
     """Tokens/s of the 16 tokens up to a length of 256, with the cache and by reading the whole prefix each time."""
-    shape = EXPERIMENT["PRESETS"]["nanogpt"].shape
-    network = LanguageModel(VOCABULARY, shape)
+    transformer = PRESETS["nanogpt"].transformer
+    network = LanguageModel(VOCABULARY, transformer)
     prompt = np.random.default_rng(0).integers(0, VOCABULARY, (1, 240)).astype(np.int32)
     params = jax.jit(network.init)(jax.random.key(0), prompt)["params"]
     key, greedy = jax.random.key(1), Sampling(temperature=0)
     whole = jax.jit(lambda params, tokens: network.apply({"params": params}, tokens)[0])
-    advance = partial(EXPERIMENT["advance"], network)
-    empty = init_cache(shape, 1, 256)
+    going_on = partial(advance, network)
+    empty = init_cache(transformer, 1, 256)
 
     def cached() -> np.ndarray:
-        return np.concatenate(list(generate(advance, params, empty, prompt, 16, key, greedy, context=256)), 1)
+        return np.concatenate(list(generate(going_on, params, empty, prompt, 16, key, greedy, context=256)), 1)
 
     def read_again() -> np.ndarray:
         tokens = np.pad(prompt, ((0, 0), (0, 16)))
@@ -230,7 +226,7 @@ def long_windows(attention: str, text: Path | None) -> dict[str, Any]:
     network = LanguageModel(vocabulary.size, dataclasses.replace(PRESET.transformer, max_length=CONTEXT))
     batches = windows(vocabulary.encode(loaded), 1, CONTEXT, seed=0)
     first = partial(first_state, network)
-    step = partial(train_step, loss_fn=partial(EXPERIMENT["loss_fn"], network), tx=TX)
+    step = partial(train_step, loss_fn=partial(next_token_loss, network), tx=TX)
     inputs = [next(batches) for _ in range(CONTEXT_STEPS)]
 
     def loss(metrics: dict[str, jax.Array]) -> float:

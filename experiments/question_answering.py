@@ -17,38 +17,23 @@ The run's folder ends with summary.json, model.safetensors, vocabulary.json, sam
 """
 
 import dataclasses
-import json
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxai import cli, plots
+from jaxai import experiment, plots, train
 from jaxai.config import Finished, Training
-from jaxai.data.qa.babi import TASKS as BABI_TASKS
-from jaxai.data.qa.babi import Question, Questions, load_babi
-from jaxai.data.qa.questions import Vocabulary, decode, encode, question_batches
-from jaxai.data.qa.stories import MOST_NAMES, MOST_PLACES, load_stories
-from jaxai.data.qa.stories import TASKS as STORY_TASKS
-from jaxai.distributed.mesh import make_mesh, processes
+from jaxai.data import qa
 from jaxai.errors import UserError
-from jaxai.nn.reader import Reader
-from jaxai.nn.transformer import TransformerConfig
-from jaxai.run.files import write_json
-from jaxai.run.folder import finished_folder, open_run, read_config
-from jaxai.run.weights import parameter_count, read_weights, save_weights
-from jaxai.train.loop import Every, fit
-from jaxai.train.optim import Adam, optimizer
-from jaxai.train.state import TrainState
-from jaxai.train.supervised import cross_entropy, init_state, train_step
+from jaxai.nn import Reader, TransformerConfig, apply_with_statistics
+from jaxai.ops import map_batches
+from jaxai.run import Run, load_run
 from jaxai.typing import Array, PyTree
 
 NAME = "question_answering"
-FILES = ("vocabulary.json", "model.safetensors")  # of a finished run
 MEMN2N = (0.0, 11.4, 21.9, 13.4, 14.4, 2.8, 18.3, 9.3, 1.9, 6.5, 0.3, 0.1, 0.2, 6.9, 0.0, 2.7, 40.4, 9.4, 88.0, 0.0)
 """Per cent wrong on each of bAbI's tasks, learned jointly from 1,000 questions of each: Sukhbaatar et al. 2015,
 arXiv:1503.08895, table 1, position encoding, linear start, random noise; mean 12.4, eleven tasks above 5 %."""
@@ -83,7 +68,7 @@ class Config(Training):
     batch_size: int = 128
     shapes: int = 4
     """Numbers of facts that stories are padded to: more leave less to padding, but each is a program to compile."""
-    optimizer: Adam = Adam(learning_rate=3e-3, beta2=0.98, warmup=200, final_rate=0.0, clip=1.0, muon=True)
+    optimizer: train.Adam = train.Adam(learning_rate=3e-3, beta2=0.98, warmup=200, final_rate=0.0, clip=1.0, muon=True)
     decay_steps: int = 18000
     """Steps over which the learning rate takes its course."""
     eval_every: int = 1000
@@ -96,9 +81,6 @@ class Config(Training):
             raise UserError(
                 f"--transformer.max-length must be at least 2, a question and a fact, got {self.transformer.max_length}"
             )
-        known = BABI_TASKS if self.data_dir else range(1, len(STORY_TASKS) + 1)
-        if strange := set(self.tasks) - set(known):
-            raise UserError(f"--tasks {min(strange)}: there are {known[0]} to {known[-1]}")
 
 
 PRESETS = {
@@ -119,109 +101,80 @@ PRESETS = {
 }
 
 
-def main(config: Config) -> None:
-    """Load, train, answer, score."""
+def build(config: Config) -> experiment.Task:
+    """The training on the questions of all tasks together."""
     if config.preset == "babi" and not config.data_dir:
         raise UserError("--preset babi needs --data-dir, a folder with bAbI's files")
     learned, test = load(config, "train"), load(config, "test")
-    train, val = held_out(learned)
-    train += (config.times - 1) * slow_questions(config, learned, train)
-    slots = MOST_NAMES + MOST_PLACES if learned.embedded else most_names(learned) + UNKNOWN
-    vocabulary = Vocabulary.build(learned.all, slots, learned.open_words)
-    width = max(len(line) for q in (*learned.all, *test.all) for line in (*q.facts, q.question))
-    sizes = {"max_facts": config.transformer.max_length - 1, "max_words": width}
-    sizes["max_facts"] = min(sizes["max_facts"], max(len(q.facts) for q in (*learned.all, *test.all)))
+    training, val = qa.held_out(learned)
+    training += (config.times - 1) * slow_questions(config, learned, training)
+    slots = qa.MOST_NAMES + qa.MOST_PLACES if learned.embedded else learned.most_names + UNKNOWN
+    vocabulary = qa.Vocabulary.build(learned.all, slots, learned.open_words)
+    longest = max(len(question.facts) for question in (*learned.all, *test.all))
+    sizes = {
+        "max_facts": min(config.transformer.max_length - 1, longest),
+        "max_words": max(len(line) for q in (*learned.all, *test.all) for line in (*q.facts, q.question)),
+    }
     network = Reader(vocabulary.size, vocabulary.labels, config.transformer)
-    mesh = make_mesh(config.devices, batch_size=config.batch_size, shape=config.mesh)
-    batches = question_batches(
-        train, vocabulary, config.batch_size, seed=config.seed, shapes=config.shapes, **sizes, **processes(mesh)
-    )
-    tx = optimizer(config.optimizer, config.decay_steps)
-    encoded = {"validation": encode(val, vocabulary, **sizes), "test": encode(test.all, vocabulary, **sizes)}
-    run = open_run(NAME, config, learned.identity() | {"test": test.fingerprint})
-    if summary := run.finished(config.steps):
-        report(summary)
-        return
-    write_json(run.folder / "vocabulary.json", saved := vocabulary.to_json() | sizes)
-
-    def init() -> TrainState:
-        key_params, key = jax.random.split(jax.random.key(config.seed))
-        return init_state(init_params(network, width, key_params), tx, key)
-
+    encoded = {"validation": qa.encode(val, vocabulary, **sizes), "test": qa.encode(test.all, vocabulary, **sizes)}
+    how = {"seed": config.seed, "shapes": config.shapes, **sizes}
     answer = jax.jit(partial(likeliest, network))
 
-    def validate(done: int, state: TrainState) -> dict[str, float]:
+    def evaluate(run: Run, step: int, state: train.TrainState) -> dict[str, float]:
         wrong = answers(answer, state.params, encoded["validation"]) != encoded["validation"]["answer"]
         return {"validation_error": float(wrong.mean())}
 
-    result = fit(
-        partial(train_step, loss_fn=partial(loss_fn, network), tx=tx),
-        init,
-        batches,
-        config,
-        run=run,
-        mesh=mesh,
-        every=[Every(config.eval_every, validate)],
+    def finish(run: Run, result: train.Result) -> dict[str, Any]:
+        params = jax.device_get(result.state.params)
+        found = answers(answer, params, encoded["test"])
+        said = qa.decode(found, test.all, encoded["test"], vocabulary)
+        run.write_sample("answers.txt", qa.answers_text(test.all[::50], said[::50]))
+        draw_attention(run.folder / "attention.png", network, params, vocabulary, sizes, test.all[0])
+        wrong = found != encoded["test"]["answer"]
+        return {"embedded": learned.embedded, **qa.task_errors(test, wrong, encoded["test"]["task"])}
+
+    return experiment.Task(
+        identity=learned.identity() | {"test": test.fingerprint},
+        source=learned.source,
+        batches=partial(qa.question_batches, training, vocabulary, config.batch_size, **how),
+        batch_size=config.batch_size,
+        trainer=train.Supervised(
+            init_params=partial(init_params, network, sizes["max_words"]),
+            loss_fn=partial(loss_fn, network),
+            tx=train.optimizer(config.optimizer, config.decay_steps),
+        ),
+        evaluate=evaluate,
+        eval_every=config.eval_every,
+        finish=finish,
+        report=report,
         show=["loss", "validation_error"],
         steps_per_call=1,  # batches of several shapes
+        vocabulary=vocabulary.to_json() | sizes,
     )
-    params = jax.device_get(result.state.params)
-    save_weights(run.folder / "model.safetensors", params, run.identity, saved)
-    found = answers(answer, params, encoded["test"])
-    run.samples.mkdir(exist_ok=True)
-    said = decode(found, test.all, encoded["test"], vocabulary)
-    write_answers(run.samples / "answers.txt", test.all, said)
-    reader = Loaded(network, params, vocabulary, sizes)
-    draw_attention(run.folder / "attention.png", reader, test.all[0])
-    summary = {
-        "steps": int(result.state.step),
-        "data": learned.source,
-        "embedded": learned.embedded,
-        **validate(int(result.state.step), result.state),
-        **errors(test, found != encoded["test"]["answer"], encoded["test"]["task"]),
-        "parameters": parameter_count(params),
-        "compile_seconds": round(result.compile_seconds, 1),
-        "train_seconds": round(result.train_seconds, 1),
-    }
-    run.write_summary(summary)
-    report(summary)
 
 
-def load(config: Config, split: str) -> Questions:
+def load(config: Config, split: str) -> qa.Questions:
     """The questions of a split: bAbI's files, or as many as asked for from our grammar."""
+    known = qa.BABI_TASKS if config.data_dir else range(1, len(qa.STORY_TASKS) + 1)
+    if strange := set(config.tasks) - set(known):
+        raise UserError(f"--tasks {min(strange)}: there are {known[0]} to {known[-1]}")
     if config.data_dir:
-        return load_babi(config.data_dir, split, config.tasks or BABI_TASKS)
+        return qa.load_babi(config.data_dir, split, config.tasks or qa.BABI_TASKS)
     count = config.count if split == "train" else config.test_count
-    stories = load_stories(split, count, config.seed)
-    tasks = {task: stories.tasks[task] for task in config.tasks or stories.tasks}
-    return dataclasses.replace(stories, tasks=tasks)
+    return qa.load_stories(split, count, config.seed).only(config.tasks)
 
 
-def most_names(questions: Questions) -> int:
-    """How many different names one story has at most, its question among it."""
-    return max(len(questions.open_words.intersection(q.question, *q.facts)) for q in questions.all)
-
-
-def held_out(questions: Questions) -> tuple[list[Question], list[Question]]:
-    """The first nine tenths of each task's questions, and the rest."""
-    train, val = [], []
-    for task in questions.tasks.values():
-        cut = len(task) * 9 // 10
-        train, val = [*train, *task[:cut]], [*val, *task[cut:]]
-    return train, val
-
-
-def slow_questions(config: Config, questions: Questions, train: list[Question]) -> list[Question]:
+def slow_questions(config: Config, questions: qa.Questions, training: list[qa.Question]) -> list[qa.Question]:
     """Those of the tasks that ``config.slow`` names."""
-    titles = list(questions.titles.values()) if config.data_dir else STORY_TASKS
-    if strange := set(config.slow) - {*titles, *STORY_TASKS}:  # our grammar's are the default, also beside bAbI's files
+    titles = list(questions.titles.values()) if config.data_dir else qa.STORY_TASKS
+    if strange := set(config.slow) - {*titles, *qa.STORY_TASKS}:  # the default names our grammar's, also for bAbI
         raise UserError(f"--slow {min(strange)}: the tasks are {', '.join(titles)}")
-    return [question for question in train if questions.titles[question.task] in config.slow]
+    return [question for question in training if questions.titles[question.task] in config.slow]
 
 
 def init_params(network: Reader, width: int, key: Array) -> PyTree:
-    """Parameters for sentences of at most so many words."""
-    facts, count = jnp.zeros((1, 1, width), jnp.int32), jnp.ones(1, jnp.int32)
+    """Parameters for sentences of at most ``width`` words."""
+    facts, count = jax.numpy.zeros((1, 1, width), "int32"), jax.numpy.ones(1, "int32")
     return network.init(key, facts, count, facts[:, 0])["params"]
 
 
@@ -229,7 +182,7 @@ def loss_fn(network: Reader, params: PyTree, batch: dict[str, Array], key: Array
     """Mean cross-entropy of the answers, in nats, and the accuracy."""
     story = batch["facts"], batch["fact_count"], batch["question"]
     logits, _ = network.apply({"params": params}, *story, train=True, rngs={"dropout": key})
-    return cross_entropy(cast(Array, logits), batch["answer"])
+    return train.cross_entropy(cast(Array, logits), batch["answer"])
 
 
 def likeliest(network: Reader, params: PyTree, batch: dict[str, Array]) -> Array:
@@ -238,63 +191,32 @@ def likeliest(network: Reader, params: PyTree, batch: dict[str, Array]) -> Array
     return cast(Array, logits).argmax(-1)
 
 
-def answers(answer: Callable[..., Array], params: PyTree, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """The likeliest labels of all questions, int [n], in parts of one size."""
+def answers(answer: Any, params: PyTree, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """The likeliest labels of all questions, int [n]."""
     story = {name: arrays[name] for name in ("facts", "fact_count", "question")}
-    n, found = len(story["question"]), []
-    for first in range(0, n, ROWS):
-        rows = np.arange(first, first + ROWS) % n
-        found.append(np.asarray(answer(params, {name: array[rows] for name, array in story.items()})))
-    return np.concatenate(found)[:n]
+    return map_batches(partial(answer, params), story, ROWS)
 
 
-def errors(questions: Questions, wrong: np.ndarray, task: np.ndarray) -> dict[str, Any]:
-    """Each task's share of wrong answers, their mean, and how many tasks fail by bAbI's measure, 5 %."""
-    found = {f"{number} {questions.titles[number]}": float(wrong[task == number].mean()) for number in questions.tasks}
-    values = list(found.values())
-    return {"test_errors": found, "mean_error": float(np.mean(values)), "failed": sum(x > 0.05 for x in values)}
-
-
-def write_answers(path: Path, questions: Sequence[Question], said: Sequence[str | None]) -> None:
-    """One question in fifty with its story, the right answer and the one that was given."""
-    lines = []
-    for question, answer in list(zip(questions, said, strict=True))[::50]:
-        lines += [*map(" ".join, question.facts), f"{' '.join(question.question)}? {question.answer} > {answer}", ""]
-    path.write_text("\n".join(lines), encoding="utf-8")
-
-
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A trained network with what it needs to read."""
-
-    network: Reader
-    params: PyTree
-    vocabulary: Vocabulary
-    sizes: dict[str, int]
-
-
-def draw_attention(path: Path, reader: Loaded, question: Question) -> str | None:
-    """A picture of what each head looks at in the story from the question's place; the answer that is given."""
-    arrays = encode([question], reader.vocabulary, **reader.sizes)
+def draw_attention(
+    path: Path, network: Reader, params: PyTree, vocabulary: qa.Vocabulary, sizes: dict[str, int], question: qa.Question
+) -> str | None:
+    """Draw how much each head looks at each fact from the question's place, and return the answer that is given."""
+    arrays = qa.encode([question], vocabulary, **sizes)
     story = arrays["facts"], arrays["fact_count"], arrays["question"]
-    apply = jax.jit(partial(reader.network.apply, statistics=True))
-    logits, out = cast(Any, apply({"params": reader.params}, *story))
-    blocks = out["statistics"]
-    blocks = jax.tree.map(lambda *x: np.stack(x), *blocks) if isinstance(blocks, tuple) else blocks
+    logits, statistics = apply_with_statistics(network, params, *story)
     count = int(arrays["fact_count"][0])
-    weights = np.asarray(blocks["attention"].weights[:, 0, 0, :, : count + 1])  # [layers, N, question and facts]
-    (said,) = decode(np.asarray(logits.argmax(-1)), [question], arrays, reader.vocabulary)
-    facts = [" ".join(fact) for fact in question.facts[len(question.facts) - count :]]
-    marked = [
-        f"{'* ' if np.flip(arrays['support'][0, :count])[row] else ''}{fact}" for row, fact in enumerate(facts[::-1])
-    ]
+    weights = np.asarray(statistics["attention"].weights[:, 0, 0, :, : count + 1])  # [layers, N, question and facts]
+    (said,) = qa.decode(np.asarray(logits.argmax(-1)), [question], arrays, vocabulary)
+    support = arrays["support"][0, :count]
+    facts = zip(support, question.facts[len(question.facts) - count :], strict=True)
+    marked = ["* " * bool(needed) + " ".join(fact) for needed, fact in facts]
     asked = f"{' '.join(question.question)}? {said} ({question.answer})"
-    plots.save_reading(path, weights, [asked, *marked])
+    plots.save_reading(path, weights, [asked, *marked[::-1]])
     return said
 
 
-def report(summary: dict[str, Any]) -> None:
-    """Tell a person what came out."""
+def report(run: Run, summary: dict[str, Any]) -> None:
+    """Print each task's error, beside the published one on bAbI, and their mean."""
     for name, error in summary["test_errors"].items():
         published = "" if summary["embedded"] else f"   MemN2N {MEMN2N[int(name.split()[0]) - 1]:5.1f}"
         print(f"{name:40} {100 * error:5.1f} % wrong{published}")
@@ -320,41 +242,34 @@ class Explain(Finished):
 
 def explain(options: Explain) -> None:
     """Answer a question of our grammar or of the test files, and draw the attention over its story."""
-    folder = finished_folder(NAME, options, FILES)
-    reader, config = finished_run(folder)
-    if config["tasks"] and options.task not in config["tasks"]:
-        raise UserError(f"--task {options.task}: this run learned {', '.join(map(str, config['tasks']))}")
-    if config["data"]["embedded"]:
-        if options.data_dir:
-            raise UserError(f"{folder} was trained on our own stories: leave --data-dir out")
-        if not 1 <= options.task <= len(STORY_TASKS):
-            raise UserError(f"--task {options.task}: there are 1 to {len(STORY_TASKS)}")
-        question = load_stories("test", 1, options.seed).tasks[options.task][0]
-    elif options.data_dir:
-        questions = load_babi(options.data_dir, "test", [options.task]).all
-        question = questions[options.seed % len(questions)]
-    else:
-        raise UserError(f"{folder} was trained on bAbI's files: give --data-dir")
-    path = folder / "attention.png"
-    said = draw_attention(path, reader, question)
+    run = load_run(NAME, Config, options, vocabulary=True)
+    vocabulary, *sizes = run.decode(
+        lambda saved: (qa.Vocabulary.from_json(saved), int(saved["max_facts"]), int(saved["max_words"]))
+    )
+    network = Reader(vocabulary.size, vocabulary.labels, run.config.transformer)
+    params = run.params(partial(init_params, network, sizes[1]))
+    question = chosen_question(options, run.folder, run.config.tasks, run.identity["data"]["embedded"])
+    path = run.folder / "attention.png"
+    named = dict(zip(("max_facts", "max_words"), sizes, strict=True))
+    said = draw_attention(path, network, params, vocabulary, named, question)
     print(*map(" ".join, question.facts), f"{' '.join(question.question)}? {said}", path, sep="\n")
 
 
-def finished_run(folder: Path) -> tuple[Loaded, dict[str, Any]]:
-    """What a run has learned, and its config. ValueError where its files are damaged or another run's."""
-    config = read_config(folder)
-    try:
-        saved = json.loads((folder / "vocabulary.json").read_text())
-        sizes = {name: int(saved[name]) for name in ("max_facts", "max_words")}
-        vocabulary = Vocabulary.from_json(saved)
-        network = Reader(vocabulary.size, vocabulary.labels, TransformerConfig(**config["transformer"]))
-    except (ValueError, KeyError, TypeError) as error:
-        message = f"{folder} holds no run of this experiment, or a damaged vocabulary.json ({error}): train one first"
-        raise UserError(message) from error
-    shapes = jax.eval_shape(partial(init_params, network, sizes["max_words"]), jax.random.key(0))
-    params = read_weights(folder / "model.safetensors", shapes, saved)
-    return Loaded(network, params, vocabulary, sizes), config
+def chosen_question(options: Explain, folder: Path, tasks: tuple[int, ...], embedded: bool) -> qa.Question:
+    """The question that the options name, of the kind that the run has learned. ValueError for another kind."""
+    if tasks and options.task not in tasks:
+        raise UserError(f"--task {options.task}: this run learned {', '.join(map(str, tasks))}")
+    if not embedded:
+        if not options.data_dir:
+            raise UserError(f"{folder} was trained on bAbI's files: give --data-dir")
+        questions = qa.load_babi(options.data_dir, "test", [options.task]).all
+        return questions[options.seed % len(questions)]
+    if options.data_dir:
+        raise UserError(f"{folder} was trained on our own stories: leave --data-dir out")
+    if not 1 <= options.task <= len(qa.STORY_TASKS):
+        raise UserError(f"--task {options.task}: there are 1 to {len(qa.STORY_TASKS)}")
+    return qa.load_stories("test", 1, options.seed).tasks[options.task][0]
 
 
 if __name__ == "__main__":
-    cli.run(main, PRESETS, __doc__, commands={"explain": (explain, Explain)})
+    experiment.run(NAME, PRESETS, build, __doc__, {"explain": (explain, Explain)})

@@ -17,7 +17,7 @@ from jaxai import cli
 from jaxai.config import Platform, Training
 from jaxai.data import ImageDataset, load
 from jaxai.distributed.mesh import make_mesh, processes
-from jaxai.errors import UserError
+from jaxai.errors import Rollback, UserError
 from jaxai.run.card import write_card
 from jaxai.run.files import write_json
 from jaxai.run.folder import Run, began_embedded, open_run
@@ -130,6 +130,14 @@ class Evaluation:
             self._step = step
         return self._values
 
+    def last(self, step: int, state: Any) -> dict[str, float]:
+        """The values at the last step, which may be none of those that are evaluated during training."""
+        try:
+            return self(step, state)
+        except Rollback as error:  # too late: the training is over
+            logger.warning("%s", error)
+            return {}
+
 
 def summarize(run: Run, task: Task, result: Result, evaluation: Evaluation) -> dict[str, Any]:
     """Score the final state, write weights and model card, and collect the figures of summary.json."""
@@ -138,7 +146,7 @@ def summarize(run: Run, task: Task, result: Result, evaluation: Evaluation) -> d
     summary = {
         "steps": result.step,
         "data": task.source,
-        **evaluation(result.step, result.state),
+        **evaluation.last(result.step, result.state),
         "parameters": parameter_count(params),
         "compile_seconds": round(result.compile_seconds, 1),
         "train_seconds": round(result.train_seconds, 1),

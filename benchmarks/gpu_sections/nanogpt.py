@@ -5,7 +5,6 @@ the learned positions. The losses of the first steps, without dropout, must agre
 """
 
 import dataclasses
-import runpy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,21 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import Turn, losses_apart, race, training_turns
+from timing import Turn, load_experiment, losses_apart, race, training_turns
 
 from gpu_sections.programs import not_run
-from gpu_sections.session import REPOSITORY, Session
+from gpu_sections.session import Session
 from gpu_sections.training import peer_turns
-from jaxai.data.text.corpus import windows
-from jaxai.nn.transformer import TransformerConfig
-from jaxai.nn.transformer_models import LanguageModel
-from jaxai.train.optim import optimizer
-from jaxai.train.state import TrainState
-from jaxai.train.supervised import init_state, train_step
+from jaxai.data.text import windows
+from jaxai.nn import LanguageModel, TransformerConfig
+from jaxai.train import TrainState, init_state, next_token_loss, optimizer, train_step
 from jaxai.train.utilization import PEAKS, language_model_operations
 
-EXPERIMENT = runpy.run_path(str(REPOSITORY / "experiments" / "text_generation.py"))
-PRESET = EXPERIMENT["PRESETS"]["nanogpt"]
+PRESET = load_experiment("text_generation").PRESETS["nanogpt"]
 SMALL = TransformerConfig(
     embed_dim=32, num_layers=2, num_heads=2, position="learned", max_length=32, bias=False, dropout=0.2
 )
@@ -51,7 +46,7 @@ def run(session: Session) -> None:
             params = network.init(jax.random.key(0), jnp.zeros((1, preset.length), jnp.int32))["params"]
             return init_state(params, tx, jax.random.key(1))
 
-        return partial(train_step, loss_fn=partial(EXPERIMENT["loss_fn"], network), tx=tx), init
+        return partial(train_step, loss_fn=partial(next_token_loss, network), tx=tx), init
 
     def stream() -> Any:
         ids = np.random.default_rng(0).integers(0, VOCABULARY, 1_000_000)

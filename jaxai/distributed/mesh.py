@@ -33,6 +33,11 @@ def make_mesh(devices: int = 0, *, batch_size: int = 0, shape: str = "", batch_o
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2, devices=found)
 
 
+def data_axis_size() -> int:
+    """The size of the axis ``data`` of the mesh that `jax.set_mesh` has set."""
+    return jax.sharding.get_abstract_mesh().shape["data"]
+
+
 class Processes(TypedDict):
     """One of several processes."""
 

@@ -5,25 +5,17 @@ rows sum to 1; the predicted class is the one of the highest probability, the fi
 ``names`` where these are given, else by their numbers. The pictures are PNG files; an existing one is replaced.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from sklearn import metrics
 
 from jaxai.typing import Array, Int
 
 Curve = tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]
 """False positive rates and true positive rates, both rising from 0 to 1."""
-
-
-QUOTIENTS: dict[str, Callable[..., Any]] = {
-    "precision": metrics.precision_score,
-    "recall": metrics.recall_score,
-    "f1": metrics.f1_score,
-}
 
 
 ROUNDING = 1e-2  # a row's sum may be so far from 1: a softmax in bfloat16 is off by up to 0.6 %
@@ -47,6 +39,8 @@ def scores(
     >>> result["confusion"], result["recall_per_class"], result["precision_macro"], result["auc_macro"]
     ([[1, 0], [1, 1]], [1.0, 0.5], 0.75, 1.0)
     """
+    from sklearn import metrics  # takes a second, and only some commands need it
+
     labels, probabilities = check_arguments(labels, probabilities)
     classes = probabilities.shape[1]
     called = list(range(classes)) if names is None else _check_names(names, classes)
@@ -62,8 +56,13 @@ def scores(
         "accuracy": float(np.mean(predicted == labels)),
     }
     defined = {"precision": touched, "recall": present, "f1": touched}
-    for name, score in QUOTIENTS.items():
-        score = partial(score, labels, predicted, labels=range(classes), zero_division=0)
+    quotients: dict[str, Any] = {
+        "precision": metrics.precision_score,
+        "recall": metrics.recall_score,
+        "f1": metrics.f1_score,
+    }
+    for name, quotient in quotients.items():
+        score: Any = partial(quotient, labels, predicted, labels=range(classes), zero_division=0)
         values = score(average=None)
         result[f"{name}_macro"] = float(values[present].mean())
         result[f"{name}_micro"] = float(score(average="micro"))
@@ -82,6 +81,8 @@ def confusion_matrix(
 
     Both are integers [N] in 0 ... ``classes`` - 1, else ValueError; also for ``classes`` < 1.
     """
+    from sklearn import metrics  # takes a second, and only some commands need it
+
     if classes < 1:
         raise ValueError(f"classes={classes}: must be at least 1")
     labels, predicted = _check_classes("labels", labels, classes), _check_classes("predicted", predicted, classes)
@@ -100,6 +101,8 @@ def roc_curves(labels: np.ndarray | Array, probabilities: np.ndarray | Array) ->
 
     Source: Fawcett 2006, "An introduction to ROC analysis", Pattern Recognition Letters 27. ValueError as `scores`.
     """
+    from sklearn import metrics  # takes a second, and only some commands need it
+
     labels, probabilities = check_arguments(labels, probabilities)
     counts = np.bincount(labels, minlength=probabilities.shape[1])
     with_curve = np.flatnonzero((counts > 0) & (counts < len(labels))).tolist()

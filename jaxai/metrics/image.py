@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from jaxai.metrics.digits import features_and_labels
 from jaxai.metrics.generation import recognised
@@ -18,6 +17,8 @@ def image_scores(restored: np.ndarray, originals: np.ndarray, *, border: int = 0
     SSIM with Gaussian windows 11x11 of deviation 1.5, K1 = 0.01, K2 = 0.03 (Wang et al. 2004). The PSNR of an image
     that equals its original counts as 100 dB. ValueError for other shapes or dtypes, and images smaller than a window.
     """
+    from skimage.metrics import structural_similarity  # slow to import, and only some commands need it
+
     if restored.shape != originals.shape or restored.ndim != 4 or restored.shape[-1] not in (1, 3):
         shapes = f"{list(restored.shape)} and {list(originals.shape)}"
         raise ValueError(f"restored, originals: {shapes}, give [n, height, width, 1 or 3] twice")
@@ -49,6 +50,8 @@ def restoration_scores(
 
 def psnr(image: np.ndarray, original: np.ndarray) -> float:
     """10 log10(255^2 / mean squared difference), at most 100."""
+    from skimage.metrics import peak_signal_noise_ratio  # slow to import, and only some commands need it
+
     if np.array_equal(image, original):
         return 100.0
     return min(100.0, float(peak_signal_noise_ratio(original, image, data_range=255.0)))

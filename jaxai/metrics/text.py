@@ -2,9 +2,6 @@
 
 from collections.abc import Sequence
 
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
-
 
 def translation_scores(
     hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool = False
@@ -19,6 +16,9 @@ def translation_scores(
     >>> f"{scores['bleu']:.1f} {scores['chrf']:.1f}", scores["bleu_signature"].split("|version")[0]
     ('48.9 70.0', 'nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp')
     """
+    from sacrebleu.metrics.bleu import BLEU  # slow to import, and only some commands need it
+    from sacrebleu.metrics.chrf import CHRF
+
     if len(hypotheses) != len(references) or not len(references):
         counts = f"{len(hypotheses):,} hypotheses for {len(references):,} references"
         raise ValueError(f"{counts}: give as many of each, and at least 1")

@@ -4,6 +4,7 @@ Source: Vaswani et al. 2017, arXiv:1706.03762; pre-norm (GPT-2), so the residual
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, Literal, cast
 
 import flax.linen as nn
@@ -184,6 +185,20 @@ def with_memory(cache: Any, filled: Any) -> Any:
     if isinstance(cache, tuple):
         return tuple(dataclasses.replace(one, memory=other.memory) for one, other in zip(cache, filled, strict=True))
     return dataclasses.replace(cache, memory=filled.memory)
+
+
+def stack_statistics(blocks: Any) -> dict[str, AttentionStats]:
+    """The attention statistics of a stack's blocks, each array with a leading axis of the layers.
+
+    ``blocks`` is ``out["statistics"]``, a tuple of dicts, or one dict of stacked arrays with ``config.scan``.
+    """
+    return jax.tree.map(lambda *layers: np.stack(layers), *blocks) if isinstance(blocks, tuple) else blocks
+
+
+def apply_with_statistics(network: nn.Module, params: Any, *inputs: Any) -> tuple[Any, dict[str, AttentionStats]]:
+    """``network``'s result for these inputs and, see `stack_statistics`, the attention of all its blocks."""
+    result, out = cast(Any, jax.jit(partial(network.apply, statistics=True))({"params": params}, *inputs))
+    return result, stack_statistics(out["statistics"])
 
 
 class SelfAttention(nn.Module):

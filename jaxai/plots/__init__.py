@@ -1,5 +1,8 @@
 """Pictures and plots, written to files."""
 
+from jaxai.plots.attention import WRITTEN_OUT as WRITTEN_OUT
+from jaxai.plots.attention import by_head as by_head
+from jaxai.plots.attention import save_attention as save_attention
 from jaxai.plots.attention import save_attention_maps as save_attention_maps
 from jaxai.plots.attention import save_attention_statistics as save_attention_statistics
 from jaxai.plots.attention import save_reading as save_reading

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -9,6 +10,24 @@ from matplotlib.figure import Figure
 
 from jaxai.plots.images import save_figure
 from jaxai.typing import Array
+
+WRITTEN_OUT = 48  # tokens whose attention fits into a picture as maps
+
+
+def save_attention(path: str | os.PathLike[str], attention: Any, names: Sequence[str]) -> None:
+    """A PNG of a text's self-attention: maps of all heads for up to 48 tokens, entropies and masses for more.
+
+    ``attention`` are `AttentionStats` of one row, arrays [layers, 1, ...]; ``names`` are the tokens'.
+    """
+    if len(names) <= WRITTEN_OUT:
+        save_attention_maps(path, by_head(attention.weights), names, names)
+    else:
+        save_attention_statistics(path, attention.entropy[:, 0], attention.mass[:, 0])
+
+
+def by_head(weights: Float[Array | np.ndarray, "layers 1 T N S"]) -> Float[np.ndarray, "layers N T S"]:
+    """The weights of `AttentionStats` of one row in the order of `save_attention_maps`."""
+    return np.swapaxes(np.asarray(weights)[:, 0], 1, 2)
 
 
 def save_attention_maps(

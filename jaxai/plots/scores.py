@@ -9,7 +9,6 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn import metrics
 
 from jaxai.metrics.classification import (
     as_floats,
@@ -42,6 +41,8 @@ def plot_roc(
 
     Arguments and errors as for `scores`. Classes without a curve stand in the legend with "none" for the area.
     """
+    from sklearn.metrics import auc  # takes a second, and only some commands need it
+
     curves = roc_curves(labels, probabilities)
     classes = np.shape(probabilities)[1]
     called = as_texts(names, classes)
@@ -54,7 +55,7 @@ def plot_roc(
         ax.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1)
         for c, position in enumerate(positions):
             if c in curves:
-                label = f"{metrics.auc(*curves[c]):.5f}  {called[c]}"
+                label = f"{auc(*curves[c]):.5f}  {called[c]}"
                 ax.plot(*curves[c], color=colours(position), label=label, linewidth=1.2)
             else:
                 ax.plot([], [], " ", label=f"none  {called[c]}")

@@ -71,6 +71,11 @@ class Run:
         logger.info("this run is finished")
         return summary
 
+    def write_sample(self, name: str, text: str) -> None:
+        """Write samples/NAME."""
+        self.samples.mkdir(exist_ok=True)
+        (self.samples / name).write_text(text, encoding="utf-8")
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_json(self.folder / "summary.json", summary)
 

@@ -4,6 +4,14 @@ from jaxai.train.ema import ema_decay as ema_decay
 from jaxai.train.ema import update_ema as update_ema
 from jaxai.train.feed import Batches as Batches
 from jaxai.train.keys import Keys as Keys
+from jaxai.train.language_models import LanguageModelConfig as LanguageModelConfig
+from jaxai.train.language_models import carried_loss as carried_loss
+from jaxai.train.language_models import init_language_model as init_language_model
+from jaxai.train.language_models import language_model_evaluation as language_model_evaluation
+from jaxai.train.language_models import language_model_speed as language_model_speed
+from jaxai.train.language_models import language_model_trainer as language_model_trainer
+from jaxai.train.language_models import next_token_loss as next_token_loss
+from jaxai.train.language_models import token_losses as token_losses
 from jaxai.train.loop import Every as Every
 from jaxai.train.loop import Result as Result
 from jaxai.train.loop import fit as fit
@@ -19,4 +27,5 @@ from jaxai.train.supervised import cross_entropy as cross_entropy
 from jaxai.train.supervised import init_state as init_state
 from jaxai.train.supervised import mean_gradient as mean_gradient
 from jaxai.train.supervised import norms as norms
+from jaxai.train.supervised import smoothed_cross_entropy as smoothed_cross_entropy
 from jaxai.train.supervised import train_step as train_step

@@ -133,6 +133,22 @@ def cross_entropy(logits: Array, labels: Array) -> tuple[Array, dict[str, Array]
     return loss, {"accuracy": (logits.argmax(-1) == labels).mean()}
 
 
+def smoothed_cross_entropy(
+    logits: Array, labels: Array, smoothing: float, *, padding: int
+) -> tuple[Array, dict[str, Array]]:
+    """Cross-entropy with label smoothing, and without as ``nll``, in nats: means over labels that are not ``padding``.
+
+    (1 - e) nll - e mean(log p), where the labels share e = ``smoothing`` of a target's probability (Szegedy et al.
+    2015, arXiv:1512.00567); logits [B, T, V], labels int [B, T].
+    """
+    likelihood = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
+    weights = (labels != padding).astype(jnp.float32)
+    count = weights.sum()
+    nll = (weights * likelihood).sum() / count
+    return (1 - smoothing) * nll + smoothing * (weights * uniform).sum() / count, {"nll": nll}
+
+
 def norms(grads: PyTree, params: PyTree, updates: PyTree) -> dict[str, Array]:
     """The global L2 norms that every step reports."""
     trees = {"gradient_norm": grads, "parameter_norm": params, "update_norm": updates}

@@ -2,16 +2,13 @@
 
 import json
 from functools import partial
-from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from jaxai.data.text.corpus import load_text
-from jaxai.train.loop import Result
 from tests.experiments.commands import SCRIPTS, load, refusal, run, run_command, start, start_command
 
 SCRIPT = SCRIPTS / "text_generation.py"
@@ -68,23 +65,6 @@ def test_activations_in_bfloat16(finished, tmp_path):
     assert "--dtype bfloat16 needs --network transformer" in refused.stderr.splitlines()[-1]
 
 
-def test_the_share_of_the_peak():
-    """Of two H100s, of a network with learned positions, which do not count; evaluations take no time."""
-    experiment = load(SCRIPT)
-    config = experiment.PRESETS["nanogpt"]
-    assert config.dtype == "bfloat16"
-    network = experiment.build("transformer", 65, config.transformer, config.rnn, config.dtype)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
-    devices = np.array([SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")] * 2)
-    mesh = SimpleNamespace(devices=devices, size=2)
-    result = Result(SimpleNamespace(step=500), 9.0, train_seconds=30.0, evaluation_seconds=10.0)
-    found = experiment.speed(config, network, shapes, mesh, result)
-    counted = sum(leaf.size for leaf in jax.tree.leaves(shapes)) - 256 * 384
-    assert found["iterations_per_second"] == 25
-    expected = (6 * counted + 12 * 6 * 384 * 256) * 64 * 256 * 25 / (2 * 989e12)
-    assert found["mfu"] == pytest.approx(expected)
-
-
 def test_a_batch_in_parts_is_the_same_batch(finished, tmp_path):
     whole, _ = finished
     result = run(
@@ -124,11 +104,12 @@ def test_statistics_of_a_long_text_and_maps_of_a_short_one(finished, monkeypatch
     """Without a prompt the beginning of the plays, as one and as the other."""
     workdir, _ = finished
     experiment, drawn = load(SCRIPT), []
-    monkeypatch.setattr(experiment.pictures, "save_attention_maps", lambda path, weights, *names: drawn.append(weights))
-    monkeypatch.setattr(experiment.pictures, "save_attention_statistics", lambda path, *arrays: drawn.extend(arrays))
+    module = "jaxai.plots.attention"
+    monkeypatch.setattr(f"{module}.save_attention_maps", lambda path, weights, *names: drawn.append(weights))
+    monkeypatch.setattr(f"{module}.save_attention_statistics", lambda path, *arrays: drawn.extend(arrays))
     explain = partial(start_command, experiment.explain, experiment.Explain, "--workdir", str(workdir))
     explain()
-    monkeypatch.setattr(experiment, "WRITTEN_OUT", 10)
+    monkeypatch.setattr(f"{module}.WRITTEN_OUT", 10)
     explain()
     assert "the first 32 of 48 tokens" in capsys.readouterr().out
     weights, entropy, mass = map(np.asarray, drawn)  # weights [layers, N, T, S], the others [layers, T, N]
@@ -138,7 +119,7 @@ def test_statistics_of_a_long_text_and_maps_of_a_short_one(finished, monkeypatch
 
 def test_a_recurrent_network_goes_on_with_its_state(tmp_path, capsys):
     """Interrupted and continued it is the run in one go, bit for bit; then it writes, and has no attention to draw."""
-    network = "--network", "recurrent", "--rnn.width", "16", "--eval-batches", "0", "--batch-size", "64"
+    network = "--network", "recurrent", "--rnn.hidden-dim", "16", "--eval-batches", "0", "--batch-size", "64"
     once, twice = tmp_path / "once", tmp_path / "twice"
     for workdir, steps in ((once, "20"), (twice, "10"), (twice, "20")):
         result = run(SCRIPT, workdir, "--steps", steps, *network)
@@ -210,11 +191,3 @@ def test_a_vocabulary_or_weights_of_another_run(finished, tmp_path):
     result = sampled(tmp_path)
     assert result.returncode == 2
     assert "decoder.norm.scale is absent" in result.stderr
-
-
-def test_bytes_that_are_split_between_pieces():
-    experiment = load(SCRIPT)
-    ids = np.frombuffer("né €".encode(), np.uint8)
-    for cut in range(len(ids) + 1):
-        assert "".join(experiment.decoded(experiment.BYTES, [ids[:cut], ids[cut:]])) == "né €"
-    assert "".join(experiment.decoded(experiment.BYTES, [ids[:2]])) == "n\N{REPLACEMENT CHARACTER}"

@@ -31,7 +31,7 @@ logger = logging.getLogger("jaxai.data")
 Sentence = tuple[str, ...]
 Files = dict[str, Path | bytes]
 
-TASKS = range(1, 21)
+BABI_TASKS = range(1, 21)
 FILE = re.compile(r"qa([0-9]{1,2})(?:_([A-Za-z0-9-]+))?_(train|test)\.txt")
 ARCHIVES = ("en*.tar*", "tasks_1-20*.tar*", "babi*.tar*")  # --data-dir may hold other data's archives too
 ARCHIVE_LIMIT = 400_000_000  # bytes unpacked: the whole release, all its languages and sizes, has about 150 million
@@ -73,6 +73,15 @@ class Questions(Dataset):
         """The questions of all tasks, one task behind the other."""
         return tuple(itertools.chain.from_iterable(self.tasks.values()))
 
+    @property
+    def most_names(self) -> int:
+        """The largest number of different ``open_words`` in one story with its question."""
+        return max(len(self.open_words.intersection(q.question, *q.facts)) for q in self.all)
+
+    def only(self, tasks: Iterable[int]) -> "Questions":
+        """The questions of some tasks, in their order; of all tasks for none."""
+        return dataclasses.replace(self, tasks={task: self.tasks[task] for task in tuple(tasks) or self.tasks})
+
     @functools.cached_property
     def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The start of the SHA-256 over the tasks as ``to_lines`` writes them, in hexadecimal."""
@@ -82,7 +91,16 @@ class Questions(Dataset):
         return digest.hexdigest()[:16]
 
 
-def load_babi(folder: str | os.PathLike, split: str, tasks: Iterable[int] = TASKS) -> Questions:
+def held_out(questions: Questions) -> tuple[list[Question], list[Question]]:
+    """The first nine tenths of each task's questions, and the rest."""
+    train, rest = [], []
+    for task in questions.tasks.values():
+        cut = len(task) * 9 // 10
+        train, rest = [*train, *task[:cut]], [*rest, *task[cut:]]
+    return train, rest
+
+
+def load_babi(folder: str | os.PathLike, split: str, tasks: Iterable[int] = BABI_TASKS) -> Questions:
     """The questions of ``qaN_TITLE_SPLIT.txt`` for every N of ``tasks``, from a folder or the release's archive.
 
     The files may lie in ``folder`` or up to two folders below it, or, where it has none, in an archive there

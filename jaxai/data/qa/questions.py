@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int32, UInt64
 
 from jaxai.data.buckets import grouped, length_groups
 from jaxai.data.pipeline import check_rows, endless, own_rows
-from jaxai.data.qa.babi import Question
+from jaxai.data.qa.babi import Question, Questions
 from jaxai.data.random import stream
 from jaxai.errors import UserError
 
@@ -169,6 +169,24 @@ def decode(
         words = {i: w for ws, line in zip(sentences, ids, strict=True) for w, i in zip(ws, line.tolist(), strict=False)}
         result.append(words.get(label + 1))
     return result
+
+
+def task_errors(questions: Questions, wrong: Bool[np.ndarray, " n"], task: Int32[np.ndarray, " n"]) -> dict[str, Any]:
+    """``test_errors``, each task's share of wrong answers, ``mean_error``, and ``failed``, those above bAbI's 5 %.
+
+    ``wrong`` and ``task`` are each question's.
+    """
+    found = {f"{number} {questions.titles[number]}": float(wrong[task == number].mean()) for number in questions.tasks}
+    values = list(found.values())
+    return {"test_errors": found, "mean_error": float(np.mean(values)), "failed": sum(x > 0.05 for x in values)}
+
+
+def answers_text(questions: Sequence[Question], said: Sequence[str | None]) -> str:
+    """Stories and questions to read, each with the right answer and the one that was given."""
+    lines = []
+    for question, answer in zip(questions, said, strict=True):
+        lines += [*map(" ".join, question.facts), f"{' '.join(question.question)}? {question.answer} > {answer}", ""]
+    return "\n".join(lines)
 
 
 def _arrays(

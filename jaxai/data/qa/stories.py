@@ -57,16 +57,15 @@ class Story(NamedTuple):
 def load_stories(split: str, count: int, seed: int) -> Questions:
     """``count`` questions of each task, from the names and places of a split; logged (logger ``jaxai.data``).
 
-    Tasks are numbered as in ``TASKS``, from 1. Raises ``ValueError`` as ``generate`` does, and for an unknown split.
+    Tasks are numbered as in ``STORY_TASKS``. Raises ``ValueError`` as ``generate`` does, and for an unknown split.
     """
     check_split(split)
     names, places = (TRAIN_NAMES, TRAIN_PLACES) if split == "train" else (TEST_NAMES, TEST_PLACES)
-    tasks = {
-        number: tuple(generate(task, count, seed, names=names, places=places)) for number, task in enumerate(TASKS, 1)
-    }
-    source = f"stories {split}: {count:,} questions of each of {len(TASKS)} tasks from our own grammar, seed {seed}"
+    numbers = dict(enumerate(STORY_TASKS, 1))
+    tasks = {i: tuple(generate(task, count, seed, names=names, places=places)) for i, task in numbers.items()}
+    source = f"stories {split}: {count:,} questions of each of {len(tasks)} tasks from our own grammar, seed {seed}"
     logger.info(source)
-    return Questions(f"stories {split}", tasks, dict(enumerate(TASKS, 1)), source, True, OPEN_WORDS)
+    return Questions(f"stories {split}", tasks, numbers, source, True, OPEN_WORDS)
 
 
 def generate(task: str, count: int, seed: int, *, names: Sequence[str], places: Sequence[str]) -> list[Question]:
@@ -76,12 +75,12 @@ def generate(task: str, count: int, seed: int, *, names: Sequence[str], places: 
     names (at least 4) or places (at least 6) that are too few or not different lower-case words.
     """
     if task not in GRAMMARS:
-        raise UserError(f"task {task!r} is unknown; choose one of: {', '.join(TASKS)}")
+        raise UserError(f"task {task!r} is unknown; choose one of: {', '.join(STORY_TASKS)}")
     if count < 1 or seed < 0:
         raise UserError(f"count is {count} and seed {seed}; choose at least 1 and 0")
     _check_words("names", names, MOST_NAMES)
     _check_words("places", places, MOST_PLACES)
-    number = TASKS.index(task) + 1
+    number = STORY_TASKS.index(task) + 1
     # Without the words in it, a seed's test stories would be its training stories under other names.
     draws = _Draws(" ".join([task, str(seed), *names, *places]))
     return [_question(number, GRAMMARS[task](draws, names, places)) for _ in range(count)]
@@ -397,4 +396,4 @@ GRAMMARS: dict[str, Callable[[_Draws, Sequence[str], Sequence[str]], Story]] = {
     "positions": _positions,
     "path-finding": _path_finding,
 }
-TASKS = tuple(GRAMMARS)
+STORY_TASKS = tuple(GRAMMARS)

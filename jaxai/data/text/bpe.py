@@ -49,6 +49,12 @@ class Bpe:
         encoded = self._tokenizer.encode_batch_fast(list(_marked(sentences, self.lowercase)))
         return [np.array(one.ids, np.int32) for one in encoded]
 
+    def unknown(self, sentence: str) -> list[str]:
+        """The sentence's characters that were never seen in training, sorted."""
+        if UNK not in self.encode([sentence])[0]:
+            return []
+        return [character for character in sorted(set(sentence)) if UNK in self.encode([character])[0]]
+
     def decode(self, ids: Integer[np.ndarray, " n"]) -> str:
         """The sentence up to the first EOS, without PAD and BOS; UNK becomes U+FFFD.
 

@@ -7,13 +7,14 @@ batches = windows(train, 12, 64, seed=0)              # or streams(train, 12, 64
 for batch in ordered(validation, 12, 64): ...
 """
 
+import codecs
 import dataclasses
 import gzip
 import hashlib
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,16 @@ class Vocabulary:
             return ids.astype(np.uint8).tobytes().decode("utf-8", "replace")
         return _string(_codes(self.characters)[ids])
 
+    def decode_pieces(self, pieces: Iterable[Integer[np.ndarray, " _"]]) -> Iterator[str]:
+        """The text of consecutive pieces of ids; a character whose bytes are in two pieces comes with the second."""
+        if self.characters is not None:
+            yield from map(self.decode, pieces)
+            return
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for piece in pieces:
+            yield decoder.decode(piece.astype(np.uint8).tobytes())
+        yield decoder.decode(b"", final=True)
+
     def to_json(self) -> dict[str, Any]:
         """JSON values, so that a finished run can be sampled from."""
         return {"characters": self.characters}
@@ -219,6 +230,17 @@ def windows(
         return {"start": _small(integers(places, (batch_size,), seed, index)[mine], len(ids))}
 
     return Gathered({"ids": _compact(ids)}, endless(starts), partial(_gather, length))
+
+
+def random_windows(ids: Ids, batch_size: int, length: int, *, count: int, first: int = 0, seed: int) -> Iterator[Batch]:
+    """``count`` batches of ``windows`` from number ``first`` on, to estimate a text's loss, with ``weight`` as in
+    ``ordered``, all 1.
+
+    Raises ``ValueError`` as ``windows`` does.
+    """
+    batches, weight = windows(ids, batch_size, length, seed=seed), np.ones((batch_size, length), np.float32)
+    batches.set_state({"next_index": first})
+    return (next(batches) | {"weight": weight} for _ in range(count))
 
 
 def streams(ids: Ids, batch_size: int, length: int, *, process_index: int = 0, process_count: int = 1) -> Gathered:

@@ -174,6 +174,16 @@ def bucketed(
     return endless(batch)
 
 
+def evaluation_batches(sources: Sentences, targets: Sentences, batch_size: int) -> list[Batch]:
+    """All pairs once, in order, as batches of one shape; the rows that fill the last one up are padding alone."""
+    count = -(-len(sources) // batch_size) * batch_size
+    arrays = {name: padded(side, max(map(len, side))) for name, side in (("source", sources), ("target", targets))}
+    arrays = {name: np.pad(x, ((0, count - len(x)), (0, 0))) for name, x in arrays.items()}
+    return [
+        {name: x[first : first + batch_size] for name, x in arrays.items()} for first in range(0, count, batch_size)
+    ]
+
+
 def padded(sentences: Sentences, length: int) -> Int32[np.ndarray, "n _"]:
     """Sequences as rows of one array int32 [n, length], filled up with `PAD`."""
     result = np.zeros((len(sentences), length), np.int32)

@@ -39,7 +39,7 @@ STORY_QUESTIONS = (
 )
 
 
-def fill(folder: Path, split: str = "train", tasks=babi.TASKS, text: str = STORY) -> Path:
+def fill(folder: Path, split: str = "train", tasks=babi.BABI_TASKS, text: str = STORY) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for task in tasks:
         (folder / f"qa{task}_some-title_{split}.txt").write_text(text)
@@ -171,7 +171,7 @@ def test_names_have_a_capital_letter_inside_a_sentence(tmp_path):
 )
 def test_folders(tmp_path, caplog, below):
     caplog.set_level(logging.INFO, "jaxai.data")
-    folder = fill(tmp_path / below, tasks=(*babi.TASKS, 21))
+    folder = fill(tmp_path / below, tasks=(*babi.BABI_TASKS, 21))
     (folder / "qa1_some-title_test.txt").write_text("damaged")
     (folder / "LICENSE.txt").write_text("something else")
     questions = load_babi(tmp_path, "train")
@@ -191,7 +191,9 @@ def test_folders(tmp_path, caplog, below):
 def test_archives_say_the_same_as_their_folder(tmp_path, name, pack):
     fill(tmp_path / "folder" / "en")
     folder = load_babi(tmp_path / "folder", "train")
-    members = {f"top/en/qa{task}_some-title_train.txt": STORY.replace("\n", "\r\n").encode() for task in babi.TASKS}
+    members = {
+        f"top/en/qa{task}_some-title_train.txt": STORY.replace("\n", "\r\n").encode() for task in babi.BABI_TASKS
+    }
     members |= {"top/en-10k/qa1_some-title_train.txt": b"other", "../qa1_x_train.txt": b"outside", "top/README": b"x"}
     (tmp_path / "babi").mkdir()
     (tmp_path / "babi" / name).write_bytes(packed(members, pack))

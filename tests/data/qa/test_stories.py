@@ -13,7 +13,7 @@ from jaxai.data.qa.stories import (
     MOST_NAMES,
     MOST_PLACES,
     OPEN_WORDS,
-    TASKS,
+    STORY_TASKS,
     TEST_NAMES,
     TEST_PLACES,
     TRAIN_NAMES,
@@ -215,7 +215,7 @@ def without(facts, index: int):
     return [fact for i, fact in enumerate(facts) if i != index]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", STORY_TASKS)
 def test_every_answer_follows_from_the_story_and_from_its_support_alone(task):
     solve = SOLVERS[task]
     for question in made(task):
@@ -249,7 +249,7 @@ def test_the_support_is_all_that_the_person_took_and_dropped(task):
 # Balance: nothing simpler than reading is near right
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", STORY_TASKS)
 def test_no_answer_is_near_right_whatever_the_story(task):
     questions = made(task)
     answers = Counter(question.answer for question in questions)
@@ -269,7 +269,7 @@ def test_no_answer_is_near_right_whatever_the_story(task):
         assert len(answers) == 12
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", STORY_TASKS)
 def test_neither_the_first_nor_the_last_fact_answers(task):
     """The share of questions whose only support is the story's first or last fact."""
     questions = made(task)
@@ -297,7 +297,7 @@ def test_a_no_is_not_told_by_a_negative_word():
     assert 0.4 < by_answer["no"][True] / by_answer["no"].total() < 0.6
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", STORY_TASKS)
 def test_distractors_and_lengths(task):
     questions = made(task)
     lengths = [len(question.facts) for question in questions]
@@ -345,7 +345,7 @@ def anonymous(question: Question) -> tuple:
 # Determinism, files, arguments
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", STORY_TASKS)
 def test_a_smaller_count_is_the_beginning_of_a_larger(task):
     assert made(task, 50) == made(task)[:50]
     assert made(task, 50) != made(task, 50, seed=1)
@@ -362,7 +362,7 @@ def test_loading_says_what_it_made(caplog):
     questions = load_stories("test", 5, seed=3)
     assert caplog.messages == [questions.source]
     assert questions.source == "stories test: 5 questions of each of 11 tasks from our own grammar, seed 3"
-    assert list(questions.titles.values()) == list(TASKS)
+    assert list(questions.titles.values()) == list(STORY_TASKS)
     assert {task: len(part) for task, part in questions.tasks.items()} == dict.fromkeys(range(1, 12), 5)
     assert [question.task for question in questions.all] == [task for task in range(1, 12) for _ in range(5)]
 
@@ -376,7 +376,7 @@ def test_written_stories_are_read_back_equal(tmp_path):
         assert (back.tasks, back.titles, back.fingerprint) == (questions.tasks, questions.titles, questions.fingerprint)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", STORY_TASKS)
 def test_lines_are_the_official_format(task):
     questions = made(task, 30)
     lines = to_lines(questions)

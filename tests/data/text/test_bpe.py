@@ -130,7 +130,7 @@ def test_the_order_of_the_sentences_does_not_matter():
 def test_the_same_sentences_give_the_same_encoding_in_every_process(threads):
     sentences = [" ".join(f"w{i * k % 89}x{i * k % 7}" for i in range(40)) for k in range(500)]
     program = (
-        "import sys, json; from jaxai.data.bpe import train_bpe;"
+        "import sys, json; from jaxai.data.text.bpe import train_bpe;"
         "print(json.dumps(train_bpe(json.load(sys.stdin), 300, lowercase=False).to_json()))"
     )
     environment = os.environ | {"RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true"}

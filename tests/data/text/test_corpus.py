@@ -16,7 +16,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxai.data import embedded
-from jaxai.data.text.corpus import BYTES, Vocabulary, characters, load_text, ordered, split, streams, windows
+from jaxai.data.text.corpus import (
+    BYTES,
+    Vocabulary,
+    characters,
+    load_text,
+    ordered,
+    random_windows,
+    split,
+    streams,
+    windows,
+)
 
 FILES = Path(str(resources.files("jaxai.data") / "files"))
 TOOLS = Path(str(resources.files("jaxai"))).parent / "tools"
@@ -389,3 +399,29 @@ def test_every_id_is_predicted_once_after_the_one_before_it(n, batch_size, lengt
     assert not together["input"][~real].any()
     assert not together["target"][~real].any()
     assert all(batch["weight"].all() for batch in batches[:-1])
+
+
+def test_bytes_that_are_split_between_pieces():
+    ids = np.frombuffer("né €".encode(), np.uint8)
+    for cut in range(len(ids) + 1):
+        assert "".join(BYTES.decode_pieces([ids[:cut], ids[cut:]])) == "né €"
+    assert "".join(BYTES.decode_pieces([ids[:2]])) == "n\N{REPLACEMENT CHARACTER}"
+
+
+def test_pieces_of_characters():
+    vocabulary = characters("abc")
+    assert list(vocabulary.decode_pieces([np.array([0, 1]), np.array([2])])) == ["ab", "c"]
+
+
+def test_random_windows_are_the_windows_from_a_number_on():
+    ids = np.arange(100) % 7
+    wanted = windows(ids, 3, 5, seed=4)
+    wanted.set_state({"next_index": 8})
+    found = list(random_windows(ids, 3, 5, count=2, first=8, seed=4))
+    assert len(found) == 2
+    for batch in found:
+        np.testing.assert_array_equal(batch.pop("weight"), np.ones((3, 5)))
+        desired = next(wanted)
+        assert batch.keys() == desired.keys()
+        for name, array in batch.items():
+            np.testing.assert_array_equal(array, desired[name])

@@ -29,7 +29,7 @@ def params():
 
 
 def written(params, prompt, count, sampling=Sampling(), **options):  # noqa: B008
-    empty = init_cache(NETWORK.shape, len(prompt), 16)
+    empty = init_cache(NETWORK.config, len(prompt), 16)
     pieces = generate(advance, params, empty, prompt, count, jax.random.key(7), sampling, **options)
     return np.concatenate(list(pieces), 1)
 

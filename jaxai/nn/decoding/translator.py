@@ -1,0 +1,70 @@
+"""Translation of many sentences by beam search, in chunks of few shapes."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from jaxtyping import Int, Int32
+
+from jaxai.nn.decoding.beam import translate
+from jaxai.nn.transformer_models import EncoderDecoder
+from jaxai.typing import Array, PyTree
+
+Sentences = Sequence[Int[np.ndarray, " _"]]
+
+ROWS = 64  # sentences that are decoded at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Translator:
+    """A trained network that maps sentences to the best translations that beam search finds.
+
+    Targets begin with the token ``begin`` and end with ``end``; the options are those of `beam_search`.
+    """
+
+    network: EncoderDecoder
+    params: PyTree
+    begin: int
+    end: int
+    beams: int
+    length_penalty: float
+
+    @functools.cached_property
+    def search(self) -> Callable[..., tuple[Array, Array]]:
+        """`translate` with this network and these options, compiled for each shape of sources."""
+        how = {"begin": self.begin, "end": self.end, "beams": self.beams, "length_penalty": self.length_penalty}
+        return jax.jit(partial(translate, self.network, **how), static_argnames="max_length")
+
+    def __call__(self, sentences: Sentences) -> list[Int32[np.ndarray, " T"]]:
+        """The translation of each sentence, with ``end`` in all places behind it; an empty one's is empty.
+
+        A translation has at most half as many tokens more than its chunk's longest source, and 8.
+        """
+        found = [np.zeros(0, np.int32)] * len(sentences)
+        for rows, source, lengths in chunks(sentences):
+            longest = source.shape[1] * 3 // 2 + 8
+            best = np.asarray(self.search(self.params, source, lengths, max_length=longest)[0][:, 0])
+            for place, row in enumerate(rows):
+                found[row] = best[place]
+        return found
+
+
+def chunks(
+    sentences: Sentences,
+) -> Iterator[tuple[list[int], Int32[np.ndarray, "B S"], Int32[np.ndarray, " B"]]]:
+    """All sentences but empty ones, B <= 64 of about one length at a time: their indices, tokens and lengths.
+
+    Few shapes: S is a multiple of 16, and the last chunk repeats its first sentence, which has one index all the same.
+    """
+    order = sorted((row for row in range(len(sentences)) if len(sentences[row])), key=lambda row: len(sentences[row]))
+    for first in range(0, len(order), ROWS):
+        rows = order[first : first + ROWS]
+        longest = len(sentences[rows[-1]])
+        filled = [sentences[row] for row in rows + rows[:1] * (min(ROWS, len(order)) - len(rows))]
+        source = np.zeros((len(filled), -(-longest // 16) * 16), np.int32)
+        for place, sentence in zip(source, filled, strict=True):
+            place[: len(sentence)] = sentence
+        yield rows, source, np.array([len(sentence) for sentence in filled], np.int32)
