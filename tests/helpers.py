@@ -170,6 +170,8 @@ def run_main(body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A command whose main has this body, in a process of its own."""
     source = f"""
 import jax
+from jaxai import cli
+from jaxai.config import Common
 def main(config):
     {body}
 cli.run(main, {{"default": Common()}}, "A test.")

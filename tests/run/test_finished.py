@@ -86,7 +86,7 @@ def test_an_unfinished_run_is_named(folder, name):
         ("config.json", "{", "config.json is damaged"),
         ("config.json", '{"data": {}, "seed": "a"}', "holds no run of this experiment"),
         ("config.json", '{"data": {}, "steps": 0}', "holds no run of this experiment"),
-        ("config.json", '{"data": {}, "optimizer": {"beta1": 2.0}}', "holds no run of this experiment .*beta1"),
+        ("config.json", '{"data": {}, "optimizer": {"beta1": 2.0}}', "holds no run of this experiment.*beta1"),
         ("vocabulary.json", '{"words": ', "holds no run of this experiment, or a damaged vocabulary.json"),
     ],
 )

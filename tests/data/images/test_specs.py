@@ -28,7 +28,7 @@ def test_an_unknown_name_gets_the_nearest(name, nearest):
 
 
 def test_only_the_offered_names_are_known():
-    with pytest.raises(UserError, match="name 'mnist' is unknown here; choose one of: cifar10$"):
+    with pytest.raises(UserError, match=r"name 'mnist' is unknown here; choose one of: cifar10$"):
         spec_of("mnist", among=("cifar10",))
     with pytest.raises(UserError, match="name 'zzz' is unknown here; choose one of: mnist, fashion_mnist"):
         spec_of("zzz")
