@@ -4,6 +4,7 @@ import os
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -29,3 +30,10 @@ def official_mnist() -> Path:
     if not (folder / "train-images-idx3-ubyte.gz").is_file():
         pytest.skip("official MNIST files not found: set JAXAI_DATA to the folder that holds mnist/")
     return folder
+
+
+def made_up(count: int, seed: int = 0, longest: int = 30) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Sentences of which each has its own first id, also on the other side."""
+    sizes = np.random.default_rng(seed).integers(1, longest + 1, (count, 2))
+    sides = [[np.full(size, row + 1, np.int32) for row, size in enumerate(column)] for column in sizes.T]
+    return sides[0], sides[1]

@@ -6,6 +6,10 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+import jaxai.data
+from jaxai.data.images import prepare as prepare
 
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
 
@@ -53,3 +57,20 @@ def write_cifar_archive(path: Path, records: int) -> Path:
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return path
+
+
+def trust(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str = "http://files.invalid") -> Path:
+    """Take the checksums of the files in ``folder`` for the official ones."""
+    from tensorflow_datasets.core.download.checksums import compute_url_info
+
+    infos = {f"{url}/{path.name}": compute_url_info(path) for path in folder.iterdir()}
+    monkeypatch.setattr(prepare, "_url_infos", lambda name: infos)
+    return folder
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def sorted_rows(dataset: jaxai.data.ImageDataset) -> list[bytes]:
+    return sorted(bytes([label]) + image.tobytes() for image, label in zip(dataset.images, dataset.labels, strict=True))

@@ -21,8 +21,8 @@ def test_one_process_waits_for_nobody():
 def test_a_block_that_hangs_is_told_and_ended(seconds, code):
     program = f"""
 import time
-from jaxai.train.processes import watched
-with watched({seconds}):
+from jaxai.distributed.processes import watchdog
+with watchdog({seconds}):
     time.sleep(2)
 time.sleep(0.5)
 """

@@ -1,4 +1,4 @@
-"""Shapes, dtypes and starting points of generators and discriminators."""
+"""Shapes, dtypes and starting points of the networks."""
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,8 @@ from jaxai.gan.networks import (
     Discriminator,
     Generator,
     ResidualBlock,
+    Restorer,
+    Translator,
 )
 from jaxai.gan.penalties import r1
 from jaxai.gan.transformer_networks import TransformerDiscriminator, TransformerGenerator
@@ -115,7 +117,31 @@ def test_penalties_differentiate_through_attention(network, key):
         np.testing.assert_allclose(jax.jit(jax.grad(value))(0.0), wanted, rtol=1e-6)
 
 
-@pytest.mark.parametrize("patch", [0, 5])
-def test_patches_must_divide_the_image(patch, key):
-    with pytest.raises(ValueError, match=f"patch={patch} does not divide images of 28x28"):
-        TransformerDiscriminator(BLOCKS, patch).init(key, jnp.zeros((1, 28, 28, 1)))
+@pytest.mark.parametrize("hinted", [False, True])
+def test_restorer_starts_as_the_identity_for_images_of_any_size(key, hinted):
+    images, hints = jax.random.normal(key, (2, 8, 8, 3)), jnp.ones((2, 8, 8, 1)) if hinted else None
+    network = Restorer(width=4, blocks=1)
+    output, variables = network.init_with_output(key, images, hints)
+    np.testing.assert_array_equal(output, images)
+    variables = jax.tree.map(lambda x: x + 0.1, variables)
+    large = jax.random.normal(key, (1, 12, 16, 3))
+    assert network.apply(variables, large, None if hints is None else jnp.ones((1, 12, 16, 1))).shape == large.shape
+    changed = network.apply(variables, images, None if hints is None else 0 * hints)
+    assert (changed != network.apply(variables, images, hints)).any() == hinted
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (1, 1)])
+def test_channels_are_those_of_where_it_leads_for_images_of_any_size(key, before, after):
+    network, images = Translator(after, width=4, blocks=1), jax.random.uniform(key, (2, 8, 12, before), minval=-1)
+    output, variables = network.init_with_output(key, images)
+    np.testing.assert_array_equal(output, np.zeros((2, 8, 12, after)))
+    variables = jax.tree.map(lambda x: x + 0.1, variables)
+    changed = network.apply(variables, images)
+    assert (changed != 0).any()
+    assert np.abs(changed).max() <= 1
+    assert network.apply(variables, images[:, :4, :4]).shape == (2, 4, 4, after)
+
+
+def test_the_translators_fold_must_divide_the_image(key):
+    with pytest.raises(ValueError, match="fold=2 does not divide images of 5x4"):
+        Translator(1).init(key, jnp.zeros((1, 5, 4, 1)))

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import config
 
 from jaxai.metrics import digits
+from jaxai.ops.pixels import to_signed
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -34,11 +34,6 @@ def test_shapes_and_size(key):
     assert (logits.shape, features.shape) == ((3, 10), (3, 64))
     assert sum(array.size for array in params.values()) <= 100_000
     assert jax.tree.map(jnp.shape, digits.load()) == jax.tree.map(jnp.shape, params)
-
-
-def test_preprocess_covers_minus_one_to_one():
-    pixels = np.array([0, 255, 51], np.uint8).reshape(3, 1, 1, 1)
-    np.testing.assert_allclose(to_signed(pixels).ravel(), [-1, 1, -0.6], atol=1e-6)  # float32
 
 
 def test_file_is_the_one_named_in_the_module(monkeypatch):
@@ -73,9 +68,3 @@ def test_accuracy_on_the_official_test_set():
     images, labels = official("t10k-images-idx3-ubyte.gz"), official("t10k-labels-idx1-ubyte.gz")
     _, predicted = digits.features_and_labels(images[..., None])
     assert np.mean(predicted == labels) >= 0.993
-
-
-def test_pixels_of_another_range_are_named(monkeypatch):
-    monkeypatch.setattr(config, "jaxtyping_disable", True)  # users have no such checks before ours
-    with pytest.raises(ValueError, match="images: float32, give uint8, 0 to 255"):
-        to_signed(np.zeros((1, 28, 28, 1), np.float32))

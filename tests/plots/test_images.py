@@ -1,6 +1,5 @@
-"""Grids, files and curves: shapes, pixels, atomic writes, broken metric files."""
+"""Grids and files of images: shapes, pixels, atomic writes."""
 
-import json
 import os
 
 import numpy as np
@@ -41,47 +40,6 @@ def test_gif_holds_every_frame(tmp_path):
         assert animation.n_frames == 3
         assert animation.info["duration"] == 50
         assert animation.size == (8, 8)
-
-
-def write_metrics(path, lines):
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
-
-
-def test_curves_from_incomplete_records(tmp_path):
-    lines = [{"step": 1, "a": 1.0}, {"step": 2, "a": 0.5, "b": 3}, {"step": 3, "a": float("nan")}, '{"step": 4, "a']
-    write_metrics(tmp_path / "metrics.jsonl", lines)
-    plots.plot_curves(tmp_path / "c.png", tmp_path / "metrics.jsonl", [["a", "missing"], ["b"], ["missing"]])
-    with Image.open(tmp_path / "c.png") as image:
-        assert image.size[0] > 300
-    with pytest.raises(ValueError, match="no values of missing"):
-        plots.plot_curves(tmp_path / "c.png", tmp_path / "metrics.jsonl", [["missing"]])
-    with pytest.raises(FileNotFoundError):
-        plots.plot_curves(tmp_path / "c.png", tmp_path / "absent.jsonl", [["a"]])
-
-
-def test_attention_pictures(tmp_path):
-    weights = np.full((2, 3, 4, 5), 0.2)
-    plots.save_attention_maps(tmp_path / "maps.png", weights, list("abcd"), list("vwxyz"))
-    plots.save_attention_statistics(tmp_path / "long.png", np.ones((2, 40, 3)), np.ones((2, 50, 3)))
-    for name in ("maps.png", "long.png"):
-        with Image.open(tmp_path / name) as picture:
-            assert min(picture.size) > 300
-            assert len(np.unique(np.asarray(picture))) > 10
-    with pytest.raises(ValueError, match="3 queries, 5 keys"):
-        plots.save_attention_maps(tmp_path / "maps.png", weights, list("abc"), list("vwxyz"))
-    with pytest.raises(ValueError, match=r"give finite \[layers, T, N\]"):
-        plots.save_attention_statistics(tmp_path / "long.png", np.ones((2, 40, 3)), np.ones((2, 50, 4)))
-
-
-def test_readings(tmp_path):
-    path, weights = tmp_path / "reading.png", np.full((2, 3, 4), 0.25)
-    plots.save_reading(path, weights, ["where is the apple?", "mary went home", "* john got the apple", "it rained"])
-    with Image.open(path) as picture:
-        assert min(picture.size) > 80
-    for bad in (weights[..., :3], weights * np.nan):
-        with pytest.raises(ValueError, match="4 sentences, all must be finite"):
-            plots.save_reading(tmp_path / "bad.png", bad, ["a", "b", "c", "d"])
-    assert not (tmp_path / "bad.png").exists()
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

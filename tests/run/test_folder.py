@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-from contextlib import closing
 
 import pytest
 
 from jaxai.config import Common
 from jaxai.run.folder import began_embedded, config_from_json, open_run, read_config
-from jaxai.run.log import MetricsLog, keep_until
 from jaxai.train.optim import Adam
 
 DATA = {"name": "mnist", "fingerprint": "abc"}
@@ -111,24 +109,3 @@ def test_run_that_began_with_embedded_data_goes_on_with_it(tmp_path):
     assert began_embedded("test", config)
     assert not began_embedded("test", dataclasses.replace(config, resume="never"))
     assert not began_embedded("test", dataclasses.replace(config, data_dir=tmp_path))
-
-
-def test_metrics_stand_once_per_step_rounded_and_exact(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    with closing(MetricsLog(path, 0)) as log:
-        for step in (1, 2, 3):
-            log.write(step, {"loss": 1 / 3})
-    with path.open("a") as file:
-        file.write('{"step": 4, "lo')  # a line that a kill cut off
-    with closing(MetricsLog(path, 2)) as log:
-        log.write(3, {"loss": 0.25})
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3]
-    assert lines[0]["loss"] == 0.333333
-    assert float.fromhex(lines[0]["loss_hex"]) == 1 / 3
-    assert lines[2]["loss"] == 0.25
-
-
-def test_keep_until_leaves_a_missing_file_alone(tmp_path):
-    keep_until(tmp_path / "metrics.jsonl", 3)
-    assert not list(tmp_path.iterdir())

@@ -1,7 +1,6 @@
 """Sentence pairs: files and what is wrong with them, few shapes, every pair equally often, exact resumption."""
 
 import gzip
-import itertools
 import json
 import logging
 from collections import Counter
@@ -12,18 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxai.data.text.pairs import bucketed, buckets, load_pairs
+from tests.data.conftest import made_up
 
 
 def write(folder, german, english, pack=bytes, ending=""):
     for language, content in (("de", german), ("en", english)):
         (folder / f"train.{language}{ending}").write_bytes(pack(content.encode()))
-
-
-def made_up(count: int, seed: int = 0, longest: int = 30) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Sentences of which each has its own first id, also on the other side."""
-    sizes = np.random.default_rng(seed).integers(1, longest + 1, (count, 2))
-    sides = [[np.full(size, row + 1, np.int32) for row, size in enumerate(column)] for column in sizes.T]
-    return sides[0], sides[1]
 
 
 def steps(iterator, count: int) -> list[dict[str, np.ndarray]]:
@@ -130,30 +123,6 @@ def test_what_the_embedded_pairs_are_is_fixed():
 def test_what_is_not_embedded(arguments, message):
     with pytest.raises(ValueError, match=message):
         load_pairs(None, *arguments)
-
-
-# Buckets
-
-
-def places(groups) -> int:
-    return sum(len(group.rows) * (group.source_length + group.target_length) for group in groups)
-
-
-def test_the_groups_leave_the_fewest_places_to_padding():
-    """Against every way to cut the lengths into at most 8 groups."""
-    sources, targets = made_up(60, longest=11)
-    lengths = np.array([[len(s), len(t)] for s, t in zip(sources, targets, strict=True)])
-    longer = lengths.max(1)
-    values = np.unique(longer)
-    least = np.inf
-    for count in range(8):
-        for cuts in itertools.combinations(values[1:], count):
-            which = np.searchsorted(cuts, longer, side="right")
-            parts = [lengths[which == i] for i in range(count + 1)]
-            least = min(least, sum(len(part) * part.max(0).sum() for part in parts))
-    groups = buckets(sources, targets, 100)
-    assert len(groups) == 8 < len(values)
-    assert places(groups) == least
 
 
 @given(count=st.integers(1, 60), seed=st.integers(0, 99), tokens=st.integers(120, 400), multiple=st.integers(1, 4))
