@@ -44,6 +44,7 @@ from jaxai.gan.state import init_fn, init_gan_state
 from jaxai.gan.step import apply, from_noise, gan_step
 from jaxai.metrics.generation import evaluate_digits, evaluation_size
 from jaxai.ops.pixels import to_signed
+from jaxai.train.keys import Keys
 from jaxai.train.optim import Adam, optimizer
 
 REPOSITORY = Path(__file__).parent.parent
@@ -129,7 +130,7 @@ class Article:
             return gan_step(state, to_signed(batch["image"]), loss=LOSSES["non_saturating"], txs=(tx, tx), **how)
 
         first = init_fn(generator, jnp.zeros((1, 100))), init_fn(discriminator, jnp.zeros((2, 28, 28, 1)))
-        init = partial(init_gan_state, jax.random.key(0), *first, txs=(tx, tx), keep_ema=False)
+        init = partial(init_gan_state, Keys(0), *first, txs=(tx, tx), keep_ema=False)
         self._state = jax.jit(init)()
         before = time.perf_counter()
         self._step = jax.jit(step, donate_argnums=0).lower(self._state, next(self._batches)).compile()

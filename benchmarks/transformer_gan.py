@@ -25,6 +25,7 @@ from jaxai.gan.state import init_fn, init_gan_state
 from jaxai.gan.step import apply, from_noise, gan_step
 from jaxai.gan.transformer_networks import TransformerDiscriminator, TransformerGenerator
 from jaxai.nn.transformer import TransformerConfig
+from jaxai.train.keys import Keys
 from jaxai.train.optim import Adam, optimizer
 
 IMAGE, PATCH, LATENT, BATCH, STEPS, GIB = (256, 256, 3), 4, 64, 2, 3, 24
@@ -66,7 +67,7 @@ def steps(attention: str) -> dict[str, Any]:
         txs=(tx, tx),
     )
     first = init_fn(generator, jnp.zeros((1, LATENT))), init_fn(discriminator, jnp.zeros((1, *IMAGE)))
-    init = partial(init_gan_state, jax.random.key(0), *first, txs=(tx, tx), keep_ema=False)
+    init = partial(init_gan_state, Keys(0), *first, txs=(tx, tx), keep_ema=False)
     real = jax.random.uniform(jax.random.key(1), (BATCH, *IMAGE), minval=-1.0)
 
     def losses(metrics: dict[str, jax.Array]) -> list[float]:

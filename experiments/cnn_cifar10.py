@@ -146,7 +146,7 @@ def trainer(config: Config, network: Network, data: ImageDataset) -> train.Super
         whitening = cnn.whitening_kernel(cnn.standardise(to_unit(data.images[:5000]), network.mean, network.std))
     else:
         tx, whitening = train.optimizer(config.optimizer, config.decay_steps), None
-    key_flip = train.Keys(config.seed).sampling  # one for the run: odd epochs mirror the even ones
+    key_flip = train.Keys(config.seed).data  # one for the run: odd epochs mirror the even ones
 
     def loss_fn(params: dict, batch: dict[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
         images = batch["image"]

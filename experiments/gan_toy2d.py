@@ -103,7 +103,7 @@ def build(config: Config) -> experiment.Task:
     scores = partial(score_lists, centres=mixture.centres, deviation=mixture.deviation)
     real = [mixture.draw(SCORED, config.seed, 0, 0, number) for number in range(20)]
     monitor = gan.CollapseMonitor(config, real[0], nearest(real[0], mixture.centres)[0])
-    noise = jax.random.normal(jax.random.fold_in(Keys(config.seed).root, 1), (SCORED, config.latent_size))
+    noise = jax.random.normal(Keys(config.seed).sampling, (SCORED, config.latent_size))
     generate = jax.jit(jax.vmap(lambda params: gan.apply(MLP(config.generator, 2), params, noise)))
 
     def evaluate(run: Run, step: int, state: gan.GanState) -> dict[str, float]:
@@ -144,7 +144,7 @@ class Gans(gan.Gan):
     count: int
 
     def init(self, keys: Keys) -> gan.GanState:
-        return jax.vmap(self.init_from_key)(jax.random.split(keys.root, self.count))
+        return jax.vmap(lambda seed: super(Gans, self).init(Keys(seed)))(keys.split(self.count))
 
     def step(self, state: gan.GanState, batch: gan.Batch) -> tuple[gan.GanState, dict[str, Array]]:
         state, metrics = jax.vmap(super().step)(state, batch)

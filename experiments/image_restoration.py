@@ -27,7 +27,7 @@ from jaxai.errors import UserError
 from jaxai.metrics.image import restoration_scores
 from jaxai.ops import RestorationTask, degrade, to_signed
 from jaxai.run import Run
-from jaxai.train import Adam, Keys, Result, Supervised, TrainState, init_state, optimizer
+from jaxai.train import Adam, Keys, Result, Supervised, optimizer
 from jaxai.typing import Array, PyTree
 
 NAME = "image_restoration"
@@ -142,7 +142,7 @@ def trainer(config: Config, shape: tuple[int, int, int]) -> gan.Gan | Supervised
         return jnp.abs(images - to_signed(batch["image"])).mean()
 
     if not config.adversarial:
-        return OneKey(
+        return Supervised(
             init_params=init_restorer,
             loss_fn=lambda params, batch, key: (distance(restored(params, batch, key), batch), {}),
             tx=txs[0],
@@ -163,16 +163,9 @@ def trainer(config: Config, shape: tuple[int, int, int]) -> gan.Gan | Supervised
     )
 
 
-class OneKey(Supervised):
-    """`Supervised` with one key for the initial parameters and the steps."""
-
-    def init(self, keys: Keys) -> TrainState:
-        return init_state(self.init_params(keys.root), self.tx, keys.root, keep_ema=True)
-
-
 def damage_and_restore(config: Config, params: PyTree, pixels: Array) -> tuple[Array, Array]:
     """Images damaged, always in the same way, and restored."""
-    damaged, mask = config.damage(to_signed(pixels), Keys(config.seed).root)
+    damaged, mask = config.damage(to_signed(pixels), Keys(config.seed).evaluation)
     return damaged, gan.restore(config.restorer, params, damaged, mask)
 
 

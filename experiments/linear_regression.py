@@ -100,7 +100,7 @@ def build(config: Config) -> experiment.Task:
 
 def make_points(config: Config) -> tuple[Array, Array]:
     """x uniform on [-2, 3], y on the line plus noise; both [n]. Centred, x would make the loss's contours circles."""
-    key_x, key_noise = jax.random.split(Keys(config.seed).root)
+    key_x, key_noise = jax.random.split(Keys(config.seed).data)
     x = jax.random.uniform(key_x, (config.points,), minval=-2.0, maxval=3.0)
     noise = config.noise * jax.random.normal(key_noise, (config.points,))
     return x, config.true_w * x + config.true_b + noise

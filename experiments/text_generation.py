@@ -100,7 +100,7 @@ def build(config: Config) -> experiment.Task:
     network = config.language_model(vocabulary.size)
 
     def finish(run: Run, result: train.Result) -> dict[str, Any]:
-        params, prompt, key = jax.device_get(result.state.params), text.string[:1], train.Keys(config.seed).root
+        params, prompt, key = jax.device_get(result.state.params), text.string[:1], train.Keys(config.seed).sampling
         pieces = complete(network, params, vocabulary.encode(prompt), 1000, key, Sampling(), context=config.length)
         run.write_sample("sample.txt", "".join([prompt, *vocabulary.decode_pieces(pieces)]))
         return train.language_model_speed(config, network, result)
@@ -175,7 +175,7 @@ def trained(options: Prompted) -> tuple[FinishedRun[Config], Vocabulary, str, Ne
 def sample(options: Sample) -> None:
     """Print the prompt and, as it is drawn, its continuation."""
     run, vocabulary, beginning, network, params = trained(options)
-    prompt, key = options.prompt or beginning[:1], train.Keys(options.seed).root
+    prompt, key = options.prompt or beginning[:1], train.Keys(options.seed).sampling
     ids, context = vocabulary.encode(prompt), run.config.length
     pieces = complete(network, params, ids, options.tokens, key, options.sampling, context=context)
     print(prompt, end="", flush=True)

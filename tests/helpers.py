@@ -91,7 +91,7 @@ def tiny_gan(
         )
 
     first = init_fn(TinyGenerator(), jnp.zeros((1, 8))), init_fn(TinyDiscriminator(), jnp.zeros((2, *SHAPE)))
-    return step, partial(init_gan_state, jax.random.key(0), *first, txs=(tx, tx), keep_ema=half_life > 0)
+    return step, partial(init_gan_state, Keys(0), *first, txs=(tx, tx), keep_ema=half_life > 0)
 
 
 def generator_loss(loss: Loss, real: jax.Array, fake: jax.Array) -> jax.Array:
@@ -172,6 +172,7 @@ def run_main(body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 import jax
 from jaxai import cli
 from jaxai.config import Common
+from jaxai.train.keys import Keys
 def main(config):
     {body}
 cli.run(main, {{"default": Common()}}, "A test.")

@@ -23,6 +23,7 @@ from jaxai.ops.batched import map_batches
 from jaxai.ops.pixels import to_signed
 from jaxai.ops.resampling import pad_to_multiple, upscaled
 from jaxai.run.finished import FinishedRun, load_run
+from jaxai.train.keys import Keys
 from jaxai.typing import Array, PyTree
 
 STARTS = 4  # of an inversion, for each image
@@ -118,7 +119,7 @@ def sample(run: FinishedRun, generator: TrainedGenerator, params: PyTree, option
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already: give another --out or --seed")
     limit = options.truncation or np.inf
-    latents = truncated(jax.random.key(options.seed), options.count, generator.latent_size, limit)
+    latents = truncated(Keys(options.seed).sampling, options.count, generator.latent_size, limit)
     labels = np.arange(options.count) % max(generator.classes, 1) if options.label is None else options.label
     images = generator.draw(params, latents, np.broadcast_to(labels, options.count))
     out.mkdir(parents=True, exist_ok=True)
@@ -137,7 +138,7 @@ def invert_images(run: FinishedRun, generator: TrainedGenerator, params: PyTree,
     def generate(latents: Array) -> Array:
         return apply(generator.network, params, latents, *inputs)
 
-    start = jax.random.normal(jax.random.key(options.seed), (STARTS, len(images), generator.latent_size))
+    start = jax.random.normal(Keys(options.seed).sampling, (STARTS, len(images), generator.latent_size))
     latents, left = jax.jit(partial(invert, generate, steps=options.steps))(to_signed(images), start)
     rows = np.concatenate([images, generator.draw(params, latents, labels)])
     plots.save_png(run.folder / "inverted.png", plots.grid(rows, columns=len(images)))

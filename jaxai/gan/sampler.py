@@ -24,7 +24,7 @@ class Sampler:
     def __init__(self, generator: nn.Module, latent_size: int, keys: Keys, classes: int = 0) -> None:
         self._apply = jax.jit(partial(apply, generator))
         self._latent_size, self.classes = latent_size, classes
-        self._key = keys.root
+        self._key = keys.sampling
 
     def latents(self, count: int, purpose: int) -> np.ndarray:
         """float32 [count, latent_size], the same for the same purpose."""

@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array
 
+from jaxai.train.keys import Keys
 from jaxai.typing import PyTree
 
 
@@ -37,7 +38,7 @@ Optimizers = tuple[optax.GradientTransformation, optax.GradientTransformation]
 
 
 def init_gan_state(
-    key: Array,
+    keys: Keys,
     init_generator: Callable[[Array], PyTree],
     init_discriminator: Callable[[Array], PyTree],
     *,
@@ -48,7 +49,7 @@ def init_gan_state(
     """The state before the first step. Each ``init`` maps a key to a network's parameters, `init_fn` makes one;
     ``ema_params`` is None without ``keep_ema``, and ``strength``, 0 at first, without ``adaptive``.
     """
-    key_generator, key_discriminator, key_steps = jax.random.split(key, 3)
+    key_generator, key_discriminator = jax.random.split(keys.parameters)
     generator, discriminator = init_generator(key_generator), init_discriminator(key_discriminator)
     return GanState(
         step=jnp.zeros((), "int32"),
@@ -57,7 +58,7 @@ def init_gan_state(
         ema_params=jax.tree.map(jnp.copy, generator) if keep_ema else None,
         generator_opt=txs[0].init(generator),
         discriminator_opt=txs[1].init(discriminator),
-        key=key_steps,
+        key=keys.steps,
         strength=jnp.zeros(()) if adaptive else None,
     )
 

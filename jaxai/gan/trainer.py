@@ -49,12 +49,8 @@ class Gan:
 
     def init(self, keys: Keys) -> GanState:
         """The state before the first step, with a moving average if ``ema_half_life`` is positive."""
-        return self.init_from_key(keys.root)
-
-    def init_from_key(self, key: Key[Array, ""]) -> GanState:
-        """`init` from a single key, which `jax.vmap` takes."""
         return init_gan_state(
-            key,
+            keys,
             self.init_generator,
             self.init_discriminator,
             txs=self.txs,

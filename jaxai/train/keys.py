@@ -9,11 +9,11 @@ class Keys:
     """Named streams of one root key, so that no two uses of a seed share a key.
 
     ``parameters`` for initial values, ``steps`` for the training steps (each folds in its number), ``sampling`` for
-    samples, ``evaluation`` for scores.
+    samples, ``evaluation`` for scores, ``data`` for examples and augmentations that are the same in every epoch.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.root = jax.random.key(seed)
+    def __init__(self, seed: int | Array) -> None:
+        self.root = jax.random.key(seed) if isinstance(seed, int) else seed
 
     @property
     def parameters(self) -> Array:
@@ -30,6 +30,14 @@ class Keys:
     @property
     def evaluation(self) -> Array:
         return self._stream(3)
+
+    @property
+    def data(self) -> Array:
+        return self._stream(4)
+
+    def split(self, count: int) -> Array:
+        """Seeds [count] of as many further `Keys`, for networks that are trained side by side."""
+        return jax.random.split(self._stream(5), count)
 
     def _stream(self, number: int) -> Array:
         return jax.random.fold_in(self.root, number)

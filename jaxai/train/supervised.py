@@ -114,8 +114,8 @@ class Supervised:
 
     def init(self, keys: Keys) -> TrainState:
         """The state before the first step, with a moving average if ``ema_half_life`` is positive."""
-        key_params, key = jax.random.split(keys.root)
-        return init_state(self.init_params(key_params), self.tx, key, keep_ema=self.ema_half_life > 0, carry=self.carry)
+        params = self.init_params(keys.parameters)
+        return init_state(params, self.tx, keys.steps, keep_ema=self.ema_half_life > 0, carry=self.carry)
 
     def step(self, state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
         """One update of all parameters."""

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jaxai.gan.state import GanState, init_fn, init_gan_state
+from jaxai.train.keys import Keys
 from tests.helpers import SHAPE, TinyDiscriminator, TinyGenerator, same_bits
 
 TXS = optax.adam(1e-3), optax.sgd(1e-2, momentum=0.9)
@@ -14,7 +15,7 @@ FIRST = init_fn(TinyGenerator(), jnp.zeros((1, 8))), init_fn(TinyDiscriminator()
 
 
 def first(seed: int = 0, **options) -> GanState:
-    return init_gan_state(jax.random.key(seed), *FIRST, txs=TXS, **({"keep_ema": True} | options))
+    return init_gan_state(Keys(seed), *FIRST, txs=TXS, **({"keep_ema": True} | options))
 
 
 def test_each_network_gets_its_own_parameters_and_optimiser():
@@ -57,7 +58,7 @@ def test_both_networks_and_the_steps_have_keys_of_their_own():
         keys.append(tuple(jax.random.key_data(key).tolist()))
         return {}
 
-    state = init_gan_state(jax.random.key(5), note, note, txs=TXS, keep_ema=False)
+    state = init_gan_state(Keys(5), note, note, txs=TXS, keep_ema=False)
     keys += [tuple(jax.random.key_data(key).tolist()) for key in (state.key, jax.random.key(5))]
     assert len(set(keys)) == 4
 

@@ -12,6 +12,7 @@ from jaxai.gan.regularizers import pack
 from jaxai.gan.state import init_fn, init_gan_state
 from jaxai.gan.step import apply, from_noise, gan_step
 from jaxai.train.ema import ema_decay
+from jaxai.train.keys import Keys
 from tests.helpers import SHAPE, TinyDiscriminator, TinyGenerator, generator_loss, tiny_gan
 
 
@@ -93,7 +94,7 @@ def test_generator_sees_packed_noisy_examples_and_the_discriminators_answer(loss
         txs = optax.sgd(1.0), optax.sgd(1.0)
         pair = jnp.zeros((2, *SHAPE[:2], 2 * SHAPE[2]))
         first = init_fn(TinyGenerator(), jnp.zeros((1, 8))), init_fn(TinyDiscriminator(), pair)
-        state = to_float64(init_gan_state(jax.random.key(0), *first, txs=txs, keep_ema=False))
+        state = to_float64(init_gan_state(Keys(0), *first, txs=txs, keep_ema=False))
         real = jax.random.normal(jax.random.key(7), (4, *SHAPE), "float64")
         new, _ = gan_step(
             state,
