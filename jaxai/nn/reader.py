@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from jaxai.nn.layers import Dense
 from jaxai.nn.transformer import Stack, TransformerConfig
-from jaxai.typing import Array
+from jaxai.typing import Array, PyTree
 
 Integers = Int[Array | np.ndarray, "..."]
 
@@ -59,3 +59,9 @@ class Reader(nn.Module):
         x, _, found = blocks(x, jnp.asarray(fact_count) + 1, train=train, statistics=statistics)
         logits = Dense(self.labels, dtype=self.dtype, name="labels")(x[:, 0])
         return logits.astype(jnp.float32), {"statistics": found}
+
+
+def init_reader(network: Reader, width: int, key: Array) -> PyTree:
+    """The parameters before training, for sentences of at most ``width`` words."""
+    facts, count = jnp.zeros((1, 1, width), jnp.int32), jnp.ones(1, jnp.int32)
+    return network.init(key, facts, count, facts[:, 0])["params"]

@@ -64,15 +64,11 @@ def load_stories(split: str, count: int, seed: int) -> Questions:
     """
     check_split(split)
     names, places = (TRAIN_NAMES, TRAIN_PLACES) if split == "train" else (TEST_NAMES, TEST_PLACES)
-    tasks = {
-        number: tuple(generate(task, count, seed, names=names, places=places))
-        for number, task in enumerate(STORY_TASKS, 1)
-    }
-    source = (
-        f"stories {split}: {count:,} questions of each of {len(STORY_TASKS)} tasks from our own grammar, seed {seed}"
-    )
+    titles = dict(enumerate(STORY_TASKS, 1))
+    tasks = {n: tuple(generate(task, count, seed, names=names, places=places)) for n, task in titles.items()}
+    source = f"stories {split}: {count:,} questions of each of {len(titles)} tasks from our own grammar, seed {seed}"
     logger.info(source)
-    return Questions(f"stories {split}", tasks, dict(enumerate(STORY_TASKS, 1)), source, True, OPEN_WORDS)
+    return Questions(f"stories {split}", tasks, titles, source, True, OPEN_WORDS)
 
 
 def generate(task: str, count: int, seed: int, *, names: Sequence[str], places: Sequence[str]) -> list[Question]:
