@@ -3,6 +3,14 @@
 from collections.abc import Sequence
 
 
+def case_scores(
+    hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool
+) -> dict[str, dict[str, float | str]]:
+    """`translation_scores` as ``lowercase``, without regard to case, and where the texts have it as ``cased``."""
+    found = {"lowercase": translation_scores(hypotheses, references, lowercase=True)}
+    return found if lowercase else found | {"cased": translation_scores(hypotheses, references)}
+
+
 def translation_scores(
     hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool = False
 ) -> dict[str, float | str]:

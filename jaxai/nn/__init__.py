@@ -12,6 +12,7 @@ from jaxai.nn.layers import Dense as Dense
 from jaxai.nn.layers import Dropout as Dropout
 from jaxai.nn.mlp import MLP as MLP
 from jaxai.nn.reader import Reader as Reader
+from jaxai.nn.reader import init_reader as init_reader
 from jaxai.nn.rnn import Recurrent as Recurrent
 from jaxai.nn.rnn import RecurrentLanguageModel as RecurrentLanguageModel
 from jaxai.nn.rnn import RNNConfig as RNNConfig
@@ -25,3 +26,4 @@ from jaxai.nn.transformer import stack_statistics as stack_statistics
 from jaxai.nn.transformer_models import Encoder as Encoder
 from jaxai.nn.transformer_models import EncoderDecoder as EncoderDecoder
 from jaxai.nn.transformer_models import LanguageModel as LanguageModel
+from jaxai.nn.transformer_models import init_encoder_decoder as init_encoder_decoder

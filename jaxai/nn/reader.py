@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxai.errors import UserError
 from jaxai.nn.layers import Dense
 from jaxai.nn.transformer import Stack, TransformerConfig
-from jaxai.typing import Array
+from jaxai.typing import Array, PyTree
 
 Integers = Int[Array | np.ndarray, "..."]
 
@@ -53,9 +54,15 @@ class Reader(nn.Module):
         x = (jnp.take(words, ids, axis=0) * mask).sum(2)
         if config.position == "learned":
             if config.max_length <= S:
-                raise ValueError(f"{S} facts and a question, but max_length={config.max_length} positions were learned")
+                raise UserError(f"{S} facts and a question, but max_length={config.max_length} positions were learned")
             x = x + self.param("recency", normal(0.3), (config.max_length, config.embed_dim))[None, : S + 1]
         blocks = Stack(config, causal=False, cross=False, dtype=self.dtype, name="blocks")
         x, _, found = blocks(x, jnp.asarray(fact_count) + 1, train=train, statistics=statistics)
         logits = Dense(self.labels, dtype=self.dtype, name="labels")(x[:, 0])
         return logits.astype(jnp.float32), {"statistics": found}
+
+
+def init_reader(network: Reader, width: int, key: Array) -> PyTree:
+    """The parameters before training, for sentences of at most ``width`` words."""
+    facts, count = jnp.zeros((1, 1, width), jnp.int32), jnp.ones(1, jnp.int32)
+    return network.init(key, facts, count, facts[:, 0])["params"]

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from jaxai.nn.transformer import Hidden, Lengths, Memory, MemoryLengths, Stack, Tokens, TransformerConfig, lengths_of
 from jaxai.ops.dense import dense as product
-from jaxai.typing import Array
+from jaxai.typing import Array, PyTree
 
 
 class Embedding(nn.Module):
@@ -133,3 +133,9 @@ class EncoderDecoder(nn.Module):
         how = {"cache": cache, "train": train, "statistics": statistics}
         x, cache, found = self.decoder(x, None, memory, memory_lengths, **how)
         return self.embedding.logits(x), {"cache": cache, "statistics": found}
+
+
+def init_encoder_decoder(network: EncoderDecoder, key: Array) -> PyTree:
+    """The parameters before training."""
+    token = jnp.zeros((1, 1), jnp.int32)
+    return network.init(key, token, token, jnp.ones(1, jnp.int32))["params"]

@@ -11,7 +11,8 @@ from jaxai.train.language_models import language_model_evaluation as language_mo
 from jaxai.train.language_models import language_model_speed as language_model_speed
 from jaxai.train.language_models import language_model_trainer as language_model_trainer
 from jaxai.train.language_models import next_token_loss as next_token_loss
-from jaxai.train.language_models import token_losses as token_losses
+from jaxai.train.language_models import translation_evaluation as translation_evaluation
+from jaxai.train.language_models import translation_loss as translation_loss
 from jaxai.train.loop import Every as Every
 from jaxai.train.loop import Result as Result
 from jaxai.train.loop import fit as fit

@@ -1,7 +1,7 @@
-"""Training of language models, Transformers and recurrent ones alike, on the tokens of one text."""
+"""Training of language models, Transformers and recurrent ones alike, on one text, and of translators on pairs."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -17,13 +17,13 @@ from jaxai.errors import UserError
 from jaxai.nn.decoding.completion import Network, empty_state
 from jaxai.nn.rnn import RecurrentLanguageModel, RNNConfig, reset_state
 from jaxai.nn.transformer import TransformerConfig
-from jaxai.nn.transformer_models import LanguageModel
+from jaxai.nn.transformer_models import EncoderDecoder, LanguageModel
 from jaxai.run.folder import Run
 from jaxai.train.feed import Batches
 from jaxai.train.loop import Result
 from jaxai.train.optim import Adam, optimizer
 from jaxai.train.state import TrainState
-from jaxai.train.supervised import Supervised, mean_gradient
+from jaxai.train.supervised import Supervised, mean_gradient, smoothed_cross_entropy
 from jaxai.train.utilization import training_speed, transformer_operations
 from jaxai.typing import Array, PyTree
 
@@ -170,3 +170,38 @@ def language_model_speed(config: LanguageModelConfig, network: Network, result: 
         return training_speed(result, None)
     params = result.state.params
     return training_speed(result, transformer_operations(network.config, params, config.batch_size, config.length))
+
+
+def translation_loss(
+    network: EncoderDecoder, smoothing: float, padding: int, params: PyTree, batch: Batch, key: Array
+) -> tuple[Array, dict[str, Array]]:
+    """`smoothed_cross_entropy` of the next tokens of ``batch["target"]`` [B, T] after ``batch["source"]`` [B, S]."""
+    logits = target_logits(network, padding, params, batch, train=True, rngs={"dropout": key})
+    return smoothed_cross_entropy(logits, jnp.asarray(batch["target"][:, 1:]), smoothing, padding=padding)
+
+
+def translation_evaluation(
+    network: EncoderDecoder, padding: int, batches: Sequence[Batch]
+) -> Callable[[Run, int, TrainState], dict[str, float]]:
+    """A `Task`'s evaluate that gives ``validation_loss`` of the moving average, in nats a token of all batches."""
+
+    @jax.jit
+    def summed(params: PyTree, batch: Batch) -> tuple[Array, Array]:
+        losses = token_losses(target_logits(network, padding, params, batch), batch["target"][:, 1:])
+        weights = (batch["target"][:, 1:] != padding).astype(jnp.float32)
+        return (weights * losses).sum(), weights.sum()
+
+    def evaluate(run: Run, step: int, state: TrainState) -> dict[str, float]:
+        sums = np.array([jax.device_get(summed(state.ema_params, batch)) for batch in batches])
+        return {"validation_loss": float(sums[:, 0].sum() / sums[:, 1].sum())}
+
+    return evaluate
+
+
+def target_logits(
+    network: EncoderDecoder, padding: int, params: PyTree, batch: Batch, **how: Any
+) -> Float[Array, "B T V"]:
+    """The logits of the targets' tokens after the first."""
+    source, target = batch["source"], batch["target"]
+    logits, _ = network.apply({"params": params}, source, target[:, :-1], (source != padding).sum(-1), **how)
+    return cast(Array, logits)

@@ -1,17 +1,14 @@
 """Questions about stories as a person asks them: learned, continued, drawn, misused."""
 
-import dataclasses
 import json
 import shutil
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxai.data.qa.babi import write_babi
-from jaxai.data.qa.stories import load_stories
+from jaxai.data.qa import load_stories, write_babi
 from tests.experiments.commands import SCRIPTS, load, refusal, run, run_command, start, start_command
 
 SCRIPT = SCRIPTS / "question_answering.py"
@@ -70,36 +67,6 @@ def test_babi_files(tmp_path, capsys):
     assert "attention.png" in capsys.readouterr().out
 
 
-def test_errors_by_task():
-    experiment = load(SCRIPT)
-    stories = load_stories("test", 4, 0)
-    task = np.repeat(np.arange(1, 12), 4)
-    wrong = np.zeros(44, bool)
-    wrong[:3] = True
-    found = experiment.errors(stories, wrong, task)
-    assert found["test_errors"]["1 one-supporting-fact"] == 0.75
-    assert found["mean_error"] == pytest.approx(0.75 / 11)
-    assert found["failed"] == 1
-
-
-def test_a_tenth_of_each_task_validates():
-    train, val = load(SCRIPT).held_out(load_stories("train", 20, 0))
-    assert [len(train), len(val)] == [198, 22]
-    assert {question.task for question in val} == set(range(1, 12))
-
-
-def test_slow_tasks_come_more_often():
-    experiment = load(SCRIPT)
-    stories = load_stories("train", 10, 0)
-    train, _ = experiment.held_out(stories)
-    config = experiment.Config(slow=("positions", "path-finding"))
-    assert {question.task for question in experiment.slow_questions(config, stories, train)} == {10, 11}
-    assert len(experiment.slow_questions(config, stories, train)) == 18
-    files = dataclasses.replace(stories, titles=stories.titles | {10: "positional-reasoning"})  # as bAbI's
-    config = dataclasses.replace(experiment.PRESETS["default"], data_dir=Path())
-    assert {question.task for question in experiment.slow_questions(config, files, train)} == {11}
-
-
 def test_published_errors_have_the_published_mean():
     published = load(SCRIPT).MEMN2N
     assert np.mean(published) == pytest.approx(12.4, abs=0.01)
@@ -112,12 +79,12 @@ def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path, capsys):
     (tmp_path / "broken" / "qa1_single-supporting-fact_train.txt").write_text("Mary went home.\n")
     (tmp_path / "broken" / "qa1_single-supporting-fact_test.txt").write_text("1 Mary went home.\n")
     for arguments, word in [
-        (["--tasks", "12"], "--tasks 12: there are 1 to 11"),
+        (["--tasks", "12"], "task 12: there are 1 to 11"),
         (["--data-dir", str(tmp_path / "none")], "none"),
         (["--data-dir", str(tmp_path / "broken"), "--tasks", "1"], "qa1_single-supporting-fact_train.txt"),
         (["--batch-size", "0"], "--batch-size"),
         (["--count", "0"], "--count"),
-        (["--slow", "walking", "--count", "10"], "--slow walking: the tasks are one-supporting-fact, two"),
+        (["--slow", "walking", "--count", "10"], "task walking: the tasks are one-supporting-fact, two"),
         (["--times", "0"], "--times"),
         (["--preset", "babi"], "needs --data-dir"),
     ]:
@@ -128,7 +95,7 @@ def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path, capsys):
     config = json.loads((workdir / "config.json").read_text())
     (everything / "config.json").write_text(json.dumps(config | {"tasks": []}))
     for arguments, word in [
-        (["--workdir", str(everything), "--task", "12"], "--task 12: there are 1 to 11"),
+        (["--workdir", str(everything), "--task", "12"], "task 12: there are 1 to 11"),
         (["--workdir", str(tmp_path / "nowhere")], "holds no finished run"),
         (["--workdir", str(workdir), "--task", "2"], "--task 2: this run learned 1, 5"),
     ]:

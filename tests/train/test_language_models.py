@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 
 from jaxai.data.text import ordered, random_windows
-from jaxai.nn import RNNConfig, TransformerConfig
+from jaxai.nn import EncoderDecoder, RNNConfig, TransformerConfig, init_encoder_decoder
 from jaxai.run import Run
-from jaxai.train import Keys, language_model_evaluation, language_model_trainer, next_token_loss
+from jaxai.train import (
+    Keys,
+    language_model_evaluation,
+    language_model_trainer,
+    next_token_loss,
+    translation_evaluation,
+    translation_loss,
+)
 from jaxai.train.language_models import LanguageModelConfig
+from jaxai.train.state import TrainState
 
 SMALL = {"length": 6, "batch_size": 4, "decay_steps": 10}
 TRANSFORMER = LanguageModelConfig(transformer=TransformerConfig(embed_dim=8, num_layers=1, num_heads=2), **SMALL)
@@ -89,3 +97,25 @@ def test_validation_by_random_windows():
         batches = random_windows(ids, 4, 6, count=20, first=7, seed=1)
         losses = [nll(apply(batch["input"])[0], batch["target"]).mean() for batch in batches]
         assert found[name] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_translation_loss_is_the_smoothed_cross_entropy_over_real_tokens(key):
+    config = TransformerConfig(embed_dim=8, num_layers=1, num_heads=2, hidden_dim=8, init_std=0.5)
+    network = EncoderDecoder(9, config)
+    batch = {"source": np.array([[4, 5, 6], [7, 0, 0]]), "target": np.array([[1, 4, 5, 2], [1, 6, 2, 0]])}
+    params = init_encoder_decoder(network, key)
+    loss, metrics = translation_loss(network, 0.1, 0, params, batch, jax.random.key(1))
+    logits = np.asarray(
+        network.apply({"params": params}, batch["source"], batch["target"][:, :-1], np.array([3, 1]))[0]
+    )
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    places = [(0, 0, 4), (0, 1, 5), (0, 2, 2), (1, 0, 6), (1, 1, 2)]
+    nll = -np.mean([log_p[place] for place in places])
+    uniform = -np.mean([log_p[row, column].mean() for row, column, _ in places])
+    np.testing.assert_allclose(metrics["nll"], nll, rtol=1e-5)
+    np.testing.assert_allclose(loss, 0.9 * nll + 0.1 * uniform, rtol=1e-5)
+    first = {name: rows[:1] for name, rows in batch.items()}
+    state = TrainState(0, None, params, None, key, None)
+    found = translation_evaluation(network, 0, [batch, first])(Run(Path()), 0, state)["validation_loss"]
+    both = -np.mean([log_p[place] for place in places + places[:3]])
+    np.testing.assert_allclose(found, both, rtol=1e-5)

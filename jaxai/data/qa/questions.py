@@ -7,7 +7,7 @@ test = encode(test.all, vocabulary, max_facts=20)
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -169,6 +169,64 @@ def decode(
         words = {i: w for ws, line in zip(sentences, ids, strict=True) for w, i in zip(ws, line.tolist(), strict=False)}
         result.append(words.get(label + 1))
     return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A vocabulary with the sizes of a network's inputs: `encode`, `decode` and `question_batches` for one run."""
+
+    vocabulary: Vocabulary
+    max_facts: int
+    max_words: int
+
+    @classmethod
+    def fit(cls, train: Questions, test: Questions, *, slots: int, max_facts: int) -> "Encoder":
+        """The training questions' vocabulary, and sizes for all questions: at most their last ``max_facts`` facts."""
+        every = *train.all, *test.all
+        longest = max(len(question.facts) for question in every)
+        widest = max(len(line) for question in every for line in (*question.facts, question.question))
+        return cls(Vocabulary.build(train.all, slots, train.open_words), min(max_facts, longest), widest)
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        return {"max_facts": self.max_facts, "max_words": self.max_words}
+
+    def encode(self, questions: Sequence[Question]) -> Batch:
+        """`encode`, padded to these sizes."""
+        return encode(questions, self.vocabulary, **self.sizes)
+
+    def decode(self, labels: Int32[np.ndarray, " B"], questions: Sequence[Question], arrays: Batch) -> list[str | None]:
+        """`decode`."""
+        return decode(labels, questions, arrays, self.vocabulary)
+
+    def batches(self, questions: Sequence[Question], batch_size: int, **options: Any) -> grain.DatasetIterator:
+        """`question_batches` of these sizes."""
+        return question_batches(questions, self.vocabulary, batch_size, **self.sizes, **options)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, so that a finished run can be asked."""
+        return self.vocabulary.to_json() | self.sizes
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Encoder":
+        """The encoder that ``to_json`` wrote; ``ValueError``, ``KeyError`` or ``TypeError`` for anything else."""
+        return cls(Vocabulary.from_json(value), int(value["max_facts"]), int(value["max_words"]))
+
+
+def story_of(arrays: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Facts, their number, and the question: what a network reads of the arrays of `encode`."""
+    return arrays["facts"], arrays["fact_count"], arrays["question"]
+
+
+def reading_lines(question: Question, arrays: Batch, answer: str | None) -> list[str]:
+    """The question with the given and the right answer, and its facts, the latest first, those it follows from with *.
+
+    ``arrays`` is what ``encode`` made of this question alone: facts that it left out are missing here too.
+    """
+    count = int(arrays["fact_count"][0])
+    facts = zip(arrays["support"][0, :count], question.facts[len(question.facts) - count :], strict=True)
+    marked = ["* " * bool(needed) + " ".join(fact) for needed, fact in facts]
+    return [f"{' '.join(question.question)}? {answer} ({question.answer})", *marked[::-1]]
 
 
 def task_errors(questions: Questions, wrong: Bool[np.ndarray, " n"], task: Int32[np.ndarray, " n"]) -> dict[str, Any]:

@@ -41,6 +41,11 @@ class Pairs(Dataset):
     embedded: bool
     fingerprint: str
 
+    def beside(self, translations: Sequence[str]) -> str:
+        """Each sentence, its reference after ``=`` and a translation after ``>``, to read."""
+        rows = zip(self.sources, self.targets, translations, strict=True)
+        return "".join(f"{source}\n= {target}\n> {found}\n\n" for source, target, found in rows)
+
 
 def load_pairs(folder: str | os.PathLike | None, split: str, source: str, target: str) -> Pairs:
     """The pairs of ``folder/SPLIT.SOURCE`` and ``folder/SPLIT.TARGET``, line by line: train.de, train.en, also as .gz.

@@ -4,12 +4,15 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Int, Int32
 
+from jaxai.attention import AttentionStats
 from jaxai.nn.decoding.beam import translate
+from jaxai.nn.transformer import apply_with_statistics
 from jaxai.nn.transformer_models import EncoderDecoder
 from jaxai.typing import Array, PyTree
 
@@ -18,8 +21,17 @@ Sentences = Sequence[Int[np.ndarray, " _"]]
 ROWS = 64  # sentences that are decoded at once
 
 
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Sentences to tokens and back; ``decode`` ends at the first end token: `jaxai.data.text.Bpe` is one."""
+
+    def encode(self, sentences: Sequence[str]) -> list[np.ndarray]: ...
+
+    def decode(self, ids: np.ndarray) -> str: ...
+
+
 @dataclasses.dataclass(frozen=True)
-class Translator:
+class Translator[TokenizerT: Tokenizer]:
     """A trained network that maps sentences to the best translations that beam search finds.
 
     Targets begin with the token ``begin`` and end with ``end``; the options are those of `beam_search`.
@@ -27,6 +39,7 @@ class Translator:
 
     network: EncoderDecoder
     params: PyTree
+    tokenizer: TokenizerT
     begin: int
     end: int
     beams: int
@@ -38,18 +51,31 @@ class Translator:
         how = {"begin": self.begin, "end": self.end, "beams": self.beams, "length_penalty": self.length_penalty}
         return jax.jit(partial(translate, self.network, **how), static_argnames="max_length")
 
-    def __call__(self, sentences: Sentences) -> list[Int32[np.ndarray, " T"]]:
-        """The translation of each sentence, with ``end`` in all places behind it; an empty one's is empty.
+    def __call__(self, sentences: Sequence[str]) -> list[str]:
+        """The translation of each sentence, empty for one without tokens.
 
         A translation has at most half as many tokens more than its chunk's longest source, and 8.
         """
-        found = [np.zeros(0, np.int32)] * len(sentences)
-        for rows, source, lengths in chunks(sentences):
+        ids = self.tokenizer.encode(sentences)
+        found = [""] * len(ids)
+        for rows, source, lengths in chunks(ids):
             longest = source.shape[1] * 3 // 2 + 8
             best = np.asarray(self.search(self.params, source, lengths, max_length=longest)[0][:, 0])
             for place, row in enumerate(rows):
-                found[row] = best[place]
+                found[row] = self.tokenizer.decode(best[place])
         return found
+
+    def attention(
+        self, source: str, target: str, *, most: int
+    ) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, " S"], AttentionStats]:
+        """The tokens of a translation and its source, at most ``most`` of each, and the decoder's attention to these.
+
+        Row t of the weights belongs to the step that writes token t. The translation is cut into tokens anew.
+        """
+        (tokens,), (ids,) = self.tokenizer.encode([source]), self.tokenizer.encode([target])
+        tokens, written = tokens[:most], np.array([self.begin, *ids, self.end], np.int32)[: most + 1]
+        _, statistics = apply_with_statistics(self.network, self.params, tokens[None], written[None, :-1])
+        return written[1:], tokens, statistics["cross_attention"]
 
 
 def chunks(
