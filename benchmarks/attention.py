@@ -6,16 +6,14 @@
     python benchmarks/attention.py sparse                     # causal, window and packed segments against full
     python benchmarks/attention.py memory                     # temporaries up to T = 131072, compiled but not run
     python benchmarks/attention.py decode --peers PYTHON      # tokens/s with a cache
-    python benchmarks/attention.py --longest 512 --rounds 1   # a quick look at whether all of it runs
 
 PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``, and a C++
 compiler for FlexAttention); tokamax is the extra ``bench``. Run it on an otherwise idle machine. There are 8 heads of
 64, B is 1, all is float32, on a CPU (benchmarks/gpu.py measures on a GPU). Each section writes JSON to --out, ``speed``
 a plot as well.
 
-A section first compares what it times with jax.nn in float32, at a small T. Then the programs take turns, in ``speed``
-with a matrix product; a ratio is one of two turns of the same round. Operations count 4 B N T T H forward, 3.5 times
-that with the gradient, half of it if causal. The gradient is that of q, k and v of sum(out * w).
+Each section first checks its programs against jax.nn in float32 at a small T; then they take turns, in ``speed`` with a
+matrix product. Operations count 4 B N T T H forward, 3.5 times that with the gradient of sum(out * w), half if causal.
 """
 
 import dataclasses
@@ -23,7 +21,6 @@ import itertools
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -34,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from decoding import decode_contender
 from derivatives import KINDS, Attend, Data, forward, gradient
 from matplotlib.figure import Figure
 from timing import (
@@ -55,7 +53,7 @@ from timing import (
 )
 
 from jaxai import cli
-from jaxai.attention import KVCache, SlidingWindow, dot_product_attention
+from jaxai.attention import SlidingWindow, dot_product_attention
 from jaxai.errors import UserError
 
 PEER = Path(__file__).parent / "peers" / "torch_attention.py"
@@ -97,9 +95,6 @@ def main(config: Config) -> None:
     with peer_process(config.peers, PEER) as torch:
         for name in names:
             write(config.out / f"{name}.json", SECTIONS[name](config, torch))
-
-
-# What is timed.
 
 
 def inputs(tokens: int) -> Data:
@@ -367,9 +362,10 @@ def memory(config: Config, torch: Ask | None) -> dict[str, Any]:
         case = f"{kind} {word(causal)}, temporaries"
         if 16384 in mib:
             figures.append(figure(f"{case} at T=16384 in MiB", mib[16384], "<=", bound))
-        if 131072 in mib:
-            growth = mib[131072] / mib[16384] / 8
-            figures.append(figure(f"{case} of a token at T=131072, times T=16384's", growth, "<=", 1.1))
+        if (longest := mib.get(131072)) is not None:
+            figures.append(
+                figure(f"{case} of a token at T=131072, times T=16384's", longest / mib[16384] / 8, "<=", 1.1)
+            )
     return {"rows": rows, "figures": figures}
 
 
@@ -392,34 +388,6 @@ def decode(config: Config, torch: Ask | None) -> dict[str, Any]:
         "compile_seconds": round(compile_seconds, 2),
         "figures": [],
     }
-
-
-def decode_contender(batch: int, capacity: int, steps: int) -> tuple[Turn, float, float]:
-    """Turns of `steps` tokens, the seconds of compilation, the difference from jax.nn."""
-    keys, old = jax.random.split(jax.random.key(0), 5), capacity - steps - 1
-    q, *new = (jax.random.normal(key, (batch, 1, HEADS, HEAD_SIZE)) for key in keys[:3])
-    prompt = [jax.random.normal(key, (batch, old, HEADS, HEAD_SIZE)) for key in keys[3:]]
-    filled = jax.jit(KVCache.update)(KVCache.init(batch, capacity, HEADS, HEAD_SIZE), *prompt)
-
-    def step(cache: KVCache, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[KVCache, Any]:
-        cache = cache.update(k, v)
-        return cache, cache.attend(q)
-
-    before = time.perf_counter()
-    program = jax.jit(step, donate_argnums=0).lower(filled, q, *new).compile()
-    compile_seconds = time.perf_counter() - before
-
-    def turn(repeats: int) -> list[float]:
-        cache, _ = jax.block_until_ready(program(jax.tree.map(jnp.copy, filled), q, *new))
-        clock = [time.perf_counter()]
-        for _ in range(steps):
-            cache, _ = jax.block_until_ready(program(cache, q, *new))
-            clock.append(time.perf_counter())
-        return [after - before for before, after in itertools.pairwise(clock)]
-
-    _, got = program(jax.tree.map(jnp.copy, filled), q, *new)
-    wanted = jax.nn.dot_product_attention(q, *(jnp.concatenate(pair, axis=1) for pair in zip(prompt, new, strict=True)))
-    return turn, compile_seconds, relative([got], [wanted], 1e-4)
 
 
 SECTIONS: dict[str, Callable[[Config, Ask | None], dict[str, Any]]] = {

@@ -2,7 +2,6 @@
 
     python experiments/gan_toy2d.py                     # R3GAN's loss on a grid (or --mixture ring), five GANs at once
     python experiments/gan_toy2d.py --preset collapse   # the GAN of 2014 on the same points; with --packing 4: a remedy
-    python benchmarks/mode_collapse.py                  # remedies alone and together, as a table
 
 The measures are PacGAN's (arXiv 1712.04086): of 2,500 points, how many modes have one within three standard deviations,
 the share of such points, and how far the modes are from equally frequent (KL). Preset default finds 25.0 of 25 modes,

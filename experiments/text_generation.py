@@ -13,7 +13,6 @@ Shakespeare (Karpathy 2022). ``rnn`` has char-rnn's network, sequences and batch
 RMSprop; its state is carried from batch to batch. ``fast`` has rotary positions, gated layers and Muon, chosen on the
 embedded plays. Expected on the text that nanoGPT takes, in nats a character: 1.91 for ``nanogpt_cpu``, 1.57 for
 ``fast``. nanoGPT keeps the best parameters, ours are the last: of ``nanogpt`` 1.70, after 1.47 at step 2,000.
-The run's folder ends with summary.json, model.safetensors, vocabulary.json, README.md and samples/sample.txt.
 """
 
 import dataclasses

@@ -8,7 +8,6 @@
 Byte pairs of both languages in one vocabulary (Sennrich et al. 2016), label smoothing, a moving average of the weights,
 beam search. Scores are sacrebleu's with their signatures: lower-cased and, where the run is not, cased too. Expected of
 ``multi30k`` on test_2016_flickr: BLEU 40.3 in 46 minutes on 2 CPU cores; Wu et al. 2021, arXiv:2105.14462: 41.02.
-The run's folder ends with summary.json, model.safetensors, vocabulary.json, samples/translations.txt, attention.png.
 """
 
 import dataclasses

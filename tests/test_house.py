@@ -21,8 +21,8 @@ FLOORS = [
     ("data", {"typing", "errors", "cli"}),
     ("distributed", {*GROUND}),
     ("run", {*GROUND, "distributed"}),
-    ("train", {*GROUND, "attention", "ops", "nn", "distributed", "run"}),
-    ("gan", {*GROUND, "attention", "ops", "nn", "metrics", "plots", "distributed", "run", "train"}),
+    ("train", {*GROUND, "attention", "ops", "nn", "data", "distributed", "run"}),
+    ("gan", {*GROUND, "attention", "ops", "nn", "metrics", "plots", "data", "distributed", "run", "train"}),
     ("cli", {*GROUND, "distributed"}),
     ("experiment", {*GROUND, "cli", "data", "distributed", "run", "train"}),
 ]

@@ -74,9 +74,8 @@ def gan_step(
     (g_grads,) = pull_back(fakes_gradient)
     g_params, g_opt = update(txs[0], g_grads, state.generator_opt, state.generator)
 
-    metrics = (
-        {"discriminator_loss": d_value, "generator_loss": g_value} | d_metrics | g_metrics | norms(d_grads, g_grads)
-    )
+    losses = {"discriminator_loss": d_value, "generator_loss": g_value}
+    metrics = losses | d_metrics | g_metrics | norms(d_grads, g_grads)
     if (strength := state.strength) is not None:
         metrics["strength"] = strength = adapted(strength, margins, len(fakes), images=ada_images)
     ema_params = averaged(state, g_params, len(fakes), ema_half_life)

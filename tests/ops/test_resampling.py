@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxai.ops.resampling import depth_to_space, downscaled, space_to_depth, upscaled
+from jaxai.ops.resampling import depth_to_space, downscaled, pad_to_multiple, space_to_depth, upscaled
 
 
 @pytest.mark.parametrize("scale", [2, 4])
@@ -66,3 +66,9 @@ def test_a_scale_below_one_is_refused():
         downscaled(jnp.zeros((1, 4, 4, 1)), 0)
     with pytest.raises(ValueError, match="fold=0 does not divide"):
         space_to_depth(jnp.zeros((1, 4, 4, 1)), 0)
+
+
+def test_padding_repeats_edges_until_the_size_divides():
+    images = jnp.arange(6.0).reshape(1, 2, 3, 1)
+    assert pad_to_multiple(images, 2)[0, ..., 0].tolist() == [[0, 1, 2, 2], [3, 4, 5, 5]]
+    np.testing.assert_array_equal(pad_to_multiple(images, 1), images)

@@ -79,3 +79,11 @@ def test_bad_files(tmp_path):
         plots.save_png(tmp_path / "a.png", np.zeros((2, 2), np.uint8), scale=0)
     with pytest.raises(ValueError, match="frames: 0"):
         plots.save_gif(tmp_path / "a.gif", [])
+
+
+def test_stack_gives_grey_images_the_channels_of_coloured_ones():
+    grey, colour = np.full((2, 1, 1, 1), 7, np.uint8), np.arange(3, dtype=np.uint8).reshape(1, 1, 1, 3)
+    stacked = plots.stack(grey, colour)
+    assert stacked.shape == (3, 1, 1, 3)
+    assert stacked[:, 0, 0].tolist() == [[7, 7, 7], [7, 7, 7], [0, 1, 2]]
+    assert plots.stack(grey, grey).shape == (4, 1, 1, 1)
