@@ -26,7 +26,7 @@ class Generator(nn.Module):
     @nn.compact
     def __call__(self, latents, labels=None):
         images = self.param("scale", nn.initializers.ones, (1, 1, 1, 1)) * latents.reshape(-1, 4, 4, 1)
-        return images if labels is None else images / 100 + (labels / 2.0 - 1)[:, None, None, None]
+        return images if labels is None else images / 100 + (labels - 1.0)[:, None, None, None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxai import plots
+from jaxai.plots.images import GAP
 
 
 def test_grid_places_images_and_gaps():
@@ -15,9 +16,9 @@ def test_grid_places_images_and_gaps():
     assert (canvas.shape, canvas.dtype) == ((7, 8, 1), np.uint8)
     assert (canvas[:3, 3:5] == 1).all()
     assert (canvas[4:, 0:2] == 3).all()
-    assert (canvas[3] == plots.GAP).all()
-    assert (canvas[:, 2] == plots.GAP).all()
-    assert (canvas[4:, 6:] == plots.GAP).all()  # the sixth place is empty
+    assert (canvas[3] == GAP).all()
+    assert (canvas[:, 2] == GAP).all()
+    assert (canvas[4:, 6:] == GAP).all()  # the sixth place is empty
 
 
 def test_grid_of_floats_clips():
