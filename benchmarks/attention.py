@@ -7,11 +7,9 @@
     python benchmarks/attention.py memory                     # temporaries up to T = 131072, compiled but not run
     python benchmarks/attention.py decode --peers PYTHON      # tokens/s with a cache
 
-PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``, and a C++
-compiler for FlexAttention); tokamax is the extra ``bench``. Run it on an otherwise idle machine. There are 8 heads of
-64, B is 1, all is float32, on a CPU (benchmarks/gpu.py measures on a GPU). Each section writes JSON to --out, ``speed``
-a plot as well.
-
+PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``, a C++
+compiler for FlexAttention); tokamax is the extra ``bench``. There are 8 heads of 64, B is 1, all is float32, on an idle
+CPU (benchmarks/gpu.py is for GPUs). Each section writes JSON to --out, ``speed`` a plot.
 Each section first checks its programs against jax.nn in float32 at a small T; then they take turns, in ``speed`` with a
 matrix product. Operations count 4 B N T T H forward, 3.5 times that with the gradient of sum(out * w), half if causal.
 """
@@ -90,7 +88,7 @@ def main(config: Config) -> None:
     cli.start_platform("cpu", 0)
     config.out.mkdir(parents=True, exist_ok=True)
     names = [name for name in SECTIONS if config.what in (name, "all")]
-    if config.peers is None and {"speed", "decode"} & set(names):
+    if not config.peers and {"speed", "decode"} & set(names):
         print("PyTorch is left out: give --peers PYTHON (see the head of benchmarks/attention.py)", flush=True)
     with peer_process(config.peers, PEER) as torch:
         for name in names:
@@ -351,7 +349,7 @@ def memory(config: Config, torch: Ask | None) -> dict[str, Any]:
     rows, figures = [], []
     lengths = [tokens for tokens in (4096, 16384, 65536, 131072) if tokens <= 8 * config.longest]
     for causal, (kind, bound) in itertools.product((False, True), MEMORY_WANTED.items()):
-        mib = {}
+        mib: dict[int, float] = {}
         for tokens in lengths:
             data = jax.eval_shape(partial(inputs, tokens))
             program, seconds = build(partial(KINDS[kind], plain(dot_product_attention, causal)), data)

@@ -18,10 +18,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxai import experiment, plots, train
+from jaxai import distributed, experiment, plots, train
 from jaxai.config import Finished, Training
 from jaxai.data.text import BOS, EOS, PAD, Bpe, bucketed, evaluation_batches, framed, load_pairs, train_bpe
-from jaxai.distributed.mesh import data_axis_size
 from jaxai.errors import UserError
 from jaxai.metrics.text import case_scores
 from jaxai.nn import EncoderDecoder, TransformerConfig, init_encoder_decoder
@@ -111,7 +110,7 @@ def build(config: Config) -> experiment.Task:
     held_out = evaluation_batches(bpe.encode(val.sources), framed(bpe.encode(val.targets)), batch_size=64)
 
     def batches(**rows: int) -> train.Batches:
-        how = {"seed": config.seed, "shapes": config.shapes, "multiple": data_axis_size()}
+        how = {"seed": config.seed, "shapes": config.shapes, "multiple": distributed.data_axis_size()}
         return bucketed(*sides, config.tokens_per_batch, **how, **rows)
 
     def finish(run: Run, result: train.Result) -> dict[str, Any]:

@@ -73,7 +73,6 @@ def gan_step(
     (g_value, g_metrics), fakes_gradient = jax.value_and_grad(generator_loss, has_aux=True)(fakes)
     (g_grads,) = pull_back(fakes_gradient)
     g_params, g_opt = update(txs[0], g_grads, state.generator_opt, state.generator)
-
     losses = {"discriminator_loss": d_value, "generator_loss": g_value}
     metrics = losses | d_metrics | g_metrics | norms(d_grads, g_grads)
     if (strength := state.strength) is not None:
