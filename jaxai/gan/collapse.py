@@ -54,7 +54,7 @@ class CollapseMonitor:
         self._config = config
         self._distance = pairwise_distance(real)
         self._classes = None if labels is None else effective_classes(labels)
-        self._told = False
+        self._warned = False
 
     def measure(self, samples: Num[np.ndarray, "n ..."], labels: Labels | None = None) -> dict[str, float]:
         """``relative_distance``, the mean distance between two samples over that of real ones, and with labels
@@ -69,16 +69,16 @@ class CollapseMonitor:
         """Return the measurements. On a collapse warn once until it is over, or raise Stopped or Rollback."""
         signs = [MEANING[name].format(value) for name, value in found.items() if value < HALF]
         if not signs or step < self._config.collapse_after:
-            self._told = False
+            self._warned = False
             return found
         message = f"step {step}: the generator has collapsed: {' and '.join(signs)}"
         if self._config.on_collapse == "stop":
             raise Stopped(message)
         if self._config.on_collapse == "rollback":
             raise Rollback(message, last_good_step=last_good_step(run))
-        if not self._told:
+        if not self._warned:
             logger.warning("%s; --on-collapse stop or rollback would do something about it", message)
-        self._told = True
+        self._warned = True
         return found
 
 

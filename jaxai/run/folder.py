@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ import jax
 
 from jaxai.config import Common, Finished, is_resumable
 from jaxai.distributed.processes import barrier, first_process
-from jaxai.errors import MissingFileError, UserError
+from jaxai.errors import UserError
 from jaxai.run.files import rename_to_free, write_json
 
 logger = logging.getLogger(__name__)
@@ -162,15 +162,6 @@ def config_from_json[T](kind: type[T], values: Mapping[str, Any]) -> T:
                 value = config_from_json(cast(type, hint), value)
             made[field.name] = tuple(value) if isinstance(value, list) else value
     return kind(**made)
-
-
-def finished_folder(experiment: str, options: Finished, files: Sequence[str]) -> Path:
-    """The folder of a finished run of an experiment, which holds these files. FileNotFoundError where it does not."""
-    folder = run_folder(experiment, options)
-    for name in ("config.json", *files):
-        if not (folder / name).is_file():
-            raise MissingFileError(f"{folder} holds no finished run (no {name}): train one first, or give --workdir")
-    return folder
 
 
 def read_config(folder: Path) -> dict[str, Any]:

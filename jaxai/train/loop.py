@@ -42,7 +42,7 @@ Write = Callable[[int, Mapping[str, float]], None]
 class Every:
     """Call ``function(done, state)`` before step 1 and after every ``steps`` steps; log the metrics it returns.
 
-    A signal may break the call off: it is made again, with the same state, when the run goes on.
+    A signal may interrupt the call: it is repeated, with the same state, when the run continues.
     """
 
     steps: int
