@@ -349,8 +349,9 @@ def test_an_encoder_keeps_the_sizes_of_all_questions():
     assert Encoder.from_json(encoder.to_json()) == encoder
     arrays = encoder.encode(test.all)
     assert arrays["facts"].shape == (55, 4, encoder.max_words)
-    assert Encoder.fit(train, test, slots=10, max_facts=999).max_facts == max(len(q.facts) for q in every)
-    batch = next(encoder.batches(train.all, 8, seed=0))
+    whole = Encoder.fit(train, test, slots=10, max_facts=999)
+    assert whole.max_facts == max(len(q.facts) for q in every)
+    batch = next(whole.batches(train.all, 8, seed=0))
     assert batch["question"].shape == (8, encoder.max_words)
 
 
