@@ -84,7 +84,8 @@ def test_full_disk(tmp_path):
     program = f"""
 import pathlib, resource, sys
 from tensorflow_datasets.core.download.checksums import compute_url_info
-from jaxai.data import __main__, prepare
+from jaxai.data import __main__
+from jaxai.data.images import prepare
 infos = {{f"http://files.invalid/{{p.name}}": compute_url_info(p) for p in pathlib.Path({str(source)!r}).iterdir()}}
 prepare._url_infos = lambda name: infos
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
