@@ -12,6 +12,10 @@ class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that does not exist."""
 
 
+class ExistingFileError(UserError, FileExistsError):
+    """A file or folder that is in the way."""
+
+
 class DamagedFileError(UserError, OSError):
     """A file whose content can't be used."""
 

@@ -21,8 +21,8 @@ Evaluate = Callable[[Run, int, GanState], dict[str, float]]
 """(run, step, state) -> metrics."""
 
 
-def reference_images(train: Pixels, test: Pixels) -> Pixels:
-    """Up to a thousand real images to compare samples with during training: test images before training images."""
+def reference_images(train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Up to a thousand real images uint8 [n, height, width, C] to compare samples with: test before training images."""
     return np.concatenate([test, train[:1000]])[:1000]
 
 
@@ -53,7 +53,7 @@ def digit_evaluation(config: CollapseConfig, sampler: Sampler, real: Pixels) -> 
     return evaluate
 
 
-def digit_scores(sampler: Sampler, state: GanState, train: Pixels, test: Pixels) -> dict[str, Any]:
+def digit_scores(sampler: Sampler, state: GanState, train: np.ndarray, test: np.ndarray) -> dict[str, Any]:
     """`evaluate_digits` of `evaluation_size` samples, and the class-conditional accuracy of a conditional generator."""
     samples = plots.to_pixels(sampler(state, evaluation_size(train, test)))
     scores: dict[str, Any] = evaluate_digits(samples, train, test)

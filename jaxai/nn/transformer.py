@@ -104,7 +104,9 @@ class TransformerConfig:
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.share_layers and self.scan:
-            raise UserError("scan stacks all blocks' parameters, with shared there is one block: choose one of them")
+            raise UserError(
+                "scan stacks all blocks' parameters, with share_layers there is one block: choose one of them"
+            )
 
     @property
     def head_dim(self) -> int:

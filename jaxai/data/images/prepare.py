@@ -15,7 +15,7 @@ from jaxai.data.dataset import SPLITS
 from jaxai.data.images import official as official
 from jaxai.data.images.specs import Arrays, Spec, spec_of
 from jaxai.data.images.tfds import one_line, prepared_folder, quiet, read_prepared
-from jaxai.errors import MissingFileError, UserError
+from jaxai.errors import DamagedFileError, ExistingFileError, MissingFileError, UserError
 
 NAMES = ("mnist", "fashion_mnist", "cifar10")
 PROBE_SECONDS = 2.5  # a connection that takes longer counts as none
@@ -40,7 +40,7 @@ def prepare(name: str, source: Path | None, data_dir: Path) -> Path:
 
     final = data_dir / name / str(tfds.builder_cls(name).VERSION)
     if final.exists():
-        raise FileExistsError(
+        raise ExistingFileError(
             f"{final}: already there, but not in ArrayRecord format (TensorFlow's cannot be read without TensorFlow);"
             " choose another --data-dir"
         )
@@ -170,7 +170,7 @@ def _readable(error: Exception, name: str, data_dir: Path) -> Exception:
     text = one_line(error)
     full = any(sign in text for sign in ("No space left", "File too large", "Disk quota"))
     fix = "free space on that disk or choose another --data-dir" if full else "run again"
-    return OSError(f"{data_dir}: preparing {name} failed ({text}); nothing was left behind: {fix}")
+    return DamagedFileError(f"{data_dir}: preparing {name} failed ({text}); nothing was left behind: {fix}")
 
 
 def reachable(name: str) -> bool:

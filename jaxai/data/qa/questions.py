@@ -1,6 +1,6 @@
 """Questions as arrays for a network, with words that it cannot know replaced by anonymous slots.
 
-vocabulary = Words.build(train.all, slots=12, open_words=OPEN_WORDS)
+vocabulary = Vocabulary.build(train.all, slots=12, open_words=OPEN_WORDS)
 batches = question_batches(train.all, vocabulary, 64, max_facts=20, seed=0)
 test = encode(test.all, vocabulary, max_facts=20)
 """
@@ -44,7 +44,7 @@ class Vocabulary:
             raise UserError(f"slots is {self.slots}; choose at least 0")
         for name, values in (("words", self.words), ("answers", self.answers)):
             if list(values) != sorted(set(values)):
-                raise UserError(f"{name} must be sorted and distinct; take Words.build(questions, slots)")
+                raise UserError(f"{name} must be sorted and distinct; take Vocabulary.build(questions, slots)")
 
     @classmethod
     def build(
@@ -131,7 +131,7 @@ def question_batches(
     arrays = _arrays(questions, vocabulary, max_facts, max_words)
     if arrays["answer"].min() < 0:
         strange = questions[int(arrays["answer"].argmin())].answer
-        raise UserError(f"answer {strange!r} is neither in vocabulary nor a word of its story; take Words.build")
+        raise UserError(f"answer {strange!r} is neither in vocabulary nor a word of its story; take Vocabulary.build")
     counts = arrays["fact_count"]
     members = [
         np.flatnonzero((low <= counts) & (counts <= high))
