@@ -54,24 +54,29 @@ def kernel_distance(
         raise ValueError(f"subsets={subsets}, subset_size={subset_size}: at least 1 subset of 2 samples is needed")
     size = min(subset_size, len(real), len(generated))
     rng = np.random.default_rng(seed)
-    draws = ((rng.choice(len(real), size, False), rng.choice(len(generated), size, False)) for _ in range(subsets))
-    return float(np.mean([_squared_mmd(real[i], generated[j]) for i, j in draws]))
+    in_real, in_generated = np.zeros((subsets, len(real))), np.zeros((subsets, len(generated)))
+    for subset in range(subsets):
+        in_real[subset, rng.choice(len(real), size, False)] = 1
+        in_generated[subset, rng.choice(len(generated), size, False)] = 1
+    pairs = ((real, in_real), (generated, in_generated))
+    own = sum(_kernel_sums(x, x, chosen, chosen) - chosen @ (np.square(x).mean(1) + 1) ** 3 for x, chosen in pairs)
+    across = _kernel_sums(real, generated, in_real, in_generated)
+    return float(np.mean(own / (size * (size - 1)) - 2 * across / size**2))
 
 
-def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
-    n = len(x)
-    off_diagonal = sum(_kernel_sum(a, a) - ((np.square(a).mean(1) + 1) ** 3).sum() for a in (x, y))
-    return float(off_diagonal / (n * (n - 1)) - 2 * _kernel_sum(x, y) / n**2)
+def _kernel_sums(x: np.ndarray, y: np.ndarray, in_x: np.ndarray, in_y: np.ndarray) -> np.ndarray:
+    """For each subset, a row of ``in_x`` and ``in_y``, the sum over its pairs of (x.y / d + 1)^3.
 
-
-def _kernel_sum(x: np.ndarray, y: np.ndarray) -> float:
-    """Sum over all pairs of (x.y / d + 1)^3, in blocks that stay in the processor's cache (4 times faster)."""
-    total, x = 0.0, x / x.shape[1]
+    A pair's value is computed once for all subsets, in blocks that stay in the processor's cache (4 times faster).
+    """
+    totals, x = np.zeros(len(in_x)), x / x.shape[1]
     for start in range(0, len(x), 100):
-        base = x[start : start + 100] @ y.T
+        rows = slice(start, start + 100)
+        base = x[rows] @ y.T
         base += 1
-        total += np.vdot(base * base, base)
-    return total
+        base *= base * base
+        totals += ((base @ in_y.T).T * in_x[:, rows]).sum(1)
+    return totals
 
 
 def precision_recall_density_coverage(
