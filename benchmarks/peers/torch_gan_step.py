@@ -35,8 +35,8 @@ from torch import nn
 from torch.func import functional_call, grad, grad_and_value
 from torch.nn import functional
 
-LATENT, WIDTHS, HIDDEN, SIDE = 64, (64, 32), 512, 7
-PENALTY, LAST_PENALTY, HORIZON = 1.0, 0.1, 4500
+LATENT, WIDTHS, HIDDEN, SIDE = 64, (48, 24), 256, 7
+PENALTY, LAST_PENALTY, HORIZON = 0.5, 0.5, 8000
 HALF_LIFE, RAMP_UP = 10_000, 0.05  # of the moving average, in images
 FORMS = ("plain", "channels_last", "compiled")
 
@@ -165,7 +165,7 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    "default": Preset((Generator, Discriminator), 64, LATENT, 2e-3, 2e-4, (0.0, 0.99), True),
+    "default": Preset((Generator, Discriminator), 32, LATENT, 2e-3, 2e-4, (0.0, 0.99), True),
     "article": Preset((ArticleGenerator, ArticleDiscriminator), 32, 100, 1e-4, 1e-4, (0.9, 0.999), False),
 }
 
