@@ -26,6 +26,7 @@ from jaxai.gan.state import GanState, init_fn, init_gan_state
 from jaxai.gan.step import apply, from_noise, gan_step
 from jaxai.run.checkpoint import Checkpoints
 from jaxai.run.folder import Run
+from jaxai.train.keys import Keys
 from jaxai.train.loop import fit
 from jaxai.train.supervised import cross_entropy, init_state, train_step
 
@@ -172,7 +173,6 @@ def run_main(body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 import jax
 from jaxai import cli
 from jaxai.config import Common
-from jaxai.train.keys import Keys
 def main(config):
     {body}
 cli.run(main, {{"default": Common()}}, "A test.")

@@ -1,4 +1,4 @@
-"""The watch for mode collapse: what it sees, and what it does about it."""
+"""The collapse monitor: its measurements, and its actions."""
 
 import json
 import logging
@@ -14,21 +14,25 @@ REAL = np.random.default_rng(0).normal(size=(200, 6))
 LABELS = np.arange(200) % 10
 
 
+def monitor(policy):
+    return CollapseMonitor(CollapseConfig(on_collapse=policy, collapse_after=100), REAL, LABELS)
+
+
 @pytest.fixture
-def watch(tmp_path):
-    """(policy) -> a watch over a run of which the looks at steps 50 and 150, not those at 100 and 200, were well."""
+def run(tmp_path):
+    """A run whose evaluations at steps 50 and 150 are good, those at 100 and 200 are not."""
     rows = [{"step": 50, "relative_distance": 0.5}, {"step": 51, "loss": 1.0}, {"step": 100, "relative_distance": 0.4}]
     rows.append({"step": 150, "relative_distance": 0.9, "relative_classes": 0.9})
     rows.append({"step": 200, "relative_distance": 0.9, "relative_classes": 0.2})
     run = Run(tmp_path)
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return lambda policy: CollapseMonitor(CollapseConfig(on_collapse=policy, collapse_after=100), run, REAL, LABELS)
+    return run
 
 
-def test_real_examples_are_as_varied_as_themselves(watch):
-    found = watch("stop").measure(REAL, LABELS)
+def test_real_examples_are_as_varied_as_themselves(run):
+    found = monitor("stop").measure(REAL, LABELS)
     assert found == pytest.approx({"relative_distance": 1, "relative_classes": 1})
-    assert watch("stop").act(1000, found) == found
+    assert monitor("stop").act(run, 1000, found) == found
 
 
 SIGNS = [
@@ -39,27 +43,27 @@ SIGNS = [
 
 
 @pytest.mark.parametrize(("samples", "labels", "words"), SIGNS)
-def test_a_collapse_is_told_once_stops_or_goes_back(watch, samples, labels, words, caplog):
-    found = watch("warn").measure(samples, labels)
+def test_a_collapse_is_reported_once_stops_or_rolls_back(run, samples, labels, words, caplog):
+    found = monitor("warn").measure(samples, labels)
     caplog.set_level(logging.WARNING, "jaxai")
-    careful = watch("warn")
+    careful = monitor("warn")
     for step in (50, 100, 150):
-        assert careful.act(step, found) == found
+        assert careful.act(run, step, found) == found
     (record,) = caplog.records
     assert record.getMessage().startswith("step 100: the generator has collapsed")
     with pytest.raises(Stopped, match=words):
-        watch("stop").act(150, found)
+        monitor("stop").act(run, 150, found)
     with pytest.raises(Rollback, match=words) as rollback:
-        watch("rollback").act(150, found)
-    assert rollback.value.well == 150
-    assert watch("stop").act(50, found) == found
+        monitor("rollback").act(run, 150, found)
+    assert rollback.value.last_good_step == 150
+    assert monitor("stop").act(run, 50, found) == found
 
 
-def test_a_second_collapse_is_told_again(watch, caplog):
-    careful = watch("warn")
+def test_a_second_collapse_is_reported_again(run, caplog):
+    careful = monitor("warn")
     bad, good = careful.measure(REAL / 4, LABELS), careful.measure(REAL, LABELS)
     for step, found in enumerate([bad, bad, good, bad], 200):
-        careful.act(step, found)
+        careful.act(run, step, found)
     assert [record.getMessage()[:8] for record in caplog.records] == ["step 200", "step 203"]
 
 
@@ -67,14 +71,14 @@ def test_a_run_that_was_never_well_starts_over(tmp_path):
     run = Run(tmp_path)
     run.metrics.write_text('{"step": 0, "relative_distance": 0.1}\n{"step": 1, "loss": 2.0}\n')
     with pytest.raises(Rollback) as rollback:
-        CollapseMonitor(CollapseConfig(on_collapse="rollback", collapse_after=1), run, REAL).act(
-            50, {"relative_distance": 0.1}
+        CollapseMonitor(CollapseConfig(on_collapse="rollback", collapse_after=1), REAL).act(
+            run, 50, {"relative_distance": 0.1}
         )
-    assert rollback.value.well == 0
+    assert rollback.value.last_good_step == 0
 
 
-def test_without_a_classifier_the_distance_alone_counts(tmp_path):
-    plain = CollapseMonitor(CollapseConfig(), Run(tmp_path), REAL)
+def test_without_a_classifier_the_distance_alone_counts():
+    plain = CollapseMonitor(CollapseConfig(), REAL)
     assert plain.measure(REAL) == pytest.approx({"relative_distance": 1})
 
 

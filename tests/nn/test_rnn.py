@@ -125,7 +125,7 @@ def tokens(*shape):
 
 
 @pytest.mark.parametrize(
-    "shape", [TINY, dataclasses.replace(TINY, embedding=3, cell="gru"), dataclasses.replace(TINY, cell="rnn")]
+    "shape", [TINY, dataclasses.replace(TINY, embed_dim=3, cell="gru"), dataclasses.replace(TINY, cell="rnn")]
 )
 def test_the_state_is_all_of_the_text_before(shape, key):
     model, text = RecurrentLanguageModel(11, shape), tokens(2, 9)
@@ -191,9 +191,9 @@ def test_reset_rows_begin_anew():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 0}, "width must be at least 1, got 0"),
-        ({"layers": 0}, "layers must be at least 1, got 0"),
-        ({"embedding": -1}, "embedding must be at least 0, got -1"),
+        ({"hidden_dim": 0}, "hidden_dim must be at least 1, got 0"),
+        ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"embed_dim": -1}, "embed_dim must be at least 0, got -1"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
     ],
 )

@@ -1,5 +1,7 @@
 """train_step, optimisers and averages against their definitions."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import pytest
 
 from jaxai.train.ema import ema_decay
 from jaxai.train.optim import Adam, cosine, optimizer, schedule
-from jaxai.train.supervised import gradient, init_state, train_step
+from jaxai.train.supervised import init_state, mean_gradient, train_step
 
 
 def loss_fn(params, batch, key):
@@ -66,16 +68,17 @@ def test_parts_of_a_batch_make_the_same_step(key, devices):
 
     tx = optax.adam(0.1)
     state = init_state(params, tx, key)
-    step = jax.jit(train_step, static_argnames=("loss_fn", "tx", "accumulation_steps"))
+    step = jax.jit(train_step, static_argnames=("loss_fn", "tx", "gradient"))
     whole, *others = (
-        step(state, batch, loss_fn=without_noise, tx=tx, accumulation_steps=accumulation_steps)
-        for accumulation_steps in (1, 2, 8)
+        step(state, batch, loss_fn=without_noise, tx=tx, gradient=partial(mean_gradient, accumulation_steps=count))
+        for count in (1, 2, 8)
     )
     for other in others:
         # Sums in another order; where a gradient is near 0, Adam's first step could amplify it, but none is here.
         chex.assert_trees_all_close((other[0].params, other[1]), (whole[0].params, whole[1]), rtol=1e-5)
+    thirds = partial(mean_gradient, accumulation_steps=3)
     with pytest.raises(ValueError, match="accumulation_steps=3 for a batch of 16: give a divisor"):
-        train_step(state, batch, loss_fn=without_noise, tx=tx, accumulation_steps=3)
+        train_step(state, batch, loss_fn=without_noise, tx=tx, gradient=thirds)
 
 
 def windowed(params, batch, key, carry):
@@ -121,8 +124,9 @@ def test_rows_that_begin_anew_forget_the_carry():
 def test_a_carry_belongs_to_the_whole_batch(key):
     batch, params = problem(key)
     state = init_state(params, optax.sgd(0.1), key, carry=jnp.zeros(16))
-    with pytest.raises(ValueError, match=r"accumulation_steps=2 with a carry, .* give 1"):
-        train_step(state, batch, loss_fn=windowed, tx=optax.sgd(0.1), accumulation_steps=2)
+    halves = partial(mean_gradient, accumulation_steps=2)
+    with pytest.raises(ValueError, match=r"gradient= with a carry, .* leave it out"):
+        train_step(state, batch, loss_fn=windowed, tx=optax.sgd(0.1), gradient=halves)
 
 
 def test_parts_draw_noise_of_their_own(key):
@@ -132,8 +136,7 @@ def test_parts_draw_noise_of_their_own(key):
         return params["w"] * jax.random.normal(key), {}
 
     losses = {
-        accumulation_steps: float(gradient(noise, params, batch, key, accumulation_steps)[0][0])
-        for accumulation_steps in (1, 2, 4)
+        count: float(mean_gradient(noise, params, batch, key, accumulation_steps=count)[0][0]) for count in (1, 2, 4)
     }
     assert len(set(losses.values())) == 3
 
