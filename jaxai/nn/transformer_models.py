@@ -50,6 +50,7 @@ class LanguageModel(nn.Module):
     With ``statistics`` ``out["statistics"]`` has the attention of each block. ``train`` needs an rng ``dropout``.
     Raises ValueError for more tokens than learned positions.
 
+    >>> import jax
     >>> from jaxai.nn.transformer import init_cache
     >>> model, tokens = LanguageModel(65, TransformerConfig(embed_dim=32, num_layers=2)), jnp.zeros((1, 8), int)
     >>> variables = model.init(jax.random.key(0), tokens)
