@@ -38,6 +38,7 @@ from jaxai import cli
 from jaxai.data.pipeline import endless
 from jaxai.distributed import cluster
 from jaxai.distributed.mesh import make_mesh, processes
+from jaxai.distributed.peaks import PEAKS
 from jaxai.distributed.sharding import batch_sharding, state_sharding
 from jaxai.errors import UserError
 from jaxai.gan.step import apply
@@ -47,7 +48,6 @@ from jaxai.nn.transformer_models import LanguageModel
 from jaxai.train.keys import Keys
 from jaxai.train.optim import Adam, optimizer
 from jaxai.train.supervised import cross_entropy, init_state, train_step
-from jaxai.train.utilization import PEAKS
 from jaxai.typing import PyTree
 
 COUNTS, PROCESSES, BATCH, TIMED = (1, 2, 4, 8), (1, 2, 4), 64, 20

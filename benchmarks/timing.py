@@ -18,7 +18,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from unittest import mock
 
 import jax
@@ -29,9 +29,11 @@ from jaxai import cli, errors
 from jaxai.distributed.mesh import make_mesh, on_accelerator
 from jaxai.distributed.sharding import state_sharding
 from jaxai.errors import MissingFileError, UserError
-from jaxai.train.compiled_step import CompiledStep, Step
-from jaxai.train.feed import Batches, feed_of
 from jaxai.typing import PyTree
+
+if TYPE_CHECKING:  # attention's benchmarks run without Flax and Optax, which jaxai.train imports
+    from jaxai.train.compiled_step import Step
+    from jaxai.train.feed import Batches
 
 Turn = Callable[[int], list[float]]
 """The seconds of so many calls."""
@@ -85,9 +87,18 @@ def turns(program: Callable[..., Any], *arguments: Any) -> Turn:
 
 
 def training_turns(
-    step: Step, first_state: Callable[[], PyTree], stream: Batches, steps: int, steps_per_call: int, *, devices: int = 1
+    step: "Step",
+    first_state: Callable[[], PyTree],
+    stream: "Batches",
+    steps: int,
+    steps_per_call: int,
+    *,
+    devices: int = 1,
 ) -> Turn:
     """Turns of so many steps with their input, as `jaxai.train.loop` runs them."""
+    from jaxai.train.compiled_step import CompiledStep
+    from jaxai.train.feed import feed_of
+
     mesh = make_mesh(devices)
     with jax.set_mesh(mesh):
         shardings = state_sharding(jax.eval_shape(first_state), mesh)
@@ -227,7 +238,7 @@ def with_either_attention(function: Callable[..., dict[str, Any]], *arguments: A
 
 
 def limited_steps(
-    step: Step,
+    step: "Step",
     init: Callable[[], PyTree],
     inputs: Sequence[Any],
     loss: Callable[[Any], Any],
@@ -260,7 +271,7 @@ def limited_steps(
     return found | {"losses": losses, "peak_gib": round(peak, 2), "seconds_a_step": spread(seconds)}
 
 
-def losses_apart(step: Step, state: Any, rows: Sequence[dict[str, np.ndarray]], ask: Ask) -> tuple[np.ndarray, float]:
+def losses_apart(step: "Step", state: Any, rows: Sequence[dict[str, np.ndarray]], ask: Ask) -> tuple[np.ndarray, float]:
     """Our losses over these batches, and the largest relative difference of a peer's that starts from our weights."""
     named = jax.tree_util.tree_leaves_with_path(state.params)
     arrays: dict[str, Any] = {

@@ -28,7 +28,7 @@ from gpu_sections.programs import (
 )
 from gpu_sections.session import Session
 from jaxai.attention import dot_product_attention, reference_attention
-from jaxai.train.utilization import PEAKS
+from jaxai.distributed.peaks import PEAKS
 
 SHAPES = ((4, 4096, 16, 128), (16, 1024, 32, 64), (1, 16384, 16, 128), (32, 512, 12, 64))
 DRY = ((2, 64, 3, 16),)

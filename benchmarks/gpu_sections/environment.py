@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from timing import build, matrix_product, race, turns
 
 from gpu_sections.session import Session
-from jaxai.train.utilization import PEAKS
+from jaxai.distributed.peaks import PEAKS
 
 
 def run(session: Session) -> None:

@@ -18,9 +18,10 @@ from gpu_sections.programs import not_run
 from gpu_sections.session import Session
 from gpu_sections.training import peer_turns
 from jaxai.data.text import windows
+from jaxai.distributed.peaks import PEAKS
 from jaxai.nn import LanguageModel, TransformerConfig
 from jaxai.train import TrainState, init_state, next_token_loss, optimizer, train_step
-from jaxai.train.utilization import PEAKS, language_model_operations
+from jaxai.train.utilization import language_model_operations
 
 PRESET = load_experiment("text_generation").PRESETS["nanogpt"]
 SMALL = TransformerConfig(

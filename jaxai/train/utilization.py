@@ -2,23 +2,10 @@
 
 import jax
 
+from jaxai.distributed.peaks import utilization
 from jaxai.nn.transformer import TransformerConfig
 from jaxai.train.loop import Result
 from jaxai.typing import PyTree
-
-PEAKS = {
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA L40S": 362e12,
-}
-"""Operations/s in bfloat16 by JAX's name of a device: NVIDIA's data sheets, without sparsity."""
 
 
 def language_model_operations(parameters: int, layers: int, width: int, length: int) -> int:
@@ -53,13 +40,3 @@ def transformer_operations(config: TransformerConfig, params: PyTree, batch_size
     positions = config.max_length * config.embed_dim if config.position == "learned" else 0
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params)) - positions
     return batch_size * length * language_model_operations(parameters, config.num_layers, config.embed_dim, length)
-
-
-def utilization(operations: float, kind: str, devices: int = 1) -> float | None:
-    """The share that so many operations/s are of the bfloat16 peak of so many devices; None for an unknown kind.
-
-    >>> utilization(98.9e12, "NVIDIA H200"), utilization(1e9, "cpu")
-    (0.1, None)
-    """
-    peak = PEAKS.get(kind)
-    return operations / (devices * peak) if peak else None

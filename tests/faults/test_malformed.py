@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jaxai import cli
+from jaxai.gan import generator_commands
 from tests.experiments import commands
 from tests.faults.malformed import EXPERIMENTS, Case, cases
 
@@ -48,10 +49,10 @@ def refused(case: Case, folder: Path) -> str | None:
 def start(script, arguments: list[str]) -> None:
     """What `cli.run` does, but for the platform, which this process has already."""
     if arguments[0] == "sample":
-        action, form = script.commands(script.NAME, script.trained)["sample"]
+        action, form = generator_commands(script.NAME, script.Config, script.trained_generator)["sample"]
         action(cli.read(form, arguments[1:]))
     else:
-        script.main(cli.parse(script.PRESETS, script.__doc__, arguments))
+        commands.train(script, cli.parse(script.PRESETS, script.__doc__, arguments))
 
 
 def test_there_are_enough():

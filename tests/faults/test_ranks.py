@@ -10,11 +10,12 @@ from tests.faults.runs import environment, free_port
 
 PROGRAM = """
 import sys, time
-from jaxai.train import processes
+from jaxai import cli
+from jaxai.distributed import cluster, processes
 processes.BARRIER_SECONDS = 2
 index = int(sys.argv[2])
 def meet():
-    with cluster.joined(sys.argv[1], 2, index):
+    with cluster.distributed_session(sys.argv[1], 2, index):
         cli.start_platform("cpu", 1)
         processes.barrier("first")
         if index == 1:
@@ -40,11 +41,14 @@ import sys
 from functools import partial
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np, optax
+from jaxai import cli
+from jaxai.config import Training
 from jaxai.data import ImageDataset
 from jaxai.data.pipeline import batches
+from jaxai.distributed import cluster
+from jaxai.distributed.mesh import make_mesh, processes
 from jaxai.train import loop
-from jaxai.train.run import Run
-from jaxai.train.sharding import make_mesh, processes
+from jaxai.run.folder import Run
 from jaxai.train.supervised import cross_entropy, init_state, train_step
 address, count, index, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 loop.on_accelerator = lambda mesh: True
@@ -60,7 +64,7 @@ def init():
     return init_state({"weights": jnp.zeros((16, 3))}, tx, jax.random.key(0))
 
 def train():
-    with cluster.joined(address if count > 1 else "", count, index):
+    with cluster.distributed_session(address if count > 1 else "", count, index):
         cli.start_platform("cpu", 2 // count)
         mesh = make_mesh(batch_size=8)
         found = batches(data, 8, seed=0, **processes(mesh))
