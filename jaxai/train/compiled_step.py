@@ -1,4 +1,4 @@
-"""From a pure step to compiled programs that take one or several steps, and leave out what is not finite on request."""
+"""Compile a pure training step into programs that run one or several steps, optionally skipping non-finite updates."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,18 +17,18 @@ from jaxai.typing import Array, PyTree
 Step = Callable[[Any, Any], tuple[Any, dict[str, Array]]]
 """(state, batch) -> (state, metrics): pure, not jitted."""
 
-CALL_SECONDS, LONGEST_CALL = 0.03, 32  # of a call on an accelerator; the host needs some 1 ms for each
+CALL_SECONDS, LONGEST_CALL = 0.03, 32  # duration and steps of a call on an accelerator; each costs the host about 1 ms
 SKIPPED, WORST = "skipped", "worst_leaf"
 """Metrics that `skip_nonfinite` adds."""
 
 
 class CompiledStep:
-    """A step as compiled programs: (state, the rows of some batches) -> (state, each metric [steps]).
+    """A compiled step: (state, the rows of one or more batches) -> (state, each metric [steps]).
 
-    The state is donated. A call takes 1 to ``limit`` steps; on a CPU one program takes any number of them, and what a
-    shorter call leaves of the metrics is 0. With ``fixed`` every number of steps is a program of its own, whose loop
-    has a known length: on a GPU a loop without one copies its condition to the host at each iteration. Batches of other
-    shapes get their programs when they come; those of one call must have one shape, else ValueError.
+    The state is donated. A call runs 1 to ``limit`` steps. By default one program runs any number of them, and a
+    shorter call pads the metrics with 0. With ``fixed`` each number of steps is compiled separately, as a loop of known
+    length: on a GPU a loop of unknown length copies its condition to the host at each iteration. A new batch shape is
+    compiled when it first occurs; raises ValueError if the batches of one call differ in shape.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class CompiledStep:
         self._programs: dict[tuple, Any] = {}
 
     def compile(self, state: PyTree, count: int = 1) -> None:
-        """Compile the program for ``count`` batches of the next one's shapes; the position in the data stays."""
+        """Compile the program for ``count`` batches of the next batch's shape, without advancing the data."""
         position = self._feed.rows.get_state()
         self._program(state, self._put([next(self._feed.rows)] * count), np.int32(count))
         self._feed.rows.set_state(position)
@@ -53,7 +53,7 @@ class CompiledStep:
         return self._program(state, stack, count)(state, stack, self._feed.arrays, count)
 
     def _put(self, rows: list[PyTree]) -> PyTree:
-        """The rows of some batches, one behind the other, on the devices."""
+        """Stack the rows of the batches along a new leading axis and put them on the devices."""
         if len({tuple(leaf.shape for leaf in jax.tree.leaves(row)) for row in rows}) > 1:
             raise UserError(f"steps_per_call={len(rows)}, but batches differ in shape: give 1")
         rows = rows + rows[-1:] * (self._padded - len(rows))
@@ -67,13 +67,13 @@ class CompiledStep:
 
 
 FedStep = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, dict[str, Array]]]
-"""(state, the rows of a batch, arrays on the device) -> (state, metrics)."""
+"""(state, rows of one batch, arrays on the device) -> (state, metrics)."""
 Program = Callable[[PyTree, PyTree, PyTree, Array], tuple[PyTree, dict[str, Array]]]
 """(state, stacked rows [n, ...], arrays on the device, count []) -> (state, stacked metrics [n])."""
 
 
 def single(step: FedStep) -> Program:
-    """One step."""
+    """A program that runs one step."""
 
     def once(state: PyTree, stack: PyTree, arrays: PyTree, count: Array) -> tuple[PyTree, dict[str, Array]]:
         state, metrics = step(state, jax.tree.map(lambda x: x[0], stack), arrays)
@@ -83,7 +83,7 @@ def single(step: FedStep) -> Program:
 
 
 def scanned(step: FedStep) -> Program:
-    """As many steps as there are rows."""
+    """A program that runs one step for each of the stacked batches."""
 
     def loop(state: PyTree, stack: PyTree, arrays: PyTree, count: Array) -> tuple[PyTree, dict[str, Array]]:
         if len(jax.tree.leaves(stack)[0]) == 1:
@@ -94,7 +94,7 @@ def scanned(step: FedStep) -> Program:
 
 
 def multi_step(step: FedStep, limit: int) -> Program:
-    """The first ``count`` steps; the metrics of the others are 0."""
+    """A program that runs the first ``count`` of ``limit`` steps; the metrics of the others are 0."""
 
     def loop(state: PyTree, stack: PyTree, arrays: PyTree, count: Array) -> tuple[PyTree, dict[str, Array]]:
         def take(state: PyTree, index: ArrayLike) -> tuple[PyTree, dict[str, Array]]:
@@ -112,10 +112,11 @@ def multi_step(step: FedStep, limit: int) -> Program:
 
 
 def steps_a_call(seconds: float, apart: int) -> int:
-    """How many steps of so many seconds one call takes: about 30 ms of them, at most 32.
+    """The number of steps for one call to take about 30 ms, at most 32; ``seconds`` is the duration of one step.
 
-    ``apart`` is the number of steps between two stops of the host, 0 without any. Its largest divisor is taken if that
-    is at least half as many, because what is left of a call before a stop is taken step by step.
+    ``apart`` is the number of steps between two interruptions by the host (evaluation, checkpoint), 0 for none. The
+    result is a divisor of ``apart`` where one exists that is at least half the largest possible number: steps left over
+    at an interruption run one by one.
 
     >>> steps_a_call(0.0015, 0), steps_a_call(0.0015, 250), steps_a_call(0.0001, 250), steps_a_call(0.05, 250)
     (20, 10, 25, 1)
@@ -126,10 +127,10 @@ def steps_a_call(seconds: float, apart: int) -> int:
 
 
 def skip_nonfinite(step: Step) -> Step:
-    """A step of which nothing is applied, but that it counts, where a metric or a float of the new state is not finite.
+    """Skip the update, but increment the step, if any metric or float leaf of the new state is non-finite.
 
-    Adds the metrics ``skipped``, 1 or 0, and ``worst_leaf``, the number of the state's float leaf (of `float_leaves`)
-    that has the largest share of such elements, or -1. It takes a pass over the state, and room for a second one.
+    Adds the metrics ``skipped`` (1 or 0) and ``worst_leaf``, the index in `float_leaves` of the leaf with the largest
+    share of non-finite elements, or -1. Costs one pass over the state, and memory for a second copy of it.
     """
 
     def guarded(state: PyTree, batch: PyTree) -> tuple[PyTree, dict[str, Array]]:
@@ -151,7 +152,7 @@ def skip_nonfinite(step: Step) -> Step:
 
 
 def float_leaves(state: PyTree) -> dict[str, Array]:
-    """The leaves of a state that can be NaN or infinite, by their paths."""
+    """The floating-point leaves of a state, by path."""
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)

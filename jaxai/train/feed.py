@@ -1,4 +1,4 @@
-"""How batches come to the step: made on the host, or gathered from a data set that stays on the device."""
+"""Feeding batches to the step: assembled on the host, or gathered from a data set kept on the device."""
 
 import dataclasses
 import logging
@@ -13,12 +13,12 @@ from jaxai.typing import PyTree
 
 logger = logging.getLogger(__name__)
 
-RESIDENT_BYTES = 10**9  # a larger data set stays in the host's memory
+RESIDENT_BYTES = 10**9  # larger data sets stay in host memory
 
 
 @runtime_checkable
 class Batches(Iterator[Any], Protocol):
-    """An endless iterator over batches (numpy) whose position can be saved: grain's iterators are such."""
+    """An endless iterator over numpy batches whose position can be saved and restored, such as grain's iterators."""
 
     def get_state(self) -> dict[str, Any]: ...
     def set_state(self, state: dict[str, Any]) -> None: ...
@@ -26,9 +26,9 @@ class Batches(Iterator[Any], Protocol):
 
 @runtime_checkable
 class GatheredBatches(Batches, Protocol):
-    """Batches that are ``gather(arrays, rows)``, for numpy arrays or traced ones: `jaxai.data.pipeline.Gathered`.
+    """Batches computed as ``gather(arrays, rows)`` from numpy or traced arrays, as in `jaxai.data.pipeline.Gathered`.
 
-    ``rows`` is the iterator over what names a batch's examples, such as their numbers, and has the batches' position.
+    ``rows`` iterates over the inputs that select each batch's examples, such as their indices, and holds the position.
     """
 
     arrays: Any
@@ -39,8 +39,11 @@ class GatheredBatches(Batches, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Feed:
-    """For each step the host sends ``next(rows)``; with the ``arrays`` on the device ``batch(arrays, rows)`` is the
-    batch that the step takes, made inside its program."""
+    """Input of the training step.
+
+    For each step the host sends ``next(rows)``, and the compiled step computes its batch as ``batch(arrays, rows)``
+    from the ``arrays`` on the device.
+    """
 
     rows: Batches
     arrays: PyTree
@@ -48,9 +51,9 @@ class Feed:
 
 
 def feed_of(batches: Batches, mesh: Mesh, *, resident: bool) -> Feed:
-    """Batches as they are or, if ``resident`` and of data below 1 GB, by row numbers of arrays that every device has.
+    """The feed of these batches; if ``resident``, data sets below 1 GB are replicated on the devices.
 
-    Both give the same batches, and the same position of them.
+    The host then sends only row indices. Batches and their saved position are the same either way.
     """
     if not resident or not isinstance(batches, GatheredBatches):
         return Feed(batches, (), lambda arrays, rows: rows)
@@ -58,7 +61,7 @@ def feed_of(batches: Batches, mesh: Mesh, *, resident: bool) -> Feed:
     if size >= RESIDENT_BYTES:
         return Feed(batches, (), lambda arrays, rows: rows)
     arrays = put_batch(batches.arrays, NamedSharding(mesh, PartitionSpec()))
-    logger.info("the data, %.0f MB, stays on the device", size / 1e6)
+    logger.info("keeping the data set (%.0f MB) on the device", size / 1e6)
 
     def batch(arrays: PyTree, rows: PyTree) -> PyTree:
         sharding = batch_sharding(mesh)

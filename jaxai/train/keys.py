@@ -1,4 +1,4 @@
-"""Random streams of one seed."""
+"""Independent random streams from one seed."""
 
 import jax
 
@@ -6,10 +6,10 @@ from jaxai.typing import Array
 
 
 class Keys:
-    """Named streams of one root key, so that no two uses of a seed share a key.
+    """Named keys derived from one root key, so that no two uses of a seed share a key.
 
-    ``parameters`` for initial values, ``steps`` for the training steps (each folds in its number), ``sampling`` for
-    samples, ``evaluation`` for scores, ``data`` for examples and augmentations that are the same in every epoch.
+    ``parameters`` for initialisation, ``steps`` for the training steps (each folds in its number), ``sampling`` for
+    samples, ``evaluation`` for metrics, ``data`` for examples and augmentations that are the same in every epoch.
     """
 
     def __init__(self, seed: int | Array) -> None:
@@ -36,7 +36,7 @@ class Keys:
         return self._stream(4)
 
     def split(self, count: int) -> Array:
-        """Seeds [count] of as many further `Keys`, for networks that are trained side by side."""
+        """Keys [count] that each seed another `Keys`, for networks trained side by side."""
         return jax.random.split(self._stream(5), count)
 
     def _stream(self, number: int) -> Array:

@@ -1,4 +1,4 @@
-"""Training of language models, Transformers and recurrent ones alike, on one text, and of translators on pairs."""
+"""Training of language models (Transformers and recurrent networks) on one text, and of translation models on pairs."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,24 +37,24 @@ class LanguageModelConfig(Training):
 
     network: Literal["transformer", "recurrent"] = "transformer"
     transformer: TransformerConfig = TransformerConfig()
-    """The Transformer's."""
+    """Options of the Transformer."""
     rnn: RNNConfig = RNNConfig()
-    """The recurrent network's."""
+    """Options of the recurrent network."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations; parameters are float32. The Transformer alone."""
+    """Dtype of the Transformer's activations; parameters are float32."""
     length: int = 64
     """Tokens of a training window, T."""
     batch_size: int = 12
     optimizer: Adam = Adam()
     decay_steps: int = 2000
-    """Steps over which the learning rate takes its course."""
+    """Steps over which the learning rate schedule runs."""
     eval_every: int = 250
     eval_batches: int = 20
-    """Random batches that estimate the loss, as in nanoGPT; 0: all of the validation text in order."""
+    """Random batches on which to estimate the loss, as in nanoGPT; 0: the whole validation text in order."""
     steps_per_call: int | None = resumable(None)
-    """Steps that the device takes without the host in between; by default 1 on a CPU, elsewhere some 30 ms of them."""
+    """Steps per call of the compiled program; by default 1 on a CPU, elsewhere as many as take about 30 ms."""
     accumulation_steps: int = resumable(1)
-    """Parts of a batch whose gradients are computed one after the other: less memory; the Transformer alone."""
+    """Parts of a batch whose gradients are computed one after the other, to save memory; Transformer only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,14 +83,17 @@ class LanguageModelConfig(Training):
         return LanguageModel(vocabulary, self.transformer, jnp.dtype(self.dtype))
 
     def batches(self, ids: Int[np.ndarray, " n"], **rows: int) -> Batches:
-        """Random windows of a text for a Transformer, streams of it for a recurrent network; ``rows`` are theirs."""
+        """Random windows of a text for a Transformer, contiguous streams for a recurrent network.
+
+        ``rows`` (process_index, process_count) is passed on to them.
+        """
         if self.network == "recurrent":
             return streams(ids, self.batch_size, self.length, **rows)
         return windows(ids, self.batch_size, self.length, seed=self.seed, **rows)
 
 
 def language_model_trainer(config: LanguageModelConfig, network: Network) -> Supervised:
-    """The trainer on ``config.batches``; a recurrent network's state is carried from batch to batch."""
+    """The trainer for ``config.batches``; a recurrent network's state is carried from batch to batch."""
     how: dict[str, Any]
     if isinstance(network, RecurrentLanguageModel):
         how = {"loss_fn": partial(carried_loss, network), "carry": empty_state(network, config.batch_size, 0)}
@@ -102,12 +105,12 @@ def language_model_trainer(config: LanguageModelConfig, network: Network) -> Sup
 
 
 def init_language_model(network: Network, key: Array) -> PyTree:
-    """The parameters of a language model before training."""
+    """Initial parameters of a language model."""
     return network.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
 def next_token_loss(network: LanguageModel, params: PyTree, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
-    """The mean cross-entropy of the next tokens, in nats."""
+    """The mean cross-entropy of the next tokens, in nats, and no further metrics."""
     logits, _ = network.apply({"params": params}, batch["input"], train=True, rngs={"dropout": key})
     return token_losses(logits, batch["target"]).mean(), {}
 
@@ -115,9 +118,9 @@ def next_token_loss(network: LanguageModel, params: PyTree, batch: Batch, key: A
 def carried_loss(
     network: RecurrentLanguageModel, params: PyTree, batch: Batch, key: Array, carry: PyTree
 ) -> tuple[Array, tuple[dict[str, Array], PyTree]]:
-    """`next_token_loss` from the state ``carry`` that the last batch ended with, and the state after this one.
+    """`next_token_loss` of a recurrent network that starts in state ``carry``; also returns the final state.
 
-    The state is reset in the rows where ``batch["first"]`` [B] is true.
+    ``carry`` is the final state of the previous batch, reset in the rows where ``batch["first"]`` [B] is true.
     """
     state, how = reset_state(carry, jnp.asarray(batch["first"])), {"train": True, "rngs": {"dropout": key}}
     logits, out = network.apply({"params": params}, batch["input"], cache=state, **how)
@@ -130,7 +133,7 @@ def token_losses(logits: Any, targets: Int[Array | np.ndarray, "B T"]) -> Float[
 
 
 def summed_loss(network: Network, params: PyTree, batch: Batch, state: PyTree) -> tuple[tuple[Array, Array], PyTree]:
-    """The weighted sum of a batch's losses and the sum of ``batch["weight"]`` [B, T]; a recurrent network's state."""
+    """((sum of losses weighted by ``batch["weight"]`` [B, T], sum of weights), final state of a recurrent network)."""
     logits, out = network.apply({"params": params}, batch["input"], cache=state)
     weight, after = batch["weight"], None if state is None else cast(dict, out)["cache"]
     return ((weight * token_losses(logits, batch["target"])).sum(), weight.sum()), after
@@ -139,9 +142,9 @@ def summed_loss(network: Network, params: PyTree, batch: Batch, state: PyTree) -
 def language_model_evaluation(
     config: LanguageModelConfig, network: Network, train: Int[np.ndarray, " n"], validation: Int[np.ndarray, " m"]
 ) -> Callable[[Run, int, TrainState], dict[str, float]]:
-    """A `Task`'s evaluate: a function of run, step and state that gives ``validation_loss`` in nats a token.
+    """The ``evaluate`` of a `Task`: a function (run, step, state) -> ``validation_loss`` in nats per token.
 
-    With ``config.eval_batches`` random windows of both texts estimate it and ``training_loss``, as in nanoGPT.
+    With ``config.eval_batches`` > 0, estimate it and ``training_loss`` on random windows of each text, as nanoGPT does.
     """
     evaluate = jax.jit(partial(summed_loss, network))
     size = config.batch_size, config.length
@@ -165,7 +168,7 @@ def language_model_evaluation(
 
 
 def language_model_speed(config: LanguageModelConfig, network: Network, result: Result) -> dict[str, float | None]:
-    """`training_speed`; the operations of a recurrent network are not counted."""
+    """`training_speed` of a language model; ``mfu`` is None for recurrent networks, whose FLOPs are not counted."""
     if isinstance(network, RecurrentLanguageModel):
         return training_speed(result, None)
     params = result.state.params
@@ -183,7 +186,7 @@ def translation_loss(
 def translation_evaluation(
     network: EncoderDecoder, padding: int, batches: Sequence[Batch]
 ) -> Callable[[Run, int, TrainState], dict[str, float]]:
-    """A `Task`'s evaluate that gives ``validation_loss`` of the moving average, in nats a token of all batches."""
+    """The ``evaluate`` of a `Task`: ``validation_loss`` of the EMA parameters over all batches, in nats per token."""
 
     @jax.jit
     def summed(params: PyTree, batch: Batch) -> tuple[Array, Array]:
@@ -201,7 +204,7 @@ def translation_evaluation(
 def target_logits(
     network: EncoderDecoder, padding: int, params: PyTree, batch: Batch, **how: Any
 ) -> Float[Array, "B T V"]:
-    """The logits of the targets' tokens after the first."""
+    """Logits for every target token but the first, with teacher forcing."""
     source, target = batch["source"], batch["target"]
     logits, _ = network.apply({"params": params}, source, target[:, :-1], (source != padding).sum(-1), **how)
     return cast(Array, logits)

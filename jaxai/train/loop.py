@@ -1,4 +1,4 @@
-"""The one host loop: batches in, steps on the device, metrics and checkpoints out; it can stop anywhere and go on."""
+"""The training loop on the host, shared by all experiments: it can be interrupted and resumed at any step."""
 
 import dataclasses
 import logging
@@ -31,18 +31,18 @@ from jaxai.typing import PyTree
 
 logger = logging.getLogger(__name__)
 
-MEASURED = 5  # single steps before the length of a call is chosen; the first one warms up
+MEASURED = 5  # single steps timed to choose the steps per call; the first is a warm-up
 
 
 Write = Callable[[int, Mapping[str, float]], None]
-"""(step, metrics) -> None: logs them."""
+"""(step, metrics) -> None: log the metrics of a step."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Every:
     """Call ``function(done, state)`` before step 1 and after every ``steps`` steps; log the metrics it returns.
 
-    A signal may interrupt the call: it is repeated, with the same state, when the run continues.
+    A call interrupted by a signal is repeated with the same state when the run resumes.
     """
 
     steps: int
@@ -51,9 +51,9 @@ class Every:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The state after the last ``step``, its mesh, and where the time went (seconds, over all starts of the run).
+    """The state after the last ``step``, its mesh, and timings in seconds, accumulated over all starts of the run.
 
-    ``train_seconds`` is all but compiling, ``evaluation_seconds`` the part of it in which `Every`'s functions ran.
+    ``train_seconds`` is everything but compilation; it includes ``evaluation_seconds``, spent in `Every`'s functions.
     """
 
     state: Any
@@ -78,32 +78,33 @@ def fit(
 ) -> Result:
     """Train until ``config.steps``, from the newest good checkpoint of the run or from ``init()``.
 
-    The step is jitted with the state donated and sharded over the devices. With ``steps_per_call`` the device takes so
-    many steps without the host in between: worth it where steps are short, but not for `jax.lax` convolutions on CPU,
-    which are slow inside a loop. All batches of a call must have one shape, else ValueError. On a CPU None is 1, and a
-    call before a stop of the host takes fewer steps; it has the same bits. On accelerators, where a loop of another
-    length is another program with other roundings, calls begin at multiples of ``steps_per_call``, and what is left
-    before a stop is taken step by step; None measures the first steps and chooses (`steps_a_call`), which the
-    checkpoints keep. There data sets below 1 GB stay on the device, and the host sends row numbers (`feed_of`).
+    The step is jitted with the state donated and sharded over the devices. ``steps_per_call`` steps run as one device
+    program, which pays where steps are short, but not for `jax.lax` convolutions on CPU, which are slow inside a loop;
+    ValueError if their batches differ in shape. On a CPU the default is 1, and a call that an evaluation or a
+    checkpoint cuts short gives bitwise the same result. On accelerators, where each loop length is a program with its
+    own rounding, calls begin at multiples of ``steps_per_call`` and steps left over run one by one; the default is
+    chosen from timings of the first steps (`steps_a_call`) and stored in the checkpoints. Data sets below 1 GB are
+    kept on the accelerator, and the host sends row indices (`feed_of`).
 
-    There is a checkpoint after every ``config.checkpoint_seconds``, at multiples of ``config.checkpoint_every``, where
-    ``config.save_evaluations`` at those of ``every``, and after the last step; it is written while the training goes
-    on. `NonFiniteMonitor` handles metrics that are not finite; nothing of such a step is saved. A `Rollback` deletes
-    the checkpoints after its step and resumes from the newest one left, or from the start, on the same batches with a
-    new key; ``rollbacks.json`` lists them, the fourth raises Stopped. SIGTERM and SIGINT save and raise Interrupted.
-    Raises ValueError where another process trains in the run's folder, and Stopped where a checkpoint can't be written.
+    Checkpoints are written in the background: every ``config.checkpoint_seconds``, at multiples of
+    ``config.checkpoint_every``, with ``config.save_evaluations`` at those of ``every``, and after the last step.
+    `NonFiniteMonitor` handles non-finite metrics; such a step is never saved. A `Rollback` deletes the checkpoints
+    after its last good step and resumes from the newest remaining one, or from the start, on the same batches with a
+    new key; ``rollbacks.json`` lists them, and the fourth raises Stopped. SIGTERM and SIGINT save, then raise
+    Interrupted. Raises ValueError if another process trains in the run's folder, Stopped if a checkpoint can't be
+    written.
     """
     with jax.set_mesh(mesh), locked(run), Signals(mesh) as signals:
         with closing(checkpoints_of(run, config, every)) as checkpoints:
             loop = Loop(step, init, batches, config, run, mesh, every, show, steps_per_call, checkpoints, signals)
             result = loop.run_until_done()
-        if signals.received:  # too late for a step to notice
+        if signals.received:  # arrived after the last step
             raise Interrupted(signals.received)
         return result
 
 
 def checkpoints_of(run: Run, config: Training, every: Sequence[Every]) -> Checkpoints:
-    """The checkpoints of a run, kept as its config says."""
+    """The checkpoints of a run, with the retention policy of its config."""
     kept = {"lowest": config.keep_lowest, "highest": config.keep_highest}
     evaluations = [entry.steps for entry in every] if config.save_evaluations else []
     return Checkpoints(run.checkpoints, config.keep, evaluations=evaluations, **kept)
@@ -111,7 +112,7 @@ def checkpoints_of(run: Run, config: Training, every: Sequence[Every]) -> Checkp
 
 @dataclasses.dataclass
 class Loop:
-    """The arguments of `fit`, and its state on the host."""
+    """The arguments of `fit` and its state on the host."""
 
     step: Step
     init: Callable[[], PyTree]
@@ -139,13 +140,13 @@ class Loop:
         self.take: CompiledStep | None = None
 
     def run_until_done(self) -> Result:
-        """Begin, advance, and begin again after each rollback."""
+        """Train to the last step, starting over from a checkpoint after each rollback."""
         while True:
             state, start, pending = self.begin()
             if start >= self.config.steps and pending is None:
                 return Result(local(state, self.mesh), start, self.mesh, **self.times)
             take = self.compiled(state)
-            again = pending is not None or not start  # the line of this step is to be written
+            again = pending is not None or not start  # the log line of step ``start`` is still to be written
             log = MetricsLog(self.run.metrics, start - again, tensorboard=self.config.tensorboard)
             bar = Progress(self.run.shared.name, start, self.config.steps, self.show)
             with closing(log), closing(bar):
@@ -163,7 +164,7 @@ class Loop:
                     roll_back(self.run, self.checkpoints, rollback, self.rollbacks)
 
     def begin(self) -> tuple[PyTree, int, dict[str, float] | None]:
-        """The state to go on from, its step, and that step's metrics where its functions are still to be called."""
+        """The state to resume from, its step, and that step's metrics if its evaluation was interrupted, else None."""
         start, pending = self.checkpoints.newest_good() or 0, None
         if start:
             state, host = self.checkpoints.restore(start, self.shapes, self.shardings)
@@ -171,7 +172,7 @@ class Loop:
             self.batches.set_state(host["batches"])
             pending = host["pending"]
             self.length = self.length or host.get("steps_per_call")
-            if self.take is None:  # else more time has passed than this checkpoint knows
+            if self.take is None:  # not after a rollback: the times of this process go on
                 self.times.update({name: host[name] for name in self.times})
             logger.info("going on from step %d of %s", start, self.run.folder)
         else:
@@ -183,7 +184,7 @@ class Loop:
         return state, start, pending
 
     def compiled(self, state: PyTree) -> CompiledStep:
-        """The step, compiled once."""
+        """The compiled step; compile it at the first call."""
         if self.take is None:
             step = skip_nonfinite(self.step) if self.config.on_nonfinite == "skip" else self.step
             limit, how = self.length or 1, {"fixed": self.accelerator}
@@ -197,14 +198,14 @@ class Loop:
         return self.take
 
     def measured(self, take: CompiledStep, state: PyTree, metrics: PyTree, began: float) -> None:
-        """Note how long a single step took; after some of them choose how many a call takes, and compile that."""
+        """Record the duration of a single step; after MEASURED of them choose the steps per call and compile for it."""
         jax.block_until_ready(metrics)
         self.durations.append(time.perf_counter() - began)
         if len(self.durations) < MEASURED:
             return
         seconds = min(self.durations[1:])
         length = steps_a_call(seconds, math.gcd(*self.stops()))
-        if jax.process_count() > 1:  # the first decides
+        if jax.process_count() > 1:  # process 0 decides
             length = int(multihost_utils.broadcast_one_to_all(np.int32(length)))
         self.times["train_seconds"] += self.clock.lap()
         if length > 1:
@@ -214,7 +215,7 @@ class Loop:
         self.length = length
 
     def evaluate_first(self, start: int, pending: dict[str, float] | None, state: PyTree, write: Write) -> None:
-        """Call the functions due before the first step, or after the last one of an interrupted run."""
+        """Call the functions due before the first step, or those that an interrupted run still owes at ``start``."""
         if (pending is not None or not start) and (values := (pending or {}) | self.call_due(start, state)):
             write(start, values)
             if start:
@@ -223,7 +224,7 @@ class Loop:
     def advance(
         self, take: CompiledStep, state: PyTree, start: int, write: Write, log: MetricsLog, bar: Progress
     ) -> PyTree:
-        """The state at the last step."""
+        """Run the steps after ``start``; return the state after the last one."""
         finite, steps = NonFiniteMonitor(self.run, self.config.on_nonfinite), self.config.steps
         done, late = start, None
         self.since_save.lap()
@@ -237,7 +238,7 @@ class Loop:
                 if self.length is None:
                     self.measured(take, state, metrics, began)
                 ready, late = late, CallResult(done, count, metrics, [ids_of(row) for row in rows])
-                if ready:  # one call late: the device works while the host fetches and prepares
+                if ready:  # one call late, so that the device computes while the host logs and loads
                     for row in finite.rows(ready, state):
                         write(*row)
                 signal, asked = self.signals.stop(self.save_is_due())
@@ -259,7 +260,7 @@ class Loop:
                 bar.line(done, values)
             except Interrupted as interrupted:
                 signal, pending = interrupted.number, values
-            if save or signal:  # which may have come meanwhile
+            if save or signal:  # the signal may have come during the evaluation
                 log.flush()
                 with self.watchdog():
                     self.save(done, state, values, pending)
@@ -268,15 +269,15 @@ class Loop:
         return state
 
     def watchdog(self) -> AbstractContextManager[None]:
-        """A block that must not take longer than the watchdog allows, with several processes."""
+        """With several processes, a context that must end within ``config.watchdog`` seconds."""
         return watchdog(self.config.watchdog if jax.process_count() > 1 else 0.0)
 
     def stops(self) -> list[int]:
-        """After every multiple of which numbers of steps the host has something to do."""
+        """The intervals, in steps, at which the host saves or evaluates."""
         return [stop for stop in (self.config.checkpoint_every, *(entry.steps for entry in self.every)) if stop]
 
     def steps_of_call(self, done: int) -> int:
-        """How many steps the next call takes: the calls of a run are the same wherever it was interrupted."""
+        """The number of steps of the next call, chosen so that interruptions do not change the results."""
         left = min([self.config.steps - done, *(stop - done % stop for stop in self.stops())])
         length = self.length or 1
         if not self.accelerator:
@@ -284,24 +285,24 @@ class Loop:
         return length if done % length == 0 and length <= left else 1
 
     def saves_at(self, done: int) -> bool:
-        """Whether there is always a checkpoint after ``done`` steps."""
+        """Whether a checkpoint after ``done`` steps is due regardless of the time."""
         config = self.config
         in_turn = config.checkpoint_every and done % config.checkpoint_every == 0
         return done == config.steps or bool(in_turn) or (config.save_evaluations and self.is_due(done))
 
     def save_is_due(self) -> bool:
-        """Whether ``checkpoint_seconds`` have passed since the last save; once, then they begin again."""
+        """Whether ``checkpoint_seconds`` have passed since the last save; if so, restart the timer."""
         if not self.config.checkpoint_seconds or self.since_save.seconds() < self.config.checkpoint_seconds:
             return False
         self.since_save.lap()
         return True
 
     def is_due(self, done: int) -> bool:
-        """Whether a function's turn is after ``done`` steps."""
+        """Whether any function is due after ``done`` steps."""
         return any(done % entry.steps == 0 for entry in self.every)
 
     def call_due(self, done: int, state: PyTree) -> dict[str, float]:
-        """Call every function whose turn it is after ``done`` steps; their metrics together."""
+        """Call every function due after ``done`` steps; return their merged metrics."""
         values: dict[str, float] = {}
         if not self.is_due(done):
             return values
@@ -314,7 +315,7 @@ class Loop:
         return values
 
     def save(self, done: int, state: PyTree, metrics: dict[str, float], pending: dict[str, float] | None) -> None:
-        """Save the state and all that the host needs to go on."""
+        """Save the state and everything the host needs to resume."""
         self.since_save.lap()
         self.times["train_seconds"] += self.clock.lap()
         host = {"batches": self.batches.get_state(), **self.times, "run": self.run.identity}
@@ -323,12 +324,12 @@ class Loop:
 
 
 def ids_of(batch: Any) -> np.ndarray | None:
-    """The ids of a batch's examples, where it has such."""
+    """The ids of a batch's examples, or None if it has none."""
     return batch.get("id") if isinstance(batch, dict) else None
 
 
 class Clock:
-    """Seconds since the last lap."""
+    """A stopwatch that measures seconds since the last lap."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
@@ -337,6 +338,6 @@ class Clock:
         return time.perf_counter() - self._last
 
     def lap(self) -> float:
-        """Begin the next lap; the seconds of the last one."""
+        """Start a new lap; return the seconds of the last one."""
         last, self._last = self._last, time.perf_counter()
         return self._last - last

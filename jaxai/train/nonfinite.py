@@ -1,4 +1,4 @@
-"""Non-finite values during training: a report, and abort, skip or rollback."""
+"""Non-finite values during training: report them, then abort, skip the step or roll back."""
 
 import dataclasses
 import logging
@@ -19,12 +19,12 @@ from jaxai.typing import Array, PyTree
 logger = logging.getLogger(__name__)
 
 Policy = Literal["abort", "skip", "rollback"]
-LIMIT = 10  # steps skipped one after the other
+LIMIT = 10  # consecutive skipped steps at which training stops
 
 
 @dataclasses.dataclass(frozen=True)
 class CallResult:
-    """Result of one call: the ``count`` steps after ``done``, their metrics on the device, their examples' ids."""
+    """Result of one call: ``count`` steps after step ``done``, their metrics on the device, their examples' ids."""
 
     done: int
     count: int
@@ -33,17 +33,17 @@ class CallResult:
 
 
 class NonFiniteMonitor:
-    """Fetch the metrics of steps, report non-finite ones in ``nonfinite.json``, follow a policy.
+    """Fetch the metrics of steps, report non-finite ones in ``nonfinite.json``, and act on them by a policy.
 
     ``abort`` raises FloatingPointError; ``rollback`` raises Rollback; ``skip`` (with steps from `skip_nonfinite`)
-    warns, and raises FloatingPointError at the tenth such step in a row.
+    warns, and raises FloatingPointError at the tenth skipped step in a row.
     """
 
     def __init__(self, run: Run, policy: Policy) -> None:
         self._run, self._policy, self._in_a_row = run, policy, 0
 
     def rows(self, taken: CallResult, state: PyTree) -> Iterator[tuple[int, dict[str, float]]]:
-        """(step, its metrics) on the host. ``state`` may be further than that step, or the one after it."""
+        """Yield (step, finite metrics) of a call. ``state``, used for the report, may be that of a later step."""
         columns = jax.device_get(dict(taken.metrics))
         for row in range(taken.count):
             step, values = taken.done + row + 1, {name: float(column[row]) for name, column in columns.items()}
@@ -89,7 +89,7 @@ class NonFiniteMonitor:
 
 
 def leaves_not_finite(state: PyTree) -> dict[str, int | None]:
-    """How many elements of each float leaf are NaN or infinite, for the leaves that have any, the worst first."""
+    """The number of non-finite elements of each float leaf that has any, largest share first."""
     leaves = float_leaves(state)
     counts = {name: int(leaf.size - jnp.isfinite(leaf).sum()) for name, leaf in leaves.items()}
     worst_first = sorted(counts, key=lambda name: -counts[name] / max(leaves[name].size, 1))

@@ -25,14 +25,14 @@ class Adam:
     warmup: int = 0
     """Steps over which the learning rate rises linearly from 0."""
     final_rate: float = 1.0
-    """Learning rate after decay_steps as a share of learning_rate; a cosine leads there after the warm-up."""
+    """Learning rate after decay_steps as a fraction of learning_rate, reached by cosine decay after the warm-up."""
     weight_decay: float = 0.0
     decay: Literal["all", "matrices"] = "all"
-    """Parameters that decay: all, or only kernels and embeddings: neither a ``bias`` nor a ``scale``."""
+    """Parameters subject to weight decay: all, or only kernels and embeddings (no ``bias``, no ``scale``)."""
     clip: float = 0.0
-    """The norm that gradients are scaled down to where they exceed it; 0: never."""
+    """Maximum global gradient norm (clipping); 0: no clipping."""
     muon: bool = False
-    """Muon for the kernels of dense layers (Jordan et al. 2024), its updates as large as Adam's (arXiv:2502.16982)."""
+    """Muon for dense kernels (Jordan et al. 2024), updates scaled to the size of Adam's (arXiv:2502.16982)."""
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
@@ -49,12 +49,12 @@ class Airbench:
 
     filter_rate: float = 0.24
     bias_rate: float = 0.053
-    """This and head_rate are for the loss summed over a batch."""
+    """Learning rate of biases for the loss summed over a batch, as head_rate is."""
     head_rate: float = 0.67
     weight_decay: float = 2e-6
-    """Of biases and head: an example's share in what a parameter shrinks by in a step, before the rates' decay."""
+    """Of biases and head: relative shrinkage per step and example at the initial learning rate."""
     whitening_share: float = 3 / 8
-    """The share of the decay_steps in which the whitening bias is trained."""
+    """The fraction of decay_steps during which the whitening bias is trained."""
 
     def __post_init__(self) -> None:
         if not min(self.filter_rate, self.bias_rate, self.head_rate) > 0:
@@ -64,7 +64,10 @@ class Airbench:
 
 
 def schedule(config: Adam, decay_steps: int) -> optax.Schedule:
-    """Learning rate schedule: linear warm-up, a cosine to the final share at ``decay_steps``, then constant."""
+    """Learning rate schedule: linear warm-up, cosine decay to the final rate at ``decay_steps``, then constant.
+
+    ValueError unless ``decay_steps`` exceeds the warm-up.
+    """
     rate, start = config.learning_rate, 0.0 if config.warmup else config.learning_rate
     if decay_steps <= config.warmup:
         raise UserError(f"decay_steps {decay_steps} must exceed warmup {config.warmup}")
@@ -72,7 +75,7 @@ def schedule(config: Adam, decay_steps: int) -> optax.Schedule:
 
 
 def optimizer(config: Adam, decay_steps: int) -> optax.GradientTransformation:
-    """The optax transformation of a config whose learning rate takes its course over ``decay_steps`` steps."""
+    """The optax optimiser of a config; its learning rate schedule runs over ``decay_steps`` steps."""
     rate = schedule(config, decay_steps)
     mask = None if config.decay == "all" else matrices
     parts = [optax.add_decayed_weights(config.weight_decay, mask)] if config.weight_decay else []
@@ -83,7 +86,7 @@ def optimizer(config: Adam, decay_steps: int) -> optax.GradientTransformation:
 
 
 def scale_by_adam(beta1: float, beta2: float) -> optax.GradientTransformation:
-    """Adam's; without a first moment, as GANs have it, none is stored."""
+    """Adam's scaling; with ``beta1`` = 0, common for GANs, no first moment is stored."""
     if beta1:
         return optax.scale_by_adam(beta1, beta2)
     return optax.scale_by_rms(beta2, eps_in_sqrt=False, bias_correction=True)
@@ -92,8 +95,8 @@ def scale_by_adam(beta1: float, beta2: float) -> optax.GradientTransformation:
 def muon(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
     """Muon with momentum 0.95 (Nesterov) for kernels [I, O] or stacked [layers, I, O], and decoupled weight decay.
 
-    An orthogonalised update is scaled by 0.2 sqrt(max(I, O)), so that its elements are as large as Adam's and both take
-    one learning rate (Liu et al. 2025, arXiv:2502.16982).
+    The orthogonalised update is scaled by 0.2 sqrt(max(I, O)), so that its RMS matches Adam's and both can share one
+    learning rate (Liu et al. 2025, arXiv:2502.16982).
     """
 
     def axes(kernels: PyTree) -> PyTree:
@@ -111,7 +114,7 @@ def muon(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformat
 
 
 def muon_groups(params: PyTree) -> PyTree:
-    """``muon`` for the kernels of dense layers, ``adam`` for those of convolutions, embeddings, biases and scales."""
+    """Label each parameter: ``muon`` for dense kernels; ``adam`` for convolutions, embeddings, biases and scales."""
 
     def group(path: tuple, leaf: Any) -> str:
         return "muon" if path[-1].key == "kernel" and leaf.ndim <= 3 else "adam"
@@ -120,17 +123,17 @@ def muon_groups(params: PyTree) -> PyTree:
 
 
 def matrices(params: PyTree) -> PyTree:
-    """Which parameters are neither a ``bias`` nor a ``scale``; by name, as those of stacked blocks have two axes."""
+    """Mask of the parameters not named ``bias`` or ``scale``; by name, since those of stacked blocks have two axes."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ("bias", "scale"), params)
 
 
 def airbench_optimizer(config: Airbench, decay_steps: int, batch_size: int) -> optax.GradientTransformation:
-    """The transformation for parameters of `jaxai.nn.cnn.AirbenchCNN`, on gradients of the mean loss over a batch.
+    """The optimiser for the parameters of `jaxai.nn.cnn.AirbenchCNN`, given gradients of the mean loss over a batch.
 
-    All rates fall linearly to 0 over ``decay_steps``, that of the whitening bias over its share of them. A kernel w
-    becomes sqrt(outputs) w / |w| - rate * Muon's update, orthogonalised with 3 Newton-Schulz steps as a matrix of
-    outputs by the rest (momentum 0.6, Nesterov). Biases and head follow ``batch_size`` times their gradient, plus
-    weight_decay * batch_size / rate of themselves. The whitening kernel stays.
+    All rates fall linearly to 0 over ``decay_steps``, that of the whitening bias over ``whitening_share`` of them. A
+    kernel w becomes sqrt(outputs) w / |w| - rate * Muon's update, orthogonalised by 3 Newton-Schulz steps as a matrix
+    [outputs, inputs] (momentum 0.6, Nesterov). Biases and head use SGD on ``batch_size`` times their gradient plus
+    weight_decay * batch_size / rate times the parameter. The whitening kernel is frozen.
 
     Sources: Jordan 2024, arXiv 2404.00498, and his airbench94_muon; Muon: Jordan et al. 2024,
     kellerjordan.github.io/posts/muon. optax corrects the bias of Muon's two averages, which changes the first steps.
@@ -162,14 +165,14 @@ def airbench_optimizer(config: Airbench, decay_steps: int, batch_size: int) -> o
 
 
 def airbench_groups(params: PyTree) -> PyTree:
-    """Which of `airbench_optimizer`'s groups each parameter belongs to."""
+    """The group of `airbench_optimizer` for each parameter."""
     by_rank = {1: "bias", 2: "head", 4: "kernel"}
     groups = jax.tree.map(lambda leaf: by_rank[leaf.ndim], params)
     return groups | {"whiten": {"kernel": "whitening kernel", "bias": "whitening bias"}}
 
 
 def rescale_kernels() -> optax.GradientTransformation:
-    """Adds to the update of a kernel [..., F] what brings the kernel itself to the norm sqrt(F)."""
+    """Add to each update of a kernel [..., F] the change that rescales the kernel to norm sqrt(F)."""
 
     def rescaled(update: Array, kernel: Array) -> Array:
         return update + (math.sqrt(kernel.shape[-1]) / jnp.linalg.norm(kernel) - 1) * kernel
@@ -178,6 +181,6 @@ def rescale_kernels() -> optax.GradientTransformation:
 
 
 def cosine(step: ArrayLike, start: float, end: float, decay_steps: int) -> Array:
-    """From ``start`` at step 0 to ``end`` at step ``decay_steps`` along half a cosine, then constant."""
+    """A half-cosine from ``start`` at step 0 to ``end`` at step ``decay_steps``, then constant."""
     share = jnp.clip(step / max(decay_steps, 1), 0.0, 1.0)
     return end + (start - end) * 0.5 * (1.0 + jnp.cos(math.pi * share))

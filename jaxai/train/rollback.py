@@ -20,25 +20,25 @@ from jaxai.typing import PyTree
 logger = logging.getLogger(__name__)
 
 
-LIMIT = 3  # after so many a run stops
+LIMIT = 3  # rollbacks per run; one more stops it
 
 
 def roll_back(run: Run, checkpoints: Checkpoints, rollback: Rollback, rollbacks: list[dict[str, Any]]) -> None:
-    """Delete the checkpoints after the last good step, record and log it. Raises Stopped at the fourth rollback."""
+    """Delete the checkpoints after the last good step; record and log the rollback. Raises Stopped at the fourth."""
     if len(rollbacks) == LIMIT:
-        raise Stopped(f"{rollback}; {LIMIT} times before it went back (rollbacks.json): change the training")
+        raise Stopped(f"{rollback}; already rolled back {LIMIT} times (rollbacks.json): change the training options")
     good = rollback.last_good_step
-    if jax.process_count() > 1:  # the first knows all of the run's metrics
+    if jax.process_count() > 1:  # process 0 decides: it has all of the run's metrics
         good = int(multihost_utils.broadcast_one_to_all(np.int32(good)))
     to = checkpoints.drop_after(good)
     rollbacks.append({"reason": str(rollback), "to": to})
     if first_process():
         write_json(run.shared / "rollbacks.json", {"rollbacks": rollbacks})
-    logger.warning("%s: back to step %d, with other noise", rollback, to)
+    logger.warning("%s: rolled back to step %d, resuming with a new key", rollback, to)
 
 
 def read_rollbacks(run: Run) -> list[dict[str, Any]]:
-    """The ``reason`` of each time that this run went back, and the step ``to`` which it did."""
+    """The run's rollbacks so far: the ``reason`` of each and the step ``to`` which it went. ValueError if damaged."""
     path = run.shared / "rollbacks.json"
     if not path.exists():
         return []
@@ -52,8 +52,8 @@ def read_rollbacks(run: Run) -> list[dict[str, Any]]:
 
 
 def with_new_keys(state: PyTree, number: int) -> PyTree:
-    """A state whose typed keys are new, for each number >= 1 other ones."""
-    fold = partial(jax.random.fold_in, data=2**32 - 1 - number)  # a number that no step has
+    """The state with each typed key replaced by a new one; every ``number`` >= 1 gives different keys."""
+    fold = partial(jax.random.fold_in, data=2**32 - 1 - number)  # no step has such a number
 
     def other(leaf: Any) -> Any:
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

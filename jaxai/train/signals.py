@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT while a run trains: the first saves and ends it, the second ends it at once."""
+"""SIGTERM and SIGINT during training: the first saves and stops the run, the second ends the process at once."""
 
 import contextlib
 import os
@@ -19,10 +19,11 @@ HANDLED = (signal.SIGTERM, signal.SIGINT)
 
 
 class Signals:
-    """Whether to stop, as a context; ``received`` is the first signal's number, or 0.
+    """A context that handles SIGTERM and SIGINT; ``received`` is the number of the signal received, or 0.
 
-    A thread reads what Python's own handler writes for each signal, so that the second one ends the process also while
-    the main thread compiles or waits. Does nothing outside the main thread, where Python handles no signals.
+    A thread reads the wakeup pipe to which Python writes each signal's number, so that the second signal ends the
+    process even while the main thread compiles or waits. Does nothing outside the main thread, where Python handles no
+    signals.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -56,11 +57,11 @@ class Signals:
             raise Interrupted(number)
 
     def stop(self, save: bool = False) -> tuple[int, bool]:
-        """The signal on which to stop, or 0, and whether to save now, for which ``save`` asks.
+        """The signal on which to stop, or 0, and whether to save now; ``save`` requests a checkpoint.
 
-        All of several processes call this equally often and get the same answer: the signal that any of them had
-        received at the call before, and what the first asked for then. The devices exchange both while they work, and
-        no host waits for them.
+        With several processes all must call this equally often, and all get the same answer: the signal that any of
+        them had received by the previous call, and the ``save`` that process 0 passed then. The exchange runs on the
+        devices between steps, so that no host waits for it.
         """
         if jax.process_count() == 1:
             return self.received, save
@@ -76,7 +77,7 @@ class Signals:
 
     @contextlib.contextmanager
     def raised(self) -> Iterator[None]:
-        """Where a signal, also one received before, raises Interrupted; not with several processes."""
+        """A context in which a signal, even an earlier one, raises Interrupted; no effect with several processes."""
         if jax.process_count() > 1:
             yield
             return
@@ -90,7 +91,7 @@ class Signals:
 
 
 def end_at_second(reader: int) -> None:
-    """End the process at the second of the handled signals, whose numbers come as bytes, until the pipe is closed."""
+    """Read signal numbers (bytes) from the pipe until it is closed; end the process at the second handled one."""
     received = 0
     with os.fdopen(reader, "rb", buffering=0) as signals:
         while number := signals.read(1):

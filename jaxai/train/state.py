@@ -1,4 +1,4 @@
-"""State of supervised training: data only, so that it can be sharded, donated, saved and compared."""
+"""State of supervised training: a pytree of arrays that can be sharded, donated, saved and compared."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from flax import struct
 class TrainState:
     """State of supervised training.
 
-    ``step`` int32 [], updates done; ``params`` and ``ema_params`` (their moving average, or None) float32 pytrees;
-    ``opt_state`` of optax; ``key`` a typed key that never changes: a step's randomness is ``fold_in(key, step)``;
-    ``carry`` what the loss function hands from a batch to the next, such as a recurrent network's state, or None.
+    ``step`` int32 [], the number of updates; ``params`` and ``ema_params`` (their moving average, or None) float32
+    pytrees; ``opt_state`` of optax; ``key`` a constant typed key: a step's randomness is ``fold_in(key, step)``;
+    ``carry`` passed by the loss function from batch to batch, such as a recurrent network's state, or None.
     """
 
     step: Any

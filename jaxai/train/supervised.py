@@ -1,4 +1,4 @@
-"""One step of supervised training, and evaluation: pure functions, jitted where they are called."""
+"""Supervised training: the step, its state and its losses, as pure functions that the caller jits."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,9 +18,9 @@ from jaxai.typing import Array, PyTree
 LossFn = Callable[[PyTree, PyTree, Array], tuple[Array, dict[str, Array]]]
 """(params, batch, key) -> (loss [], metrics)."""
 CarryLossFn = Callable[[PyTree, PyTree, Array, PyTree], tuple[Array, tuple[dict[str, Array], PyTree]]]
-"""(params, batch, key, carry) -> (loss [], (metrics, the next batch's carry))."""
+"""(params, batch, key, carry) -> (loss [], (metrics, carry for the next batch))."""
 Gradient = Callable[[LossFn, PyTree, PyTree, Array], tuple[tuple[Array, dict[str, Array]], PyTree]]
-"""(loss_fn, params, batch, key) -> ((loss, metrics), gradient by params)."""
+"""(loss_fn, params, batch, key) -> ((loss, metrics), gradient with respect to params)."""
 
 
 def mean_gradient(
@@ -28,9 +28,9 @@ def mean_gradient(
 ) -> tuple[tuple[Array, dict[str, Array]], PyTree]:
     """((loss, metrics), gradient of the loss), averaged over ``accumulation_steps`` equal parts of the batch.
 
-    The parts are computed one after the other, each with a key of its own: less memory, and on CPU up to 1.2 times the
-    speed, as a part stays in the cache. Equal to the gradient over the batch if ``loss_fn`` is a mean over examples.
-    ValueError if ``accumulation_steps`` does not divide the batch.
+    The parts are computed one after the other, each with its own key, which saves memory and on CPU is up to 1.2 times
+    as fast, since a part fits in the cache. Equals the gradient over the whole batch if ``loss_fn`` is a mean over
+    examples. ValueError if ``accumulation_steps`` does not divide the batch size.
     """
     of_part = jax.value_and_grad(loss_fn, has_aux=True)
     if accumulation_steps == 1:
@@ -44,7 +44,7 @@ def mean_gradient(
         values = of_part(params, examples, jax.random.fold_in(key, index))
         return jax.tree.map(lambda a, b: a + b / accumulation_steps, total, values), None
 
-    # Part i has every accumulation_steps-th example from i on: each device holds its share of every part.
+    # Part i has every accumulation_steps-th example from i on, so that every part is spread over all devices.
     examples = jax.tree.map(
         lambda x: x.reshape(size // accumulation_steps, accumulation_steps, *x.shape[1:]).swapaxes(0, 1), batch
     )
@@ -56,7 +56,7 @@ def mean_gradient(
 def init_state(
     params: PyTree, tx: optax.GradientTransformation, key: Array, *, keep_ema: bool = False, carry: Any = None
 ) -> TrainState:
-    """The state before the first step; ``key`` a typed key; ``ema_params`` is None without ``keep_ema``."""
+    """The state before the first step; ``key`` is a typed key; ``ema_params`` is None without ``keep_ema``."""
     ema_params = jax.tree.map(jnp.copy, params) if keep_ema else None
     return TrainState(jnp.zeros((), "int32"), params, ema_params, tx.init(params), key, carry)
 
@@ -72,11 +72,11 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update of all parameters: params - tx(gradient of the loss over the batch).
 
-    ``ema_half_life``, in examples, must be positive if ``state.ema_params`` is kept. Metrics: ``loss``, those of
+    ``ema_half_life``, in examples, must be positive if ``state.ema_params`` is not None. Metrics: ``loss``, those of
     ``loss_fn``, and the norms of gradient, parameters and update, all float32 [].
 
-    With a ``state.carry``, ``loss_fn`` is a `CarryLossFn`. No gradient flows into it: that is truncated backpropagation
-    through time. ValueError for a ``gradient`` with a carry.
+    If ``state.carry`` is not None, ``loss_fn`` is a `CarryLossFn`. No gradient flows through the carry (truncated
+    backpropagation through time). ValueError if a ``gradient`` is given together with a carry.
     """
     key = jax.random.fold_in(state.key, state.step)
     carry = state.carry
@@ -101,8 +101,8 @@ def train_step(
 class Supervised:
     """Trainer of one network by `train_step`.
 
-    ``init_params`` maps a key to the parameters. ``gradient`` may be replaced, for instance by
-    ``partial(mean_gradient, accumulation_steps=4)``. ``carry`` is the first batch's, for a `CarryLossFn`.
+    ``init_params`` maps a key to the initial parameters. ``gradient`` may be replaced, for instance by
+    ``partial(mean_gradient, accumulation_steps=4)``. ``carry`` is the initial carry of a `CarryLossFn`.
     """
 
     init_params: Callable[[Array], PyTree]
@@ -136,10 +136,10 @@ def cross_entropy(logits: Array, labels: Array) -> tuple[Array, dict[str, Array]
 def smoothed_cross_entropy(
     logits: Array, labels: Array, smoothing: float, *, padding: int
 ) -> tuple[Array, dict[str, Array]]:
-    """Cross-entropy with label smoothing, and without as ``nll``, in nats: means over labels that are not ``padding``.
+    """Cross-entropy with label smoothing and, as metric ``nll``, without, in nats, averaged over non-padding labels.
 
-    (1 - e) nll - e mean(log p), where the labels share e = ``smoothing`` of a target's probability (Szegedy et al.
-    2015, arXiv:1512.00567); logits [B, T, V], labels int [B, T].
+    (1 - e) nll - e mean(log p), where e = ``smoothing`` of the target probability is spread evenly over all classes
+    (Szegedy et al. 2015, arXiv:1512.00567); logits [B, T, V], labels int [B, T].
     """
     likelihood = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
@@ -150,6 +150,6 @@ def smoothed_cross_entropy(
 
 
 def norms(grads: PyTree, params: PyTree, updates: PyTree) -> dict[str, Array]:
-    """The global L2 norms that every step reports."""
+    """Global L2 norms of gradient, parameters and update, which every step reports."""
     trees = {"gradient_norm": grads, "parameter_norm": params, "update_norm": updates}
     return {name: optax.tree.norm(tree) for name, tree in trees.items()}

@@ -41,7 +41,7 @@ def test_a_collapsed_run_stops_or_goes_back(tmp_path):
     assert result.returncode == 1
     (line,) = (line for line in result.stderr.splitlines() if line.startswith("stopped: "))
     assert "step 20: the generator has collapsed" in line
-    with pytest.raises(Stopped, match="3 times before it went back"):
+    with pytest.raises(Stopped, match="already rolled back 3 times"):
         start(load(SCRIPT), tmp_path / "run", "--on-collapse", "rollback", "--collapse-after", "20")
     rollbacks = json.loads((tmp_path / "run" / "rollbacks.json").read_text())["rollbacks"]
     assert [rollback["to"] for rollback in rollbacks] == [0, 0, 0]

@@ -354,7 +354,7 @@ def determinism(folder: Path, count: int) -> str:
 def not_finite(folder: Path, count: int) -> str:
     """A learning rate that no network survives: found at its step, told with batch and worst leaf."""
     policies = ("abort", "skip", "rollback")[:count]
-    words = {"abort": "or go on with", "skip": "steps in a row are skipped", "rollback": "3 times before it went back"}
+    words = {"abort": "or go on with", "skip": "steps in a row are skipped", "rollback": "already rolled back 3 times"}
     for policy in policies:
         trial = Trial(
             "transformer", folder / policy, 40, ("--optimizer.learning-rate", "1e38", "--on-nonfinite", policy)

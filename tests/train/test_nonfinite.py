@@ -135,7 +135,7 @@ def test_a_step_that_is_not_finite_sets_back_on_request(tmp_path):
     train(tmp_path / "once", 9, batches=Once(), **options)
     (told,) = json.loads((tmp_path / "once" / "rollbacks.json").read_text())["rollbacks"]
     assert (told["to"], "is nan at step 4" in told["reason"]) == (3, True)
-    with pytest.raises(Stopped, match=r"at step 4, see .*; 3 times before it went back"):
+    with pytest.raises(Stopped, match=r"at step 4, see .*; already rolled back 3 times"):
         train(tmp_path / "rotten", 9, batches=Rotten(), **options)
 
 
