@@ -1,15 +1,15 @@
-"""Everything that wants a GPU, measured on one by one command in ten minutes.
+"""Measure jaxai on one GPU in ten minutes.
 
-    python benchmarks/gpu.py                                      # every section that fits, the most valuable first
+    python benchmarks/gpu.py                                      # every section that fits, the most informative first
     python benchmarks/gpu.py --peers PYTHON --data-dir DIR        # with PyTorch, and CIFAR-10's and MNIST's files
     python benchmarks/gpu.py --only attention masks               # some sections
-    python benchmarks/gpu.py --dry                                # all of it in miniature on a CPU, 3 minutes
+    python benchmarks/gpu.py --dry                                # every section at small size on a CPU, 3 minutes
 
-PYTHON is an interpreter that has PyTorch for this GPU; without it `python3` is taken if that has it. DIR holds official
-files. Run it on an otherwise idle machine. Each section is a process of its own with a time limit; one that doesn't fit
-into what is left of --seconds is not started, and one that fails is a row of the results. Numbers are compared with
-a float32 reference before anything is timed. Every measurement is appended to OUT/results.jsonl as soon as it is there;
-at the end OUT/results.md has a table of what was met, missed and not run (docs/gpu.md). Exit code 0 if it ran at all.
+PYTHON is an interpreter that has PyTorch for this GPU; by default `python3`, if it has. DIR holds official data files.
+Run it on an otherwise idle machine. Each section is a separate process with a time limit; a section that may need more
+than the rest of --seconds is not started, and one that fails becomes a row of the results. Numerics are compared with a
+float32 reference before anything is timed. Every measurement is appended to OUT/results.jsonl at once; at the end
+OUT/results.md tabulates all of them (docs/gpu.md). The exit code is 0 whatever the rows contain.
 """
 
 import contextlib
@@ -52,9 +52,9 @@ SECTIONS = {
     "lstm": 25,
     "convolution": 25,
 }
-"""The seconds that each may take on a GPU."""
+"""Time limits in seconds on a GPU."""
 DRY_SECONDS = 400
-"""What each may take in miniature, on cores that others use too."""
+"""Time limit of each section with --dry, on shared cores."""
 PROBE = """
 import jax, json, importlib.metadata as m
 device = jax.devices()[0]
@@ -66,16 +66,16 @@ print(json.dumps({{"device": device.device_kind, "versions": versions}}))
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure, and against what."""
+    """Options of the benchmark."""
 
     seconds: float = 540.0
-    """How long all of it may take."""
+    """Time limit of the whole benchmark."""
     only: tuple[str, ...] = ()
     """Sections to run; all by default."""
     dry: bool = False
-    """In miniature on the CPU, to see whether all of it runs."""
+    """Small sizes on the CPU, to test that every section runs."""
     peers: Path | None = None
-    """The interpreter that has PyTorch; by default python3, if it has."""
+    """An interpreter that has PyTorch; by default python3, if it has PyTorch."""
     data_dir: Path | None = None
     """A folder with official data files."""
     out: Path = Path("runs/benchmarks/gpu")
@@ -95,7 +95,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Run the sections and write the table, whatever happens to them."""
+    """Run the sections and write the table, even if sections fail."""
     until = time.monotonic() + config.seconds
     found = probe(config.dry)
     peers = find_torch(config.peers, config.dry)
@@ -108,7 +108,7 @@ def main(config: Config) -> None:
             left, limit = until - time.monotonic(), DRY_SECONDS if config.dry else SECTIONS[name]
             session = Session(name, limit, **options)
             if SECTIONS[name] > left:
-                reason = f"wants {SECTIONS[name]} s, {max(left, 0):.0f} s are left: run it by --only {name}"
+                reason = f"needs {SECTIONS[name]} s, {max(left, 0):.0f} s are left: run it with --only {name}"
                 session.row("section", status=NOT_RUN, detail=reason)
             else:
                 run_section(session)
@@ -119,12 +119,12 @@ def main(config: Config) -> None:
 
 
 def environment(dry: bool) -> dict[str, str]:
-    """Of every process: JAX on this platform alone, and taking no more of its memory than it needs."""
+    """Environment variables of every process: JAX on one platform, without preallocating GPU memory."""
     return {**os.environ, "JAX_PLATFORMS": "cpu" if dry else "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 def probe(dry: bool) -> dict[str, Any]:
-    """JAX's device and versions, from a process of its own. ValueError where there is no GPU."""
+    """JAX's device and versions, from a separate process. UserError if there is no GPU."""
     program = PROBE.format(platform="cpu" if dry else "gpu")
     line = [sys.executable, "-c", program]
     job = subprocess.run(line, capture_output=True, text=True, check=False, env=environment(dry))
@@ -135,7 +135,7 @@ def probe(dry: bool) -> dict[str, Any]:
 
 
 def find_torch(peers: Path | None, dry: bool) -> Path | None:
-    """The interpreter given, or `python3` if it has PyTorch for this device. ValueError where the former has not."""
+    """The given interpreter, or `python3`, if it has PyTorch for this device. UserError if the given one has not."""
     python = peers or (None if dry else shutil.which("python3"))
     if python is None:
         return None
@@ -147,7 +147,7 @@ def find_torch(peers: Path | None, dry: bool) -> Path | None:
 
 
 def run_section(session: Session) -> None:
-    """A section in a process group of its own, which is killed at the limit. What goes wrong is a row."""
+    """Run a section in its own process group, killed at the time limit. A failure becomes a row."""
     print(f"\n{session.section}: at most {session.seconds:.0f} s", flush=True)
     log = session.out / f"{session.section}.log"
     before = time.monotonic()
@@ -171,12 +171,12 @@ def run_section(session: Session) -> None:
 
 
 def last_line(text: str) -> str:
-    """Of what a program wrote."""
+    """The last line of a program's output."""
     return (text.strip().splitlines() or ["no message"])[-1][:300]
 
 
 def section(arguments: str) -> None:
-    """What a section's process does: its module measures, and an exception is a row."""
+    """Run a section's module in its process. An exception becomes a row."""
     session = Session.from_json(arguments)
     with session.guarded("section"):
         importlib.import_module(f"gpu_sections.{session.section}").run(session)
@@ -186,7 +186,7 @@ def section(arguments: str) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of the newest start of each section; a line that a kill has cut off is left out."""
+    """The rows of each section's newest run; incomplete lines, cut off by a kill, are skipped."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
@@ -198,14 +198,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """In Markdown: what failed, was missed, met, not run, and what has nothing to be compared with."""
+    """Format the rows as a Markdown table, ordered by status."""
     counts = {status: [row for row in rows if row["status"] == status] for status in STATUSES}
     starts = sorted({(row["device"], json.dumps(row["versions"]), row["dry"]) for row in rows})
     lines = ["# GPU benchmark", "", ", ".join(f"{len(chosen)} {status}" for status, chosen in counts.items()), ""]
     for device, versions, dry in starts:
         named = ", ".join(f"{name} {version}" for name, version in json.loads(versions).items())
-        lines.append(f"{device}, {named}{'; in miniature on a CPU: not a measurement' if dry else ''}\n")
-    lines += ["| status | section | what | value | wanted | from ... to | detail |", "|---|---|---|---|---|---|---|"]
+        lines.append(f"{device}, {named}{'; small sizes on a CPU: not a measurement' if dry else ''}\n")
+    lines += ["| status | section | what | value | bound | from ... to | detail |", "|---|---|---|---|---|---|---|"]
     for row in [row for chosen in counts.values() for row in chosen]:
         value = "" if row["value"] is None else f"{row['value']} {row['unit']}".strip()
         spread = row["spread"]

@@ -1,1 +1,1 @@
-"""The sections of `benchmarks/gpu.py`: a module for each, whose ``run(session)`` measures and writes rows."""
+"""The sections of `benchmarks/gpu.py`: one module each, whose ``run(session)`` measures and appends rows."""

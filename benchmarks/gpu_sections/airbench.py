@@ -7,7 +7,7 @@ ACCURACY, SECONDS = 0.94, 4.0
 
 
 def run(session: Session) -> None:
-    """One run, where there is CIFAR-10."""
+    """Train once, if CIFAR-10's original files are available."""
     workdir = session.out / "airbench" / session.started.replace(":", "-")
     options = ["--preset", "airbench", "--checkpoint-every", "200", "--dtype", "bfloat16"]
     if session.dry:

@@ -1,7 +1,8 @@
 """Attention in bfloat16, full and causal, against jax.nn's cuDNN, tokamax and PyTorch's backends.
 
-Operations count 4 B N T T H forward, 3.5 times that with the gradient, half of it if causal. The gradient is that of q,
-k and v of sum(out * w), with the sum. What is timed is first compared with the reference, on a slice of its heads.
+The forward pass counts 4 B N T T H operations, with the gradient 3.5 times as many, and half if causal. "gradient" is
+sum(out * w) with its gradient in q, k and v. Each program is compared with the reference on a slice of the heads before
+it is timed.
 """
 
 import importlib.util
@@ -35,11 +36,11 @@ DRY = ((2, 64, 3, 16),)
 OPS = ("sdpa_flash", "sdpa_cudnn", "sdpa_efficient")
 CUDNN = {"forward": 1.05, "gradient": 1.10}
 TORCH = 1.15
-"""The times that we may take, over theirs."""
+"""Upper bounds on jaxai's time relative to the peer's."""
 
 
 def run(session: Session) -> None:
-    """Every shape, full and causal."""
+    """Compare every shape, full and causal."""
     with session.peer("torch_attention.py") as torch:
         for shape, causal in itertools.product(DRY if session.dry else SHAPES, (False, True)):
             what = f"{'causal' if causal else 'full'} {list(shape)}"
@@ -49,12 +50,12 @@ def run(session: Session) -> None:
 
 
 def plain(attend: Callable[..., jax.Array], causal: bool) -> Attend:
-    """Without segments."""
+    """Adapt ``attend`` to a signature whose segments it ignores."""
     return lambda q, k, v, segments: attend(q, k, v, is_causal=causal)
 
 
 def libraries() -> dict[str, Callable[..., jax.Array]]:
-    """Ours first."""
+    """The JAX implementations by name, jaxai first."""
     found = {"jaxai": dot_product_attention, "cuDNN": partial(jax.nn.dot_product_attention, implementation="cudnn")}
     if importlib.util.find_spec("tokamax"):
         import tokamax  # pyright: ignore[reportMissingImports]
@@ -66,7 +67,7 @@ def libraries() -> dict[str, Callable[..., jax.Array]]:
 def compare(
     session: Session, torch: Callable[..., dict[str, Any]] | None, shape: Shape, causal: bool, what: str
 ) -> None:
-    """One shape: numbers, then a race of each kind."""
+    """Check the numerics of one shape, then time its forward pass and gradient."""
     data = random_data(shape, jnp.bfloat16)
     kinds = ("forward", "gradient")
     wanted = {kind: reference(kind, plain(reference_attention, causal), data) for kind in kinds}
@@ -90,7 +91,7 @@ def compare(
             program, seconds = made
             try:
                 error = largest_error(sliced(program(data)), wanted[kind])
-            except RuntimeError as failure:  # such as no memory left
+            except RuntimeError as failure:  # such as out of memory
                 if name == "jaxai":
                     raise
                 reasons[name] = failure
@@ -106,7 +107,7 @@ def compare(
 def report(
     session: Session, data: Data, kind: str, causal: bool, what: str, contenders: dict[str, Turn], compiled: float
 ) -> None:
-    """A race, our rate, and our time over everyone's."""
+    """Time all contenders; report jaxai's rate and its time relative to each peer."""
     seconds = race(contenders, **session.timing)
     batch, tokens, heads, size = data.w.shape
     count = 4 * batch * heads * tokens**2 * size * (3.5 if kind == "gradient" else 1) / (2 if causal else 1)
@@ -115,7 +116,7 @@ def report(
     peak = PEAKS.get(session.device)
     detail = [f"{count / median['jaxai'] / peak:.0%} of the peak"] if peak else []
     detail += [f"{name} {count / value / 1e12:.4g}" for name, value in median.items() if name != "jaxai"]
-    detail.append(f"compiled in {compiled:.1f} s beside others")
+    detail.append(f"compiled in {compiled:.1f} s, in parallel with others")
     session.row(what, unit="TFLOP/s", values=rates["jaxai"], detail="; ".join(detail))
 
     def over(name: str, called: str, bound: float | None) -> None:

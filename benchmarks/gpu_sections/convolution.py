@@ -1,4 +1,4 @@
-"""The convolutions that the experiments take, forward and both gradients, against `jax.lax` and PyTorch."""
+"""The experiments' convolutions and poolings, forward and both gradients, against `jax.lax` and PyTorch."""
 
 import dataclasses
 
@@ -17,8 +17,8 @@ NAMES = (
 
 
 def run(session: Session) -> None:
-    """Numbers, then a race, of each case."""
-    # float32 adds up in another order; a GPU's TF32 keeps ten bits of a factor.
+    """Check the numerics of each case, then time it."""
+    # float32 sums in another order; a GPU's TF32 rounds factors to ten bits.
     bound = 1e-5 if session.dry else 5e-3
     batch, rounds = (2, 1) if session.dry else (256, 3)
     with session.peer("convolution.py", "--library", "torch") as torch:

@@ -1,8 +1,8 @@
-"""The default implementation's numbers in bfloat16 and float16 against the dense reference in float32.
+"""Numerics of the default implementation in bfloat16 and float16 against the dense reference in float32.
 
 Masks, bias, sinks, soft cap, dropout, odd lengths, grouped heads, head sizes; output, log-sum-exp and gradient of every
-case under jit, some of them without jit and through jvp, Hessian-vector product, vmap, scan and remat. The reference
-computes from the same rounded inputs with products in float32 (a GPU's would be TF32).
+case under jit, and of some also without jit and through jvp, Hessian-vector product, vmap, scan and remat. The
+reference uses the same rounded inputs and float32 products (a GPU's default is TF32).
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Arrays = tuple[jax.Array, ...]
 
 
 class Case(NamedTuple):
-    """Sizes of a call, and its options from B, T, S, N."""
+    """The sizes of a call, and its options as a function of B, T, S, N."""
 
     heads: tuple[int, int, int] = (4, 4, 64)
     """N, K, H."""
@@ -30,7 +30,7 @@ class Case(NamedTuple):
     """T, S."""
     options: Callable[[int, int, int, int], dict[str, Any]] = lambda B, T, S, N: {}
     blind: bool = False
-    """Whether some queries see nothing: their log-sum-exp is -inf, and is not compared."""
+    """Some queries attend to no key: their log-sum-exp is -inf and is not compared."""
 
 
 def causal(B: int, T: int, S: int, N: int) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def causal(B: int, T: int, S: int, N: int) -> dict[str, Any]:
 
 
 def ids(B: int, T: int) -> np.ndarray:
-    """Documents of different lengths in each row."""
+    """Segment ids [B, T] of packed documents, whose lengths differ between rows."""
     return np.stack([np.arange(T) // (T // (3 + b) + 1) for b in range(B)]).astype(np.int32)
 
 
@@ -89,12 +89,12 @@ CASES = {
 }
 DRY = ("causal", "everything at once, grouped heads, odd length", "lengths")
 TRANSFORMED = ("causal", "full", "everything at once, grouped heads, odd length")
-"""What goes through jvp, Hessian-vector product, vmap, scan and remat too."""
+"""Cases that are also tested through jvp, Hessian-vector product, vmap, scan and remat."""
 BATCH = 2
 
 
 def run(session: Session) -> None:
-    """Every case in bfloat16, then in float16, then what needs more than jit; a part whose time is over is a row."""
+    """Check every case in bfloat16, then the transformations, then float16; when time runs out, the rest is one row."""
     names = [name for name in CASES if not session.dry or name in DRY]
     jobs = {f"{name}, bfloat16": (name, "bfloat16", "gradient") for name in names}
     others = ("eager", "hvp") if session.dry else ("eager", "jvp", "hvp", "vmap", "scan", "remat")
@@ -113,7 +113,7 @@ def run(session: Session) -> None:
 
 
 def check(session: Session, jobs: dict[str, tuple[str, str, str]]) -> None:
-    """Some cases, compiled side by side."""
+    """Compile some cases in parallel, then compare each with the reference."""
     programs: dict[str, tuple[Callable[..., Any], Any]] = {}
     for what, (name, dtype, kind) in jobs.items():
         arrays, options, case = prepared(session, name, dtype)
@@ -139,14 +139,14 @@ def check(session: Session, jobs: dict[str, tuple[str, str, str]]) -> None:
                 results.append(found[0](operands))
             got, wanted = (jax.tree.leaves(x) for x in results)
             order = "hvp" if kind == "hvp" else "gradient"
-            bound = BOUNDS[order] * BITS[dtype] * (2 if kind == "scan" else 1)  # two layers, one after the other
+            bound = BOUNDS[order] * BITS[dtype] * (2 if kind == "scan" else 1)  # two layers in sequence
             error = largest_error(got, wanted)
             if session.verified(what, error, bound, "error, relative to the largest entry"):
-                session.row(what, error, wanted=("<=", bound), status="met")
+                session.row(what, error, wanted=("<=", bound), status="within")
 
 
 def prepared(session: Session, name: str, dtype: str) -> tuple[Any, dict[str, Any], Case]:
-    """q, k, v, weights and a direction, the call's options, and its case."""
+    """The operands ((q, k, v), w, direction), the call's options, and its case."""
     case = CASES[name]
     N, K, H = case.heads
     T, S = (size // 20 for size in case.tokens) if session.dry else case.tokens
@@ -157,11 +157,11 @@ def prepared(session: Session, name: str, dtype: str) -> tuple[Any, dict[str, An
     return ((q, k, v), w, tuple(direction)), case.options(BATCH, T, S, N), case
 
 
-# What is compared: functions of an implementation, its options, whether rows are blind, and (q, k, v), w, direction.
+# The compared functions; arguments: implementation, options, blind (as in Case), and ((q, k, v), w, direction).
 
 
 def gradient(attend: Attend, options: dict[str, Any], blind: bool, operands: Any) -> Any:
-    """Output, log-sum-exp, and the gradient of a sum over both."""
+    """Output, log-sum-exp, and the gradient of a scalar function of both."""
     qkv, w, _ = operands
 
     def weighted_sum(qkv: Arrays) -> tuple[jax.Array, Any]:
@@ -176,7 +176,7 @@ def gradient(attend: Attend, options: dict[str, Any], blind: bool, operands: Any
 
 
 def jvp(attend: Attend, options: dict[str, Any], blind: bool, operands: Any) -> Any:
-    """Output and derivative along the direction."""
+    """Output and its derivative along the direction."""
     qkv, _, direction = operands
     return jax.jvp(lambda *qkv: attend(*qkv, **options), qkv, direction)
 
@@ -188,13 +188,13 @@ def hvp(attend: Attend, options: dict[str, Any], blind: bool, operands: Any) -> 
 
 
 def vmap(attend: Attend, options: dict[str, Any], blind: bool, operands: Any) -> Any:
-    """The gradient, of twice the same; the first of both."""
+    """The gradient of two equal examples under vmap; return the first."""
     twice = jax.tree.map(lambda x: jnp.stack([x, x]), operands)
     return jax.tree.map(lambda x: x[0], jax.vmap(partial(gradient, attend, options, blind))(twice))
 
 
 def remat(attend: Attend, options: dict[str, Any], blind: bool, operands: Any) -> Any:
-    """The gradient, with the forward pass computed again."""
+    """The gradient with a rematerialized forward pass."""
 
     def again(*qkv: jax.Array, **more: Any) -> Any:
         return jax.checkpoint(lambda *qkv: attend(*qkv, **options, **more))(*qkv)
@@ -203,7 +203,7 @@ def remat(attend: Attend, options: dict[str, Any], blind: bool, operands: Any) -
 
 
 def layers(attend: Attend, options: dict[str, Any], loop: bool, operands: Any) -> Any:
-    """The gradient through two layers whose queries are the last one's output, by lax.scan or written out."""
+    """The gradient through two residual layers, each layer's output the next one's queries, by lax.scan or unrolled."""
     (q, k, v), w, _ = operands
 
     def layer(x: jax.Array, keys: jax.Array) -> tuple[jax.Array, None]:

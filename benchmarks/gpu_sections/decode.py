@@ -1,4 +1,4 @@
-"""Tokens/s at the end of a full cache: `KVCache`, a full forward pass for each token, and PyTorch's attention."""
+"""Tokens/s of decoding into a nearly full cache: `KVCache`, a full forward pass per token, and PyTorch's attention."""
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,11 @@ from gpu_sections.session import NOT_RUN, Session
 from jaxai.attention import KVCache, dot_product_attention, reference_attention
 
 SIZES, DRY = (8, 4096, 16, 64, 64), (2, 32, 2, 16, 4)
-"""B, capacity, N, H, tokens that are decoded."""
+"""B, capacity, N, H, number of decoded tokens."""
 
 
 def run(session: Session) -> None:
-    """Check the cache's last token, then race."""
+    """Check the output for the cache's last token, then time all contenders."""
     batch, capacity, heads, size, steps = DRY if session.dry else SIZES
     keys = jax.random.split(jax.random.key(0), 5)
     q, *new = (jax.random.normal(key, (batch, 1, heads, size), jnp.bfloat16) for key in keys[:3])

@@ -1,4 +1,4 @@
-"""The device, and what it can do: a large product's rate, a copy's bandwidth, the time to start a program."""
+"""The device and its measured limits: rate of a large product, bandwidth of a copy, launch time of a program."""
 
 import importlib.util
 import subprocess
@@ -13,7 +13,7 @@ from jaxai.distributed.peaks import PEAKS
 
 
 def run(session: Session) -> None:
-    """Measure."""
+    """Report versions and measure the limits."""
     device = jax.devices()[0]
     session.row("device", session.device, detail=f"{len(jax.devices())} visible")
     session.row("compute capability", str(getattr(device, "compute_capability", "none")))
@@ -27,7 +27,7 @@ def run(session: Session) -> None:
     with session.guarded("matrix product"):
         seconds = race({"product": matrix_product(size, jnp.bfloat16)}, **session.timing)["product"]
         rates = [2 * size**3 / value / 1e12 for value in seconds]
-        share = f"{max(rates) * 1e12 / peak:.0%} of {peak / 1e12:.0f}" if peak else "the device's peak is not known"
+        share = f"{max(rates) * 1e12 / peak:.0%} of {peak / 1e12:.0f}" if peak else "the device's peak is unknown"
         session.row(f"matrix product {size}, bfloat16", unit="TFLOP/s", values=rates, detail=share)
     with session.guarded("copy"):
         x = jnp.zeros(2 ** (20 if session.dry else 30), jnp.uint8)
@@ -46,9 +46,9 @@ def run(session: Session) -> None:
 
 
 def driver() -> str:
-    """The driver's version, by nvidia-smi."""
+    """The driver's version according to nvidia-smi."""
     line = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         return subprocess.run(line, capture_output=True, text=True, check=True, timeout=20).stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError):
-        return "not known: no nvidia-smi"
+        return "unknown: no nvidia-smi"

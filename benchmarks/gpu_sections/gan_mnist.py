@@ -1,4 +1,4 @@
-"""`experiments/gan_mnist.py --preset gpu`: as many steps as fit, and the scores after them."""
+"""`experiments/gan_mnist.py --preset gpu`: as many steps as fit into the time limit, then the scores."""
 
 import time
 from typing import Any
@@ -7,11 +7,11 @@ from gpu_sections.session import Session
 from gpu_sections.training import experiment
 
 FIRST, MARGIN = 100, 15.0
-"""Steps of the first start, which shows their rate; seconds that start and scores of the second take."""
+"""Steps of the first run, which measures their rate; seconds reserved for start and scores of the second."""
 
 
 def run(session: Session) -> None:
-    """A first start, and if there is time the same command with more steps, which goes on from there."""
+    """Run a few steps; if time permits, resume the same run with more steps."""
     workdir = session.out / "gan_mnist" / session.started.replace(":", "-")
     options = [] if session.data_dir else ["--no-full-data"]
     options += ["--preset", "debug"] if session.dry else ["--preset", "gpu"]
@@ -27,10 +27,10 @@ def run(session: Session) -> None:
 
 
 def report(session: Session, summary: dict[str, Any]) -> None:
-    """Rows of speed and scores."""
+    """Append rows of speed and scores."""
     detail = f"{summary['steps']} steps, {summary['data']}"
     rate = summary["images_seen"] / max(summary["train_seconds"], 1e-3)
-    session.row("training, pictures and saves included", rate, "images/s", detail=detail)
+    session.row("training, including plots and checkpoints", rate, "images/s", detail=detail)
     session.row("compilation", summary["compile_seconds"], "s")
     for name, value in summary.items():
         if isinstance(value, float) and not name.endswith("_seconds"):

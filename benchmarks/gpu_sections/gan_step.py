@@ -1,8 +1,8 @@
-"""A training step of the main job, with R1 and R2, and of the article's GAN, against PyTorch's fastest form.
+"""A training step of the digit GAN with R1 and R2, and of the Keras baseline's GAN, against PyTorch's fastest form.
 
-The losses of the first step from the same weights, digits and noise must agree; then all train turn and turn about,
-input and noise included: ours a step a call and ten, PyTorch plain, channels last and compiled. The host's share is the
-time to start steps, input included, over the time that they take.
+The losses of the first step from the same weights, digits and noise must agree; then all contenders train in turns,
+input and noise included: jaxai with one and ten steps per call, PyTorch plain, channels last and compiled. The host's
+share is the time to dispatch the steps, input included, divided by the time until they are done.
 """
 
 import time
@@ -21,12 +21,12 @@ from jaxai.data import ImageDataset, load
 from jaxai.data.pipeline import batches
 
 FASTER, HOST = 1.2, 0.3
-"""Our steps over PyTorch's; the host's share."""
+"""Lower bound on steps/s relative to PyTorch's; upper bound on the host's share."""
 STEPS_PER_CALL = 10
 
 
 def run(session: Session) -> None:
-    """Both presets."""
+    """Compare both presets."""
     digits = load("mnist", "train", embedded_only=True)
     for name in ("default",) if session.dry else ("default", "article"):
         if session.enough(25, name):
@@ -35,26 +35,26 @@ def run(session: Session) -> None:
 
 
 def compare(session: Session, name: str, job: Job, digits: ImageDataset) -> None:
-    """Our times, the host's share, then a race with each of PyTorch's forms."""
+    """Time jaxai's step and the host's share, then compare with each form of PyTorch's."""
     steps, count = (2, 2) if session.dry else (20, STEPS_PER_CALL)
 
     def stream() -> Any:
         return batches(digits, job.preset.batch_size, seed=0)
 
     ours: dict[str, Turn] = {
-        f"jaxai, {n} a call": training_turns(job.step, job.init, stream(), steps, n) for n in (1, count)
+        f"jaxai, {n}/call": training_turns(job.step, job.init, stream(), steps, n) for n in (1, count)
     }
     seconds = race(ours, **session.timing)
     for who, values in seconds.items():
-        session.row(f"{name}, {who}", unit="ms a step", values=[1e3 * x / steps for x in values])
+        session.row(f"{name}, {who}", unit="ms/step", values=[1e3 * x / steps for x in values])
     best = min(ours, key=lambda who: np.median(seconds[who]))
     shares = [host_share(job, stream(), steps) for _ in range(1 if session.dry else 5)]
-    session.row(f"{name}, host's share of a step, one a call", values=shares, wanted=("<=", HOST))
+    session.row(f"{name}, host's share of a step, one/call", values=shares, wanted=("<=", HOST))
     ratios: dict[str, list[float]] = {}
     with session.peer("torch_gan_step.py", "--preset", name) as torch:
         for form, turn in peers(session, name, job, digits, torch, steps) if torch else ():
             seconds = race({best: ours[best], form: turn}, **session.timing)
-            session.row(f"{name}, PyTorch {form}", unit="ms a step", values=[1e3 * x / steps for x in seconds[form]])
+            session.row(f"{name}, PyTorch {form}", unit="ms/step", values=[1e3 * x / steps for x in seconds[form]])
             ratios[form] = [a / b for a, b in zip(seconds[form], seconds[best], strict=True)]
     if ratios:
         fastest = min(ratios, key=lambda form: np.median(ratios[form]))
@@ -66,8 +66,8 @@ def compare(session: Session, name: str, job: Job, digits: ImageDataset) -> None
 def peers(
     session: Session, name: str, job: Job, digits: ImageDataset, torch: Callable[..., dict[str, Any]], steps: int
 ) -> Iterator[tuple[str, Turn]]:
-    """Turns of PyTorch's forms whose first step has our losses, one after the other: the last one compiles for long."""
-    # float32 adds up in another order; a GPU's TF32 keeps ten bits of a factor, and a penalty is a sum of squares.
+    """Yield turns of each PyTorch form whose first losses agree with ours, lazily: the last form compiles for long."""
+    # float32 sums in another order; a GPU's TF32 rounds factors to ten bits, and a penalty is a sum of squares.
     bound = 1e-4 if session.dry else 2e-2
     inputs, states, losses = our_steps(job, digits, 1)
     for form in FORMS:
@@ -85,7 +85,7 @@ def peers(
 
 
 def host_share(job: Job, stream: Any, steps: int) -> float:
-    """The time in which so many steps are started over that in which they are done."""
+    """The time to dispatch ``steps`` steps, divided by the time until they are done."""
     take, state = jax.jit(job.step, donate_argnums=0), jax.jit(job.init)()
     state, metrics = take(state, next(stream))
     state, metrics = take(state, next(stream))

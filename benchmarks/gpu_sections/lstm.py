@@ -1,4 +1,4 @@
-"""A training step of char-rnn's LSTM against PyTorch's, whose layers on a GPU are cuDNN's."""
+"""A training step of char-rnn's LSTM against PyTorch's, which uses cuDNN on a GPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +13,14 @@ from jaxai.data.text.corpus import streams
 
 
 def run(session: Session) -> None:
-    """Losses, then a race."""
+    """Compare losses, then times."""
     steps, checked = (2, 2) if session.dry else (20, 10)
     count = min(steps, STEPS_PER_CALL)
 
     def stream() -> Any:
         return streams(np.random.default_rng(0).integers(0, VOCABULARY, 1_000_000), BATCH, LENGTH)
 
-    contenders: dict[str, Turn] = {f"jaxai, {count} a call": training_turns(STEP, first_state, stream(), steps, count)}
+    contenders: dict[str, Turn] = {f"jaxai, {count}/call": training_turns(STEP, first_state, stream(), steps, count)}
     (ours,) = contenders
     with session.peer("torch_char_rnn.py") as torch:
         if torch:
@@ -37,8 +37,8 @@ def run(session: Session) -> None:
 def peer(
     session: Session, torch: Callable[..., dict[str, Any]], stream: Any, steps: int, checked: int
 ) -> dict[str, Turn]:
-    """PyTorch's turns, if its losses are ours."""
+    """Turns of PyTorch's training; empty if its losses differ from ours."""
     _, error = losses_apart(STEP, first_state(), [next(stream) for _ in range(checked)], torch)
-    # float32 adds up in another order; TF32 has ten bits of a factor.
+    # float32 sums in another order; TF32 rounds factors to ten bits.
     right = session.verified("losses of the first steps", error, 1e-4 if session.dry else 1e-2)
     return {"PyTorch": peer_turns(torch, steps)} if right else {}

@@ -1,8 +1,8 @@
 """Attention that cuDNN can't express: masks, soft cap, alibi, dropout, float32; against dense XLA and FlexAttention.
 
-Dense is jax.nn's, or, where that has no argument for it (soft cap, dropout), `reference_attention`: two einsums and
-a softmax for XLA, in the same dtype. All is bfloat16 but the last case. What is timed is first compared with the
-reference in float32.
+Dense XLA is jax.nn's implementation or, for options it lacks (soft cap, dropout), `reference_attention`: two einsums
+and a softmax in the same dtype. All cases but the last are in bfloat16. Each program is compared with the reference in
+float32 before it is timed.
 """
 
 from collections.abc import Callable
@@ -32,33 +32,33 @@ from jaxai.attention.position import Alibi
 
 SHAPE, DRY = (4, 4096, 16, 64), (2, 64, 4, 16)
 FLEX = 1.3
-"""The time that we may take, over FlexAttention's."""
+"""Upper bound on jaxai's time relative to FlexAttention's."""
 
 
 class Case(NamedTuple):
-    """Options of ours from T, of some heads; what dense and FlexAttention need beside is_causal."""
+    """A mask or option, in the forms that jaxai, dense XLA and FlexAttention take, in addition to is_causal."""
 
     options: Callable[[int, int], dict[str, Any]]
     causal: bool = False
     pattern: Callable[[int], list[Any] | None] = lambda T: None
-    """FlexAttention's; None where it has none."""
+    """FlexAttention's pattern as a function of T; None if it has none."""
     dense: str = "mask"
-    """mask or bias of jax.nn, or reference."""
+    """Dense form: "mask" or "bias" of jax.nn, or "reference" for `reference_attention`."""
     dtype: str = "bfloat16"
 
 
 def slopes(heads: int, all_heads: int) -> Alibi:
-    """Those of the first of all heads."""
+    """ALiBi with the slopes of the first ``heads`` of ``all_heads`` heads."""
     return Alibi(alibi(all_heads).slopes[:heads])
 
 
 def packed(T: int) -> jax.Array:
-    """Documents of T/8 tokens."""
+    """Segment ids [1, T] of documents of T/8 tokens."""
     return jnp.arange(T, dtype=jnp.int32)[None] // (T // 8)
 
 
 def cases(all_heads: int) -> dict[str, Case]:
-    """By name."""
+    """The cases by name."""
     return {
         "window, both sides": Case(
             lambda T, N: {"mask": SlidingWindow(T // 16, T // 16)}, pattern=lambda T: ["window", T // 16, T // 16]
@@ -84,7 +84,7 @@ def cases(all_heads: int) -> dict[str, Case]:
 
 
 def run(session: Session) -> None:
-    """Every case against dense XLA, then against FlexAttention, which takes long to compile."""
+    """Compare every case with dense XLA, then with FlexAttention, which takes long to compile."""
     shape = DRY if session.dry else SHAPE
     found = {}
     for name, case in cases(shape[2]).items():
@@ -113,12 +113,12 @@ def run(session: Session) -> None:
 
 
 def options(case: Case, tokens: int, heads: int) -> dict[str, Any]:
-    """Of our function."""
+    """The arguments of `dot_product_attention`."""
     return case.options(tokens, heads) | ({"is_causal": True} if case.causal else {})
 
 
 def dense(case: Case, tokens: int, heads: int) -> tuple[Callable[..., jax.Array], Any]:
-    """The dense program as f(q, k, v, extra), and extra: the mask or bias, an input lest it is compiled in."""
+    """The dense program as f(q, k, v, extra), and extra: the mask or bias, an input so that it isn't a constant."""
     given = options(case, tokens, heads)
     if case.dense == "reference":
         return lambda q, k, v, extra: reference_attention(q, k, v, **given), None
@@ -134,7 +134,7 @@ def dense(case: Case, tokens: int, heads: int) -> tuple[Callable[..., jax.Array]
 
 
 def against_dense(session: Session, name: str, case: Case, shape: tuple[int, int, int, int]) -> tuple[Any, Any, Any]:
-    """Numbers, then a race of each kind; our turns, the data, and what is right."""
+    """Check numerics, then time each kind; return jaxai's turns, the data and the reference results."""
     _, tokens, heads, _ = shape
     ours, some = options(case, tokens, heads), options(case, tokens, SLICE)
     attend, extra = dense(case, tokens, heads)
@@ -156,7 +156,7 @@ def against_dense(session: Session, name: str, case: Case, shape: tuple[int, int
                     raise RuntimeError(str(found)) from found
                 argument = programs[f"{kind} {who}"][1]
                 error = largest_error(sliced(found[0](argument)), wanted[kind])
-            except RuntimeError as failure:  # such as no memory left
+            except RuntimeError as failure:  # such as out of memory
                 if who == "jaxai":
                     raise
                 not_run(session, what, {"dense XLA": failure})

@@ -1,7 +1,7 @@
 """An iteration of nanoGPT's Shakespeare configuration in bfloat16 against PyTorch with and without torch.compile.
 
-The share of the peak is nanoGPT's: 6 N + 12 L H Q T operations a token (PaLM, arXiv 2204.02311, appendix B), N without
-the learned positions. The losses of the first steps, without dropout, must agree.
+The share of the peak is counted as in nanoGPT: 6 N + 12 L H Q T operations per token (PaLM, arXiv 2204.02311, appendix
+B), where N excludes the learned positions. The losses of the first steps, without dropout, must agree.
 """
 
 import dataclasses
@@ -30,11 +30,11 @@ SMALL = TransformerConfig(
 DRY = dataclasses.replace(PRESET, transformer=SMALL, length=32, batch_size=4)
 VOCABULARY, CHECKED = 65, 3
 SPEED, PEAK = 0.9, 0.25
-"""Our iterations over torch.compile's; the share of the peak."""
+"""Lower bounds on iterations/s relative to torch.compile's, and on the share of the peak."""
 
 
 def run(session: Session) -> None:
-    """Losses, then a race."""
+    """Time jaxai's steps, compare losses with PyTorch's, then times."""
     preset, peer = (DRY, "debug") if session.dry else (PRESET, "nanogpt")
     steps, count = (2, 2) if session.dry else (20, 10)
     tx = optimizer(preset.optimizer, preset.decay_steps)
@@ -54,7 +54,7 @@ def run(session: Session) -> None:
         return windows(ids, preset.batch_size, preset.length, seed=0)
 
     take, init = step(preset.transformer.dropout)
-    ours: dict[str, Turn] = {f"jaxai, {n} a call": training_turns(take, init, stream(), steps, n) for n in (1, count)}
+    ours: dict[str, Turn] = {f"jaxai, {n}/call": training_turns(take, init, stream(), steps, n) for n in (1, count)}
     seconds = race(ours, **session.timing)
     best = min(ours, key=lambda who: np.median(seconds[who]))
     for who, values in seconds.items():
@@ -65,14 +65,14 @@ def run(session: Session) -> None:
         shares = [1e12 * rate / peak for rate in rates]
         session.row("share of the peak", values=shares, wanted=(">=", PEAK), detail=best)
     else:
-        not_run(session, "share of the peak", {session.device: "its peak is not known"})
+        not_run(session, "share of the peak", {session.device: "its peak is unknown"})
     with session.peer("torch_gpt.py", "--preset", peer) as torch, session.guarded("against PyTorch"):
         if not torch:
             return
         plain, first = step(0.0)
         rows = stream()
         _, error = losses_apart(plain, first(), [next(rows) for _ in range(CHECKED)], torch)
-        # Logits have eight bits; the loss is a mean over all tokens of a batch.
+        # bfloat16 logits have eight bits; the loss is a mean over all tokens of a batch.
         if not session.verified("losses of the first steps", error, 1e-2):
             return
         for name, compiled in (("PyTorch", False), ("torch.compile", True)):
@@ -80,7 +80,7 @@ def run(session: Session) -> None:
                 began = torch(ask="time", steps=1, compiled=compiled)["first_seconds"]
                 turn = peer_turns(torch, steps, compiled=compiled)
                 seconds = race({best: ours[best], name: turn}, **session.timing)
-                detail = f"first one after {began:.1f} s"
+                detail = f"first iteration after {began:.1f} s"
                 session.row(name, unit="iterations/s", values=[steps / x for x in seconds[name]], detail=detail)
                 ratios = [a / b for a, b in zip(seconds[name], seconds[best], strict=True)]
                 wanted: Any = (">=", SPEED) if compiled else None
@@ -88,7 +88,7 @@ def run(session: Session) -> None:
 
 
 def operations(preset: Any, init: Callable[[], TrainState]) -> float:
-    """Of an iteration."""
+    """Floating-point operations per iteration."""
     shape, params = preset.transformer, jax.eval_shape(init).params
     count = sum(x.size for x in jax.tree.leaves(params)) - shape.max_length * shape.embed_dim
     token = language_model_operations(count, shape.num_layers, shape.embed_dim, preset.length)

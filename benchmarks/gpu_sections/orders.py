@@ -1,4 +1,4 @@
-"""Derivatives of higher order in bfloat16: their times over the gradient's or forward pass's, and their memory."""
+"""Derivatives of higher order in bfloat16: times relative to the gradient or forward pass, and memory."""
 
 from functools import partial
 
@@ -14,11 +14,11 @@ from jaxai.attention import dot_product_attention, reference_attention
 SHAPE, DRY = (2, 4096, 16, 128), (1, 48, 2, 16)
 BASES = {"jvp": "forward", "hvp": "gradient", "penalty": "gradient"}
 HVP = 4.0
-"""The time of a Hessian-vector product over the gradient's."""
+"""Upper bound on the time of a Hessian-vector product relative to the gradient's."""
 
 
 def run(session: Session) -> None:
-    """Causal, then full."""
+    """Measure causal, then full attention."""
     for causal in (True,) if session.dry else (True, False):
         what = f"{'causal' if causal else 'full'} {list(DRY if session.dry else SHAPE)}"
         if session.enough(12, what):
@@ -27,7 +27,7 @@ def run(session: Session) -> None:
 
 
 def compare(session: Session, causal: bool, what: str) -> None:
-    """Numbers, times, temporaries by XLA's account."""
+    """Check numerics; report times, and temporaries as XLA counts them."""
     batch, tokens, heads, _ = shape = DRY if session.dry else SHAPE
     data = random_data(shape, jnp.bfloat16)
     made = compile_all({kind: (partial(KINDS[kind], plain(dot_product_attention, causal)), data) for kind in KINDS})
@@ -41,7 +41,7 @@ def compare(session: Session, causal: bool, what: str) -> None:
             if session.verified(f"{kind} {what}: error", error, BOUNDS[kind]):
                 contenders[kind] = turns(program, data)
                 memory = program.memory_analysis().temp_size_in_bytes / 2**20
-                detail = f"the scores in bfloat16 would be {matrix:.4g}; compiled in {seconds:.1f} s beside others"
+                detail = f"bfloat16 scores: {matrix:.4g} MiB; compiled in {seconds:.1f} s, in parallel with others"
                 session.row(f"{kind} {what}, temporaries", memory, "MiB", wanted=("<=", matrix), detail=detail)
     times = race(contenders, **session.timing)
     for kind, base in BASES.items():

@@ -1,4 +1,4 @@
-"""What the sections about attention share: random data, exact references, programs compiled side by side, PyTorch."""
+"""Shared by the attention sections: random data, exact references, parallel compilation, PyTorch's contenders."""
 
 import os
 import tempfile
@@ -19,30 +19,30 @@ from gpu_sections.session import Session, one_line
 Shape = tuple[int, int, int, int]
 """B, T, N, H."""
 SLICE = 2
-"""Heads of the first sequence that are compared with the reference: heads don't know each other."""
+"""Number of heads of the first sequence that are compared with the reference: heads are independent."""
 BOUNDS = {"forward": 1e-2, "gradient": 2e-2, "jvp": 2e-2, "hvp": 3e-2, "penalty": 3e-2}
-"""Errors in bfloat16, relative to the largest entry. A number is rounded to 8 bits, by up to 2e-3 of itself: weights
-and output in the forward pass, in each derivative one more factor of its products. On a CPU, whose products of bfloat16
-are summed in float32 as a GPU's, all errors were 2e-3 to 4e-3."""
+"""Bounds on errors in bfloat16, relative to the largest entry. Rounding to 8 bits changes a number by up to 2e-3 of
+itself: weights and output in the forward pass, and one more factor in each derivative. On a CPU, which like a GPU sums
+bfloat16 products in float32, all errors were 2e-3 to 4e-3."""
 BITS = {"bfloat16": 1.0, "float16": 1 / 8, "float32": 1 / 4}
-"""The bounds' share in other types: float16 has three bits more, and so have a GPU's TF32 products of float32, where a
-margin of two is kept as results are not rounded again."""
+"""Factors on BOUNDS by dtype. float16 has three bits more; so have a GPU's TF32 products of float32, where a margin of
+two remains although results are not rounded again."""
 
 
 def random_data(shape: Shape, dtype: Any, segments: Any = None) -> Data:
-    """Data of this size."""
+    """Random q, k, v, weights and direction of this shape."""
     keys = jax.random.split(jax.random.key(0), 7)
     q, k, v, w, *direction = (jax.random.normal(key, shape, dtype) for key in keys)
     return Data((q, k, v), w, tuple(direction), segments)
 
 
 def sliced(tree: Any) -> Any:
-    """The first sequence and heads of arrays [B, T, N, H]; the rest, such as sums over everything, goes."""
+    """The first sequence and SLICE heads of arrays [B, T, N, H] in float32; leaves of other ranks are dropped."""
     return [x[:1, :, :SLICE].astype(jnp.float32) for x in jax.tree.leaves(tree) if x.ndim == 4]
 
 
 def exact(function: Callable[..., Any]) -> Callable[..., Any]:
-    """With products of float32 in float32: a GPU's are TF32 by default."""
+    """Compute float32 products in float32: a GPU's default is TF32."""
 
     def precisely(*arguments: Any) -> Any:
         with jax.default_matmul_precision("highest"):
@@ -52,7 +52,7 @@ def exact(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def reference(kind: str, attend: Attend, data: Data, segments: Any = None) -> list[Any]:
-    """What the slice of the results should be, from the slice of the data in float32."""
+    """The reference results on the slice of the data, in float32."""
     q, k, v, w, *direction = sliced((data.qkv, data.w, data.direction))
     part = Data((q, k, v), w, tuple(direction), segments)
     program, _ = build(exact(partial(KINDS[kind], attend)), part)
@@ -60,7 +60,7 @@ def reference(kind: str, attend: Attend, data: Data, segments: Any = None) -> li
 
 
 def largest_error(got: Sequence[Any], wanted: Sequence[Any]) -> float:
-    """The largest difference, relative to the largest entry of its array; infinite where anything is not finite."""
+    """The largest difference, relative to the largest entry of its array; infinite if any value is not finite."""
     worst = 0.0
     for a, b in zip(got, wanted, strict=True):
         a, b = (np.asarray(x, np.float32) for x in (a, b))
@@ -70,12 +70,12 @@ def largest_error(got: Sequence[Any], wanted: Sequence[Any]) -> float:
 
 
 def compile_all(programs: Mapping[str, tuple[Callable[..., Any], Any]]) -> dict[str, tuple[Any, float] | Exception]:
-    """Each function compiled for its argument, side by side; (program, seconds), or why there is none."""
+    """Compile each function for its argument, in parallel; return (program, seconds) or the exception by name."""
 
     def one(named: tuple[Callable[..., Any], Any]) -> tuple[Any, float] | Exception:
         try:
             return build(*named)
-        except Exception as error:  # libraries raise whatever they like
+        except Exception as error:  # libraries raise exceptions of many types
             return error
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -83,7 +83,7 @@ def compile_all(programs: Mapping[str, tuple[Callable[..., Any], Any]]) -> dict[
 
 
 def not_run(session: Session, what: str, reasons: Mapping[str, Any]) -> None:
-    """A row for each contender that is missing."""
+    """Append a row for each contender that isn't available."""
     for name, reason in reasons.items():
         session.row(f"{what} against {name}", status="not run", detail=one_line(reason))
 
@@ -98,9 +98,9 @@ def torch_contenders(
     what: str,
     **call: Any,
 ) -> dict[str, dict[str, Turn]]:
-    """For each kind turns of PyTorch's ops whose output and gradients are right; rows where they are not, or missing.
+    """By kind, turns of PyTorch's ops whose output and gradients are correct; append a row for each other op.
 
-    ``call``: causal, and pattern for FlexAttention.
+    ``call``: ``causal``, and ``pattern`` for FlexAttention.
     """
     turns: dict[str, dict[str, Turn]] = {kind: {} for kind in ("forward", "gradient")}
     batch, tokens, heads, size = data.w.shape
@@ -115,7 +115,7 @@ def torch_contenders(
                 continue
             for kind in turns if len(found) > 1 else ("forward",):
                 ask = partial(torch, ask="time", op=op, kind=kind, **sizes, **call)
-                ask(repeats=1)  # compiles, and shows whether there is room
+                ask(repeats=1)  # compiles, and fails here if memory is short
                 turns[kind][op] = lambda repeats, ask=ask: ask(repeats=repeats)["seconds"]
         except NotAvailable as reason:
             not_run(session, what, {f"PyTorch's {op}": reason})
@@ -123,7 +123,7 @@ def torch_contenders(
 
 
 def checked_by_torch(torch: Callable[..., dict[str, Any]], op: str, data: Data, call: dict[str, Any]) -> list[Any]:
-    """PyTorch's output and gradients of the slice; FlexAttention has no gradients on a CPU."""
+    """PyTorch's output and gradients on the slice; on a CPU, FlexAttention has no gradients."""
     q, k, v, w = sliced((data.qkv, data.w))
     grads = op != "flex" or jax.default_backend() == "gpu"
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What the sections of the GPU benchmark share: their rows, their time, the peer's process. It needs no JAX."""
+"""Shared by the GPU benchmark's sections: their rows, time limit and PyTorch process. Imports no JAX."""
 
 import contextlib
 import dataclasses
@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from jaxai import errors
 
-MET, MISSED, FAILED, NOT_RUN, MEASURED = "met", "missed", "failed", "not run", "measured"
+MET, MISSED, FAILED, NOT_RUN, MEASURED = "within", "outside", "failed", "not run", "measured"
 STATUSES = (FAILED, MISSED, MET, NOT_RUN, MEASURED)
-"""In the order of the table; measured is what has nothing to be compared with."""
+"""In the table's order: within or outside the bound; "measured" is a value without a bound."""
 PEERS = Path(__file__).parent.parent / "peers"
 REPOSITORY = PEERS.parent.parent
 Wanted = tuple[Literal["<=", ">="], float]
@@ -23,43 +23,43 @@ Wanted = tuple[Literal["<=", ">="], float]
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """A section, its options and its time, which begins when it is made."""
+    """A section with its options and time limit; the clock starts at construction."""
 
     section: str
     seconds: float
-    """How long it may take."""
+    """The time limit."""
     out: Path
     dry: bool
-    """Whether sizes are small and the device is a CPU, whose times say nothing."""
+    """Small sizes on a CPU, where times are meaningless."""
     peers: Path | None
-    """The interpreter that has PyTorch."""
+    """An interpreter that has PyTorch."""
     data_dir: Path | None
     started: str
-    """When the command was, in ISO format."""
+    """When the command was started, in ISO format."""
     device: str
     versions: dict[str, str]
     begun: float = dataclasses.field(default_factory=time.monotonic)
 
     def to_json(self) -> str:
-        """For another process."""
+        """Serialize the session for another process."""
         values = {name: value for name, value in dataclasses.asdict(self).items() if name != "begun"}
         return json.dumps(values, default=str)
 
     @classmethod
     def from_json(cls, text: str) -> "Session":
-        """What `to_json` wrote."""
+        """Restore a session from `to_json`; its clock starts now."""
         values = json.loads(text)
         paths = {name: values[name] and Path(values[name]) for name in ("out", "peers", "data_dir")}
         return cls(**values | paths)
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Remaining seconds."""
         return self.begun + self.seconds - time.monotonic()
 
     @property
     def timing(self) -> dict[str, Any]:
-        """Rounds and seconds of a turn for `timing.race`; queued calls of a twentieth of a second hide their launch."""
+        """Arguments of `timing.race`: queueing calls for a twentieth of a second hides the launch overhead."""
         return {"rounds": 1, "turn_seconds": 0.0} if self.dry else {"rounds": 5, "turn_seconds": 0.05}
 
     def row(
@@ -73,10 +73,10 @@ class Session:
         detail: str = "",
         values: Sequence[float] = (),
     ) -> None:
-        """Append a measurement to results.jsonl, on the disk before this returns, and print it.
+        """Append a measurement to results.jsonl, flushed to disk, and print it.
 
-        ``values`` are those of several rounds: their median is the value. The status follows from what is wanted; in
-        miniature nothing is met or missed, as times and sizes are not the real ones.
+        ``values`` are those of several rounds; their median is the value. The status follows from the bound ``wanted``;
+        a dry run compares nothing with bounds, as its sizes and times are not the real ones.
         """
         if values:
             value = statistics.median(values)
@@ -104,19 +104,19 @@ class Session:
         print(f"{status:8} {what}: {row['value']} {unit} {row['wanted']} {detail}"[:200].rstrip(), flush=True)
 
     def verified(self, what: str, error: float, bound: float, detail: str = "") -> bool:
-        """Whether an error is within its bound; a larger one, or NaN, is a row that failed."""
+        """Return whether an error is within its bound; append a failed row if it is larger or NaN."""
         if error <= bound:
             return True
-        self.row(what, error, wanted=("<=", bound), status=FAILED, detail=detail or "wrong numbers, so no time")
+        self.row(what, error, wanted=("<=", bound), status=FAILED, detail=detail or "wrong numbers, not timed")
         return False
 
     @contextlib.contextmanager
     def guarded(self, what: str) -> Iterator[None]:
-        """Turn what is raised into a row: not run where a program is not available, else failed."""
+        """Turn an exception into a row: not run for NotAvailable, else failed."""
         try:
             yield
         except Exception as error:
-            from timing import NotAvailable  # the driver, which has no JAX, never comes here
+            from timing import NotAvailable  # not at the top: the driver has no JAX
 
             traceback.print_exc()
             if isinstance(error, NotAvailable):
@@ -125,7 +125,7 @@ class Session:
                 self.row(what, status=FAILED, detail=f"{type(error).__name__}: {one_line(error)}")
 
     def enough(self, seconds: float, what: str) -> bool:
-        """Whether so much time is left; if not, a row says that this was not run."""
+        """Return whether this much time is left; if not, append a row with status not run."""
         if self.left > seconds or self.dry:
             return True
         self.row(what, status=NOT_RUN, detail=f"{self.left:.0f} s of {self.seconds:.0f} are left")
@@ -133,7 +133,7 @@ class Session:
 
     @contextlib.contextmanager
     def peer(self, script: str, *options: str) -> Iterator[Callable[..., dict[str, Any]] | None]:
-        """PyTorch's process on this device, to be asked; None, and a row, where there is none."""
+        """Start PyTorch's process and yield a function that queries it; append a row and yield None without it."""
         from timing import NotAvailable, peer_process
 
         if self.peers is None:
@@ -142,7 +142,7 @@ class Session:
             yield None
             return
         device = ("--threads", "1") if self.dry else ("--device", "cuda", "--threads", str(os.cpu_count()))
-        # A process that has ended can't be told that there is no more to ask.
+        # Closing the pipe to a process that has already ended raises BrokenPipeError.
         with contextlib.suppress(BrokenPipeError), contextlib.ExitStack() as stack:
             try:
                 process = stack.enter_context(peer_process(self.peers, PEERS / script, *options, *device))
@@ -162,7 +162,7 @@ class Session:
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """A line of JSON, on the disk before this returns."""
+    """Append a line of JSON and flush it to disk."""
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
         file.flush()
@@ -175,10 +175,10 @@ def one_line(error: BaseException) -> str:
 
 
 def digits(value: Any) -> float:
-    """Four of them."""
+    """Round to four significant digits."""
     return float(f"{float(value):.4g}")
 
 
 def within(value: float, wanted: Wanted) -> bool:
-    """Whether a value is as wanted; NaN is not."""
+    """Return whether a value is within its bound; False for NaN."""
     return value <= wanted[1] if wanted[0] == "<=" else value >= wanted[1]

@@ -1,4 +1,4 @@
-"""What the sections about training share: text, experiments as commands, turns of PyTorch's steps."""
+"""Shared by the training sections: experiments run as commands, turns of PyTorch's training steps."""
 
 import json
 import os
@@ -14,14 +14,14 @@ from gpu_sections.session import REPOSITORY, Session
 
 
 def peer_turns(ask: Callable[..., dict[str, Any]], steps: int, **request: Any) -> Turn:
-    """Turns of so many steps of PyTorch's training."""
+    """Turns of ``steps`` training steps in PyTorch."""
     return lambda repeats: [ask(ask="time", steps=steps, **request)["seconds"] for _ in range(repeats)]
 
 
 def experiment(session: Session, name: str, workdir: Path, *options: str) -> dict[str, Any]:
-    """The summary of an experiment, run as a person runs it but without a network.
+    """Run an experiment from the command line, without network access, and return its summary.
 
-    NotAvailable for a user's error, such as a missing data set; RuntimeError with its last message where it fails.
+    Raise NotAvailable for a user error, such as a missing data set, and RuntimeError with the last message if it fails.
     """
     line = [sys.executable, str(REPOSITORY / "experiments" / f"{name}.py"), "--workdir", str(workdir), *options]
     line += ["--platform", "cpu" if session.dry else "gpu"]

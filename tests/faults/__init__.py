@@ -1,5 +1,5 @@
-"""Faults in real processes: what a run promises to survive, each promise counted.
+"""Fault injection in real processes: each promise of docs/reliability.md, tested a number of times.
 
-pytest tests/faults                    # the short form
-python -m tests.faults --full          # the table of docs/reliability.md
+pytest tests/faults                    # the short form of every row
+python -m tests.faults --full          # write the table of docs/reliability.md
 """

@@ -1,10 +1,10 @@
-"""The table of promises, each with the count that was run.
+"""Test every promise of docs/reliability.md and print the results.
 
     python -m tests.faults                          # the short form's counts, 8 minutes
-    python -m tests.faults --full                   # those of docs/reliability.md, an hour, and writes it
-    python -m tests.faults --full --only kills      # one row anew
+    python -m tests.faults --full                   # the full counts, an hour; writes docs/reliability.md
+    python -m tests.faults --full --only kills      # repeat one row
 
-Results are kept in --out, so that an interrupted table goes on.
+The results of --full are kept in --out; an interrupted command continues from them.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from tests.faults.test_malformed import all_refused
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A promise: what it says, what puts it to the test, and how often."""
+    """A promise: its text, the function that tests it, and the counts of the short and the full form."""
 
     words: str
     function: Callable[[Path, int], str]
@@ -45,7 +45,9 @@ ROWS = {
     ),
     "signals": Row("SIGTERM, SIGINT: final checkpoint and exit within 10 s", promises.signals, 4, (20,)),
     "second_signals": Row("a second signal exits at once", promises.second_signals, 2, (10,)),
-    "flips": Row("bit rot: found, the newest good step taken, the bad one renamed", promises.flips, 200, (1000,)),
+    "flips": Row(
+        "bit rot: detected, the newest intact checkpoint used, the damaged one renamed", promises.flips, 200, (1000,)
+    ),
     "damage": Row(
         "damaged folder: each file of a checkpoint, and three of the run, in four ways",
         promises.damage,
@@ -53,14 +55,17 @@ ROWS = {
         (3,),
     ),
     "full_disk": Row(
-        "disk full: told before the next save, exit code not 0, goes on later", promises.full_disk, 1, (5,)
+        "disk full: reported before the next save, exit code not 0, can be resumed", promises.full_disk, 1, (5,)
     ),
     "read_only": Row("a folder that can't be written to: refused, unchanged", promises.read_only, 2, (4,)),
-    "malformed": Row("malformed input: exit code 2, one line, nothing changes", all_refused, 1, (1,)),
+    "malformed": Row("malformed input: exit code 2, one line, nothing is changed", all_refused, 1, (1,)),
     "ranks": Row(
-        "several processes: bit-equal, killed and stuck ones noticed, restart equal", promises.ranks, 2, (2, 4)
+        "several processes: bitwise equal, killed and stuck ones detected, restart bitwise equal",
+        promises.ranks,
+        2,
+        (2, 4),
     ),
-    "not_finite": Row("NaN: found at its step; abort, skip or rollback; report", promises.not_finite, 3, (3,)),
+    "not_finite": Row("NaN: detected at its step; abort, skip or rollback; report", promises.not_finite, 3, (3,)),
     "determinism": Row(
         "determinism: two runs of one seed bitwise equal, every experiment that trains in steps",
         promises.determinism,
@@ -68,19 +73,21 @@ ROWS = {
         (99,),
     ),
     "soak": Row("soak: memory under 5 %, no leaked files, one compile per function", promises.soak, 400, (20_000,)),
-    "offline": Row("offline: first message within 5 s, naming data set and ways out", promises.offline, 1, (3,)),
+    "offline": Row(
+        "offline: first message within 5 s, naming the data set and the alternatives", promises.offline, 1, (3,)
+    ),
     "mutations": Row("untrusted files: typed errors only", promises.mutations, 400, (10_000,)),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How much, and where to keep it."""
+    """Which rows to test, how often, and where to keep the results."""
 
     full: bool = False
-    """The counts of docs/reliability.md, which is written."""
+    """Use the full counts and write docs/reliability.md."""
     only: tuple[str, ...] = ()
-    """These rows anew; the others as they are in --out."""
+    """Rows to repeat; the others are read from --out."""
     out: Path = Path("runs/faults.json")
 
     def __post_init__(self) -> None:
@@ -89,8 +96,8 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Put every promise to the test, print, and write the table."""
-    logging.getLogger("jaxai").setLevel(logging.ERROR)  # damage is told a thousand times
+    """Test the promises, print the results, and write the table if ``full``."""
+    logging.getLogger("jaxai").setLevel(logging.ERROR)  # damage would be logged a thousand times
     found = json.loads(config.out.read_text()) if config.full and config.out.exists() else {}
     for name, row in ROWS.items():
         if name in config.only or (name not in found and not config.only):
@@ -111,14 +118,14 @@ def main(config: Config) -> None:
 
 
 def table(found: dict[str, list[str]]) -> str:
-    """In Markdown."""
+    """Format the results as a Markdown table."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "orbax-checkpoint"))
     lines = [f"| {row.words} | {'<br>'.join(found.get(name, ['not run']))} |" for name, row in ROWS.items()]
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {versions}"
     head = [
         f"`python -m tests.faults --full`, {date.today()}: {machine}.",
         "",
-        "| promise | what was run |",
+        "| promise | result |",
         "|---|---|",
     ]
     return "\n".join([*head, *lines, ""])

@@ -15,7 +15,7 @@ UNTRAINED = {"linear_regression"}  # has no training options
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A command that must be refused in words that match; ``prepare`` makes its files in a folder first."""
+    """A command that must be refused with a message containing ``words``; ``prepare`` first writes its files."""
 
     experiment: str
     arguments: tuple[str, ...]
@@ -28,7 +28,7 @@ class Case:
 
 
 def write(name: str, content: bytes | str) -> Callable[[Path], None]:
-    """A function that writes a file in a folder."""
+    """Return a function that writes this file into a folder."""
 
     def prepare(folder: Path) -> None:
         path = folder / name
@@ -89,7 +89,7 @@ WEIGHTS = {
 
 
 def idx(dims: tuple[int, ...], length: int, kind: int = 8) -> bytes:
-    """An idx file with these sizes in its header and so many bytes behind it."""
+    """An idx file with sizes ``dims`` in its header and ``length`` bytes of data."""
     return (
         bytes([0, 0, kind, len(dims)]) + b"".join(np.array(dims, ">u4").tobytes() for dims in [dims]) + b"\1" * length
     )
@@ -124,7 +124,7 @@ def idx_case(experiment: str, name: str, content: bytes) -> Case:
 
 
 def finished(content: bytes) -> Callable[[Path], None]:
-    """A folder that looks like a finished run, but for its weights."""
+    """Return a function that writes a finished run's folder with this content as its weights."""
 
     def prepare(folder: Path) -> None:
         identity = {"experiment": "gan_mnist", "network": "residual", "widths": [16, 8], "hidden": 32, "blocks": 1}
@@ -135,7 +135,7 @@ def finished(content: bytes) -> Callable[[Path], None]:
 
 
 def cases() -> list[Case]:
-    """All of them."""
+    """All cases of all experiments."""
 
     def occupied(folder: Path) -> None:
         write("file", "text")(folder)

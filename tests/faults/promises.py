@@ -1,4 +1,4 @@
-"""The promises of a run. Each function breaks things ``count`` times, asserts, and says what was seen."""
+"""Tests of what a run promises. Each function injects faults ``count`` times, asserts, and returns a summary."""
 
 import contextlib
 import gc
@@ -31,12 +31,12 @@ from tests.helpers import Blobs, tiny_gan
 
 STEPS = 60
 WITHOUT_PRIVILEGE = "import ctypes\nctypes.CDLL(None).prctl(24, 1, 0, 0, 0)"
-"""Also root obeys the permissions of files after this: PR_CAPBSET_DROP of CAP_DAC_OVERRIDE."""
-INTERVAL = 5  # between checkpoints, in EXPERIMENTS
+"""PR_CAPBSET_DROP of CAP_DAC_OVERRIDE: afterwards file permissions apply to root too."""
+INTERVAL = 5  # steps between checkpoints in EXPERIMENTS
 
 
 def kills(folder: Path, count: int) -> str:
-    """SIGKILL at random moments, until the run is done: then it is bitwise equal to one that nobody killed."""
+    """SIGKILL at random times until the run is done: bitwise equal to an uninterrupted run."""
     rng, most, landed, lives, writing = np.random.default_rng(count), 0, 0, 0, 0
     for name in EXPERIMENTS:
         whole = Trial(name, folder / f"{name}_whole", STEPS)
@@ -57,8 +57,8 @@ def kills(folder: Path, count: int) -> str:
                     break
                 left, landed = left - 1, landed + 1
                 reached, saved = trial.last_step, max(trial.checkpoints, default=0)
-                # one interval, and the steps taken while a checkpoint is written, which the next one waits for
-                assert reached - saved <= 2 * INTERVAL, f"{trial.folder}: step {reached} was done, {saved} was saved"
+                # one interval, plus the steps taken while a checkpoint is written (the next save waits for it)
+                assert reached - saved <= 2 * INTERVAL, f"{trial.folder}: step {reached} was reached, {saved} was saved"
                 writing += bool(trial.leftovers())
                 most = max(most, reached - saved)
             assert trial.finish()[0] == 0, trial.said.read_text()
@@ -72,7 +72,7 @@ def kills(folder: Path, count: int) -> str:
 
 
 def signals(folder: Path, count: int) -> str:
-    """SIGTERM and SIGINT at random moments of the training: saved, ended with the documented code, bitwise equal."""
+    """SIGTERM and SIGINT at random steps: final checkpoint, documented exit code, bitwise equal after resuming."""
     rng, longest = np.random.default_rng(count), 0.0
     name = "transformer"
     whole = Trial(name, folder / "whole", STEPS)
@@ -101,7 +101,7 @@ def signals(folder: Path, count: int) -> str:
 
 
 def second_signals(folder: Path, count: int) -> str:
-    """A second signal, while the first one's save is under way or before, ends the process at once."""
+    """A second signal ends the process at once, before or during the save that the first one causes."""
     longest = 0.0
     for number in range(count):
         trial = Trial("transformer", folder / str(number), 4000)
@@ -111,21 +111,21 @@ def second_signals(folder: Path, count: int) -> str:
         process.send_signal(signal.SIGINT)
         began = time.monotonic()
         assert process.wait(5) in (128 + signal.SIGINT, 128 + signal.SIGTERM)
-        assert "interrupted" not in trial.said.read_text(), "it ended as after one signal"
+        assert "interrupted" not in trial.said.read_text(), "it ended as if after one signal"
         longest = max(longest, time.monotonic() - began)
         assert Trial("transformer", trial.folder, 12).finish()[0] == 0
         shutil.rmtree(trial.folder)
-    return f"{count} of {count} ended within {longest:.2f} s; each run went on"
+    return f"{count} of {count} ended within {longest:.2f} s; each run resumed"
 
 
 def flips(folder: Path, count: int) -> str:
-    """One bit of one file of the newest checkpoint is flipped: found, set aside, the one before it taken."""
+    """Flip one bit of the newest checkpoint: detected, the checkpoint renamed, the previous one used."""
     trial = Trial("gan", folder / "run", 10)
     assert trial.finish()[0] == 0, trial.said.read_text()
     rng, checkpoints = np.random.default_rng(count), trial.folder / "checkpoints"
     files = [path for path in sorted((checkpoints / "10").rglob("*")) if path.is_file() and path.stat().st_size]
     sizes = np.array([path.stat().st_size for path in files])
-    weights = (sizes / sizes.sum() + 1 / len(files)) / 2  # half by size, half each file alike
+    weights = (sizes / sizes.sum() + 1 / len(files)) / 2  # half in proportion to size, half uniform over files
     with closing(Checkpoints(checkpoints)) as opened:
         for _ in range(count):
             path = files[rng.choice(len(files), p=weights)]
@@ -135,14 +135,14 @@ def flips(folder: Path, count: int) -> str:
                 before = file.read(1)[0]
                 file.seek(place)
                 file.write(bytes([before ^ bit]))
-            assert opened.newest_good() == 5, f"bit {bit} of byte {place} of {path} was not found"
+            assert opened.newest_good() == 5, f"bit {bit} of byte {place} of {path} was not detected"
             aside = checkpoints / "10.corrupt"
             aside.rename(checkpoints / "10")
             with path.open("r+b") as file:
                 file.seek(place)
                 file.write(bytes([before]))
         assert opened.newest_good() == 10
-    return f"{count} of {count} found, in {len(files)} files; the checkpoint before was taken each time"
+    return f"{count} of {count} detected, in {len(files)} files; the previous checkpoint was used each time"
 
 
 def truncate(path: Path, _: Path) -> None:
@@ -168,9 +168,9 @@ DAMAGES = (truncate, empty, delete, swap)
 
 
 def damage(folder: Path, count: int) -> str:
-    """Every file of a run is truncated, emptied, deleted and swapped with another: an error that names it, or fallback.
+    """Truncate, empty, delete and swap every file of a checkpoint: detected, the previous checkpoint used.
 
-    ``count`` of the files of the run's folder outside the checkpoints are tried by starting the command again.
+    Do the same to ``count`` of the run's other files and restart: training continues, or an error names the file.
     """
     trial = Trial("gan", folder / "run", 10)
     assert trial.finish()[0] == 0, trial.said.read_text()
@@ -189,11 +189,11 @@ def damage(folder: Path, count: int) -> str:
             check_refusal(said, longer.folder)
             refused += 1
         shutil.rmtree(longer.folder)
-    return f"{found}; of the run's other files: training went on after {fallen}, {refused} were refused by name"
+    return f"{found}; of the run's other files: training continued after {fallen}, {refused} were refused by name"
 
 
 def in_checkpoints(checkpoints: Path) -> str:
-    """Damage to every file of the newest checkpoint."""
+    """Damage every file of the newest checkpoint in every way."""
     files = [path.relative_to(checkpoints / "10") for path in sorted((checkpoints / "10").rglob("*")) if path.is_file()]
     filled = [path for path in files if (checkpoints / "10" / path).stat().st_size]
     trials = 0
@@ -201,18 +201,18 @@ def in_checkpoints(checkpoints: Path) -> str:
         for path, change in itertools.product(files, DAMAGES):
             other = filled[(filled.index(path) + 1) % len(filled)] if path in filled else filled[0]
             if path not in filled and change in (truncate, empty):
-                continue  # it is empty as it should be
+                continue  # empty files stay the same
             shutil.copytree(checkpoints / "10", checkpoints / "kept")
             change(checkpoints / "10" / path, checkpoints / "10" / other)
-            assert opened.newest_good() == 5, f"{path}: {change.__name__} was not found"
+            assert opened.newest_good() == 5, f"{path}: {change.__name__} was not detected"
             shutil.rmtree(checkpoints / "10.corrupt")
             (checkpoints / "kept").rename(checkpoints / "10")
             trials += 1
-    return f"{trials} of {trials} damages to {len(files)} files of a checkpoint found, the one before taken"
+    return f"{trials} of {trials} damages to {len(files)} files of a checkpoint detected, the previous one used"
 
 
 def full_disk(folder: Path, count: int) -> str:
-    """Files can't grow any more: the save fails, the run stops, the exit code is 1, and later the run goes on."""
+    """Limit the size of files: the save fails, the run stops with exit code 1 and can be resumed later."""
     whole = Trial("gan", folder / "whole", 20)
     assert whole.finish()[0] == 0, whole.said.read_text()
     largest = max(path.stat().st_size for path in (whole.folder / "checkpoints" / "20").rglob("*") if path.is_file())
@@ -225,16 +225,16 @@ def full_disk(folder: Path, count: int) -> str:
         assert code == 1, f"exit code {code}\n{said}"
         assert "step 15 can't be written" in last, said
         assert "step 10 is the newest" in last, said
-        assert 15 <= trial.last_step <= 20  # steps are taken until the writer has failed, at most to the next save
+        assert 15 <= trial.last_step <= 20  # training continues until the writer fails, at most until the next save
         assert trial.checkpoints == [5, 10]
         assert not trial.leftovers()
         assert trial.finish()[0] == 0
         assert trial.outcome() == whole.outcome()
-    return f"{count} of {count}: its step named, exit code 1, the older checkpoint restored, then bitwise equal"
+    return f"{count} of {count}: step reported, exit code 1, the older checkpoint restored, then bitwise equal"
 
 
 def read_only(folder: Path, count: int) -> str:
-    """The run's folder can't be written to: one line that names it, and nothing changes."""
+    """Make the run's folder read-only: refused in one line that names it, nothing changed."""
     for number in range(count):
         trial = Trial("gan", folder / str(number), 10)
         if number % 2:
@@ -257,7 +257,7 @@ def read_only(folder: Path, count: int) -> str:
 
 
 def check_refusal(said: str, folder: Path) -> None:
-    """One line that names the folder, and no traceback."""
+    """Assert that the last line is an error that names the folder, without a traceback."""
     last = said.strip().splitlines()[-1]
     assert last.startswith("error: "), said
     assert str(folder) in last, said
@@ -265,9 +265,9 @@ def check_refusal(said: str, folder: Path) -> None:
 
 
 def ranks(folder: Path, count: int) -> str:
-    """Several processes train as one; where one is killed or stopped, the others end, and the restart is equal.
+    """Train with several processes: bitwise equal on all. If one is killed or stopped, the others end; restart.
 
-    Those that are killed also have checkpoints by time, on which they agree.
+    The killed runs also save by time, which all processes must decide alike.
     """
     alone = Trial("transformer", folder / "alone", STEPS, ("--devices", str(count)))
     assert alone.finish()[0] == 0, alone.said.read_text()
@@ -299,14 +299,14 @@ def ranks(folder: Path, count: int) -> str:
     assert killed.trial.outcome() == expected
     assert longest < 20, f"the others ended after {longest:.0f} s"
     return (
-        f"{count} processes: losses bit-equal on all, within {difference:.1e} of {count} devices of one process; one "
-        f"killed, one stopped: the others ended within {longest:.1f} s; a signal to one saved and ended all; restart "
+        f"{count} processes: losses bitwise equal on all, within {difference:.1e} of {count} devices of one process; "
+        f"one killed, one stopped: the others ended within {longest:.1f} s; a signal to one saved and ended all; restart "
         "bitwise equal"
     )
 
 
 class Team:
-    """A run of several processes."""
+    """A run with several processes."""
 
     def __init__(self, folder: Path, count: int, options: tuple[str, ...] = ()) -> None:
         self.count, self.trial = count, Trial("transformer", folder, STEPS, options)
@@ -334,14 +334,14 @@ class Team:
 
 
 def largest_difference(one: Path, other: Path) -> float:
-    """Between the losses of two runs."""
+    """The largest difference between the losses of two runs."""
     lines = [whole_lines(path / "metrics.jsonl") for path in (one, other)]
     a, b = (np.array([float.fromhex(line["loss_hex"]) for line in run if "loss" in line]) for run in lines)
     return float(np.abs(a - b).max())
 
 
 def determinism(folder: Path, count: int) -> str:
-    """The same command twice, with one seed: bitwise equal."""
+    """Run each command twice with the same seed: bitwise equal."""
     names = [*EXPERIMENTS, *OTHERS][:count]
     for name in names:
         trials = [Trial(name, folder / f"{name}_{number}", 20) for number in range(2)]
@@ -352,7 +352,7 @@ def determinism(folder: Path, count: int) -> str:
 
 
 def not_finite(folder: Path, count: int) -> str:
-    """A learning rate that no network survives: found at its step, told with batch and worst leaf."""
+    """Overflow by a huge learning rate: detected at its step, reported with batch and worst leaf."""
     policies = ("abort", "skip", "rollback")[:count]
     words = {"abort": "or go on with", "skip": "steps in a row are skipped", "rollback": "already rolled back 3 times"}
     for policy in policies:
@@ -368,7 +368,7 @@ def not_finite(folder: Path, count: int) -> str:
 
 
 def offline(folder: Path, count: int) -> str:
-    """No network and no data: the first message names the data set and the ways out."""
+    """Run without network and data: the first message names the data set and the alternatives."""
     seconds = []
     for number in range(count):
         began = time.monotonic()
@@ -385,7 +385,7 @@ def offline(folder: Path, count: int) -> str:
 
 
 def mutations(folder: Path, count: int) -> str:
-    """Files with random changes: read, or refused with ValueError or OSError; memory stays within 64 MiB."""
+    """Read files with random changes: accepted, or refused with ValueError or OSError, within 64 MiB of memory."""
     rng, refused = np.random.default_rng(count), 0
     readers = make_files(folder)
     tracemalloc.start()
@@ -410,7 +410,7 @@ def mutations(folder: Path, count: int) -> str:
 
 
 def make_files(folder: Path) -> list[tuple[Path, Callable[[Path], object]]]:
-    """A good file of each kind that is read, and what reads it."""
+    """A valid file of each kind, with the function that reads it."""
     weights, config, run = folder / "model.safetensors", folder / "config.json", folder / "run"
     save_weights(weights, {"dense": {"kernel": np.ones((4, 3), np.float32), "bias": np.zeros(3, np.float32)}}, {})
     config.write_text(json.dumps({"experiment": "gan_mnist", "seed": 0, "data": {"name": "mnist", "embedded": True}}))
@@ -432,7 +432,7 @@ def make_files(folder: Path) -> list[tuple[Path, Callable[[Path], object]]]:
 
 
 def mutate(content: bytes, rng: np.random.Generator) -> bytes:
-    """One to four random changes: bits, bytes, numbers, cuts, insertions, doublings."""
+    """One to four random changes: to bits, bytes and integers, truncations, insertions, duplications."""
     data = bytearray(content)
     for _ in range(rng.integers(1, 5)):
         place = int(rng.integers(len(data))) if data else 0
@@ -453,13 +453,13 @@ def mutate(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def soak(folder: Path, count: int) -> str:
-    """So many steps, 20 checkpoints: memory, files, threads and shared memory don't grow, nothing is compiled again."""
+    """Train ``count`` steps with 20 checkpoints: memory, files and threads don't grow, nothing is recompiled."""
     seen, compiled, step, init = [], [], *tiny_gan()
 
     def look(done: int, state: object) -> dict[str, float]:
         saved = [str(step) for step in range(count // 20, done, count // 20)][-2:]
         while set(os.listdir(folder / "checkpoints")) != set(saved):
-            time.sleep(0.01)  # the thread that writes has files open
+            time.sleep(0.01)  # the writing thread has files open
         time.sleep(0.01)
         gc.collect()
         pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -479,18 +479,18 @@ def soak(folder: Path, count: int) -> str:
     growth = last[0] / early[0] - 1
     assert growth < 0.05, f"memory grew by {growth:.1%}"
     assert last[1] <= early[1] + 1, f"open files: {early[1]}, then {last[1]}"
-    # pools fill up to their size while others work on the machine; a thread for each checkpoint would be 14 more
+    # thread pools fill up lazily on a busy machine; one leaked thread per checkpoint would be 14 more
     assert last[2] <= early[2] + 4, f"threads: {early[2]}, then {last[2]}"
     assert last[3] <= early[3], f"shared memory: {early[3]}, then {last[3]}"
     assert last[4] == early[4], f"programs compiled: {early[4]}, then {last[4]}"
     return (
         f"{count:,} steps, 20 checkpoints: memory {growth:+.1%}, open files {early[1]} and {last[1]}, "
-        f"threads {early[2]} and {last[2]}, shared memory and number of compilations as before"
+        f"threads {early[2]} and {last[2]}, shared memory and number of compilations constant"
     )
 
 
 def listening(processes: list[subprocess.Popen]) -> list[str]:
-    """The addresses, but for this machine's own, on which these processes listen."""
+    """The addresses other than loopback on which these processes listen."""
     sockets = {}
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:

@@ -1,4 +1,4 @@
-"""Runs of the experiments as processes: started, watched, killed, compared."""
+"""Runs of the experiments as processes that can be started, watched, killed and compared."""
 
 import dataclasses
 import hashlib
@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from tests.experiments import commands
 from tests.experiments.commands import REPOSITORY
 
-PATIENCE = 300.0  # seconds for whatever takes none on an idle machine
+PATIENCE = 300.0  # timeout in seconds, generous for busy machines
 
 SAVES = ("--checkpoint-every", "5", "--checkpoint-seconds", "0")
 EXPERIMENTS = {
@@ -27,8 +27,8 @@ EXPERIMENTS = {
     "recurrent": ("text_generation", "--preset", "debug", "--network", "recurrent", "--eval-batches", "0", *SAVES),
     "transformer": ("text_generation", "--preset", "debug", *SAVES),
 }
-"""Their commands, at sizes that take seconds; every five steps there is a checkpoint."""
-LEFT_OUT = {"text_generation", "linear_regression"}  # stand above, or train without checkpoints
+"""Commands at sizes that take seconds, with a checkpoint every five steps."""
+LEFT_OUT = {"text_generation", "linear_regression"}  # listed above, or trains without checkpoints
 OTHERS = {
     path.stem: (path.stem, "--preset", "debug")
     for path in sorted((REPOSITORY / "experiments").glob("*.py"))
@@ -47,11 +47,11 @@ class Trial:
     options: tuple[str, ...] = ()
 
     def start(self, *more: str, before: str = "") -> subprocess.Popen[str]:
-        """A process of it; its standard error goes to a file beside the folder; ``before``: Python that runs first."""
+        """Start a process whose standard error goes to the file ``said``; ``before`` is Python code to run first."""
         script, *options = (EXPERIMENTS | OTHERS | ARTICLE)[self.name]
         line = [sys.executable, str(REPOSITORY / "experiments" / f"{script}.py"), *options, *self.options, *more]
         line += ["--steps", str(self.steps), "--platform", "cpu", "--workdir", str(self.folder)]
-        if before:  # and becomes it: no fork of a process that has threads
+        if before:  # exec replaces this process: no fork of a process that has threads
             line = [sys.executable, "-c", f"{before}\nimport os, sys\nos.execv(sys.argv[1], sys.argv[1:])", *line]
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with self.said.open("w") as said:
@@ -65,7 +65,7 @@ class Trial:
             )
 
     def finish(self, *more: str, before: str = "") -> tuple[int, str]:
-        """The exit code and standard error of a process of it."""
+        """Start a process, wait for it, and return its exit code and standard error."""
         process = self.start(*more, before=before)
         try:
             code = process.wait(PATIENCE)
@@ -79,7 +79,7 @@ class Trial:
 
     @property
     def last_step(self) -> int:
-        """The last whole line of its metrics."""
+        """The last step in metrics.jsonl; 0 if there is none."""
         return max((line["step"] for line in whole_lines(self.folder / "metrics.jsonl")), default=0)
 
     @property
@@ -87,32 +87,32 @@ class Trial:
         return sorted(int(path.name) for path in (self.folder / "checkpoints").glob("*") if path.name.isdecimal())
 
     def outcome(self) -> tuple[list[str], str]:
-        """The exact loss of every step, and the SHA-256 of the final state: equal where two runs are bitwise equal."""
+        """The exact loss of every step, and the SHA-256 of the final state: equal if two runs are bitwise equal."""
         lines = whole_lines(self.folder / "metrics.jsonl")
         exact = [f"{line['step']} {key} {line[key]}" for line in lines for key in sorted(line) if key.endswith("_hex")]
         assert self.checkpoints[-1] == self.steps, f"{self.folder} ends at step {self.checkpoints[-1]}"
         return exact, state_hash(self.folder / "checkpoints" / str(self.steps))
 
     def leftovers(self) -> list[str]:
-        """What a killed process may leave and the next start must remove."""
+        """Temporary files that a killed process may leave and the next start must remove."""
         pattern = re.compile(r"\.unfinished|\.orbax-checkpoint-tmp|\.tmp$")
         return [str(path) for path in self.folder.rglob("*") if pattern.search(path.name)]
 
 
 def environment() -> dict[str, str]:
-    """No network, no prepared data, compiled programs kept; modules of this repository."""
+    """Environment variables: no network, no prepared data, a compilation cache, this repository's modules."""
     return {**commands.environment(Path("/nonexistent/run")), "PYTHONPATH": str(REPOSITORY)}
 
 
 def whole_lines(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl but for one that was cut off."""
+    """The lines of a metrics.jsonl, without a truncated last one."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def state_hash(checkpoint: Path) -> str:
-    """The SHA-256 of all arrays of a checkpoint, read without the code that is under test."""
+    """The SHA-256 of all arrays of a checkpoint, read without the code under test."""
     with ocp.PyTreeCheckpointer() as reader:
         names = reader.metadata(checkpoint / "state").item_metadata.tree
         numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
@@ -135,7 +135,7 @@ def flat(tree, prefix: str = "") -> list[tuple[str, np.ndarray]]:
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> bool:
-    """Whether it came true before the process ended."""
+    """Wait for a condition; return whether it became true before the process ended."""
     limit = time.monotonic() + PATIENCE
     while time.monotonic() < limit:
         if condition():
@@ -143,7 +143,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> bool
         if process.poll() is not None:
             return condition()
         time.sleep(0.02)
-    raise AssertionError(f"{process.args} did not come so far within {PATIENCE} s")
+    raise AssertionError(f"{process.args} did not meet the condition within {PATIENCE} s")
 
 
 def free_port() -> int:

@@ -1,10 +1,10 @@
-"""The short form of the table: every promise is put to the test in each run of the suite."""
+"""The short form of the table: every run of the suite tests every promise."""
 
 import pytest
 
 from tests.faults.__main__ import ROWS
 
-ELSEWHERE = {"malformed", "soak", "offline", "mutations"}  # the first in test_malformed, two in test_untrusted
+ELSEWHERE = {"malformed", "soak", "offline", "mutations"}  # tested in test_malformed, test_untrusted and elsewhere
 SHORT = [name for name in ROWS if name not in ELSEWHERE]
 
 

@@ -1,4 +1,4 @@
-"""Over two hundred malformed inputs: exit code 2, one line, no traceback, nothing changes on the disk."""
+"""Over two hundred malformed inputs: exit code 2, one line, no traceback, no file changed."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ def tree(folder: Path) -> dict:
 
 
 def refused(case: Case, folder: Path) -> str | None:
-    """What is wrong with how a case is refused, or None."""
+    """Run a case in this process; return what is wrong with its refusal, or None."""
     case.prepare(folder)
     before = tree(folder)
     arguments = [argument.replace("FOLDER", str(folder)) for argument in case.arguments]
@@ -37,17 +37,17 @@ def refused(case: Case, folder: Path) -> str | None:
         except SystemExit as stop:
             code = stop.code
         except Exception as error:
-            return f"{error!r} got through"
+            return f"{error!r} was not caught"
     lines = [line for line in said.getvalue().splitlines() if line.startswith("error: ")]
     if code != 2 or len(lines) != 1 or "Traceback" in said.getvalue():
         return f"exit code {code}, {said.getvalue()}"
     if not re.search(re.escape(case.words.replace("FOLDER", str(folder))), lines[0]):
         return f"{lines[0]!r} does not say {case.words!r}"
-    return None if tree(folder) == before else "the disk has changed"
+    return None if tree(folder) == before else "files have changed"
 
 
 def start(script, arguments: list[str]) -> None:
-    """What `cli.run` does, but for the platform, which this process has already."""
+    """Do what `cli.run` does, without starting a platform: this process already has one."""
     if arguments[0] == "sample":
         action, form = generator_commands(script.NAME, script.Config, script.trained_generator)["sample"]
         action(cli.read(form, arguments[1:]))
@@ -66,7 +66,7 @@ def test_malformed_input_is_refused(experiment, tmp_path, monkeypatch):
 
 
 def check(cases: list[Case], tmp_path: Path) -> None:
-    """Assert that each is refused."""
+    """Assert that each case is refused."""
     wrong = {}
     for number, case in enumerate(cases):
         folder = tmp_path / str(number)
@@ -77,7 +77,7 @@ def check(cases: list[Case], tmp_path: Path) -> None:
 
 
 def all_refused(folder: Path, processes: int) -> str:
-    """All of them in this process, and the first ``processes`` of each experiment as commands, timed."""
+    """Run all cases in this process, and the first ``processes`` of each experiment as commands, timed."""
     os.environ["TFDS_DATA_DIR"] = str(folder / "none")
     slowest, started = 0.0, 0
     for name, group in CASES.items():
@@ -90,4 +90,4 @@ def all_refused(folder: Path, processes: int) -> str:
             slowest, started = max(slowest, time.monotonic() - began), started + 1
             assert (result.returncode, "Traceback" in result.stderr) == (2, False), result.stderr
     count = sum(map(len, CASES.values()))
-    return f"{count} of {count}; of these {started} as processes of their own, the slowest within {slowest:.1f} s"
+    return f"{count} of {count}; of these {started} in separate processes, the slowest within {slowest:.1f} s"

@@ -1,4 +1,4 @@
-"""Who is missing at a barrier; several processes that train as on accelerators."""
+"""Barriers name missing processes; several processes train as on accelerators."""
 
 import json
 import subprocess
@@ -52,7 +52,7 @@ from jaxai.run.folder import Run
 from jaxai.train.supervised import cross_entropy, init_state, train_step
 address, count, index, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 loop.on_accelerator = lambda mesh: True
-loop.steps_a_call = lambda seconds, apart: 3 + index  # the first process's choice counts
+loop.steps_a_call = lambda seconds, apart: 3 + index  # the first process's value must be used
 rng, tx = np.random.default_rng(0), optax.adam(1e-2)
 images, labels = rng.integers(0, 256, (50, 4, 4, 1), np.uint8), rng.integers(0, 3, 50).astype(np.int32)
 data = ImageDataset("numbers", "train", images, labels, 3, "made up", False, "0" * 16)
@@ -99,4 +99,4 @@ def test_processes_agree_on_calls_and_gather_from_data_on_their_devices(tmp_path
     assert lines[0] == lines[1]
     losses = [[line["loss"] for line in run] for run in lines]
     assert len(losses[0]) == 20
-    np.testing.assert_allclose(losses[0], losses[2], rtol=1e-5)  # sums in another order
+    np.testing.assert_allclose(losses[0], losses[2], rtol=1e-5)  # float32 sums in another order

@@ -1,4 +1,4 @@
-"""Files from elsewhere: nothing that is read can run code, and what is damaged gives typed errors."""
+"""Untrusted files: reading them can't run code, and damaged ones raise typed errors."""
 
 import ast
 
@@ -12,7 +12,7 @@ SOURCES = sorted(path for folder in ("jaxai", "experiments") for path in (REPOSI
 
 
 def dangers(source: str) -> list[str]:
-    """What in a source could run code from a file: such modules, eval and exec, a true or unknown allow_pickle."""
+    """Constructs in a source that could run code from a file: modules, eval and exec, allow_pickle other than False."""
     found = []
     for node in ast.walk(ast.parse(source)):
         match node:
