@@ -300,8 +300,8 @@ def ranks(folder: Path, count: int) -> str:
     assert longest < 20, f"the others ended after {longest:.0f} s"
     return (
         f"{count} processes: losses bitwise equal on all, within {difference:.1e} of {count} devices of one process; "
-        f"one killed, one stopped: the others ended within {longest:.1f} s; a signal to one saved and ended all; restart "
-        "bitwise equal"
+        f"one killed, one stopped: the others ended within {longest:.1f} s; a signal to one saved and ended all; "
+        "restart bitwise equal"
     )
 
 
