@@ -1,4 +1,4 @@
-"""A run is a folder: its config, metrics, checkpoints, weights, pictures and summary."""
+"""A run is a folder with its config, metrics, checkpoints, weights, pictures and summary."""
 
 from jaxai.run.card import write_card as write_card
 from jaxai.run.checkpoint import Checkpoints as Checkpoints

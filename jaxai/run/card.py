@@ -7,7 +7,7 @@ from jaxai.run.folder import Run
 
 
 def write_card(run: Run, summary: Mapping[str, Any]) -> None:
-    """Write README.md: what model.safetensors holds, the data it was trained on, and the figures of the summary."""
+    """Write README.md: a description of model.safetensors, its training data, and the figures of the summary."""
     experiment, data = run.identity["experiment"], run.identity["data"]
     figures = {name: value for name, value in summary.items() if isinstance(value, (int, float, str))}
     shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in figures.items()}

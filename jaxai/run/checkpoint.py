@@ -1,8 +1,8 @@
-"""Checkpoints that can be trusted: arrays by orbax (version 0), a manifest with the SHA-256 of every file, one rename.
+"""Atomic, verified checkpoints: arrays by orbax (version 0), a manifest with the SHA-256 of every file, one rename.
 
-The folder of a run's checkpoints holds ``STEP/state/`` (orbax's files), ``STEP/manifest.json``, and nothing else but
-what is set aside: ``STEP.unfinished`` is a save that a kill broke off, removed at the next start; ``STEP.corrupt`` a
-checkpoint whose files are not what was saved, kept to be looked at.
+The folder of a run's checkpoints holds ``STEP/state/`` (orbax's files) and ``STEP/manifest.json``. Besides,
+``STEP.unfinished`` is an interrupted save, removed at the next start, and ``STEP.corrupt`` a damaged checkpoint, kept
+for inspection.
 """
 
 import errno
@@ -37,20 +37,21 @@ UNFINISHED = ".unfinished"
 
 
 class Damaged(UserError):
-    """A checkpoint's files are not what was saved; the message names the file."""
+    """A file of a checkpoint differs from what was saved; the message names it."""
 
 
 class Checkpoints:
-    """The checkpoints of one run: per step a state (pytree of arrays, typed keys too) and what the host knows (JSON).
+    """The checkpoints of one run: per step a state (pytree of arrays and typed keys) and the host's values (JSON).
 
-    A checkpoint is written to ``STEP.unfinished``, hashed, synchronised with the disk and then renamed, so that
-    whatever is called ``STEP`` was whole once. A thread writes while the training goes on, one checkpoint at a time;
-    every other method waits for it first, and raises Stopped where it failed. With several processes, whose writers
-    wait for each other, `save` writes before it returns; all processes call every method, the first one handles the
-    files and tells the others what it found.
+    A checkpoint is written to ``STEP.unfinished``, hashed, flushed to disk and then renamed, so that a folder called
+    ``STEP`` was complete when written. A thread writes while training continues, one checkpoint at a time; every other
+    method waits for it first, and raises Stopped if it failed. With several processes, `save` writes before it returns,
+    since their writers wait for each other; all processes must call every method, and process 0 handles the files and
+    broadcasts its findings.
 
-    The newest ``keep`` checkpoints stay, the newest ``keep`` at multiples of each number in ``evaluations``, and the
-    ones in which a metric of ``lowest`` is least or one of ``highest`` greatest (``host["metrics"]``).
+    Kept are the newest ``keep`` checkpoints, the newest ``keep`` at multiples of each number in ``evaluations``, and
+    those with the smallest value of each metric in ``lowest`` and the largest of each in ``highest``
+    (``host["metrics"]``).
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Checkpoints:
         self._newest = self._agreed()
 
     def close(self) -> None:
-        """Wait for the writer, then end it."""
+        """Wait for the writer thread, then shut it down."""
         try:
             self.wait()
         finally:
@@ -84,18 +85,18 @@ class Checkpoints:
             self._orbax.close()
 
     def wait(self) -> None:
-        """Wait for the checkpoint that is being written. Raises Stopped where it can't be."""
+        """Wait for the checkpoint that is being written. Raises Stopped if it can't be written."""
         writing, self._writing = self._writing, None
         if writing:
             writing.result()
 
     def check(self) -> None:
-        """Raise Stopped if the writer has failed; does not wait."""
+        """Raise Stopped if the writer has failed, without waiting for it."""
         if self._writing and self._writing.done():
             self.wait()
 
     def steps(self) -> list[int]:
-        """Of which steps there are checkpoints, ascending."""
+        """The steps that have a checkpoint, ascending."""
         self.wait()
         return self._steps()
 
@@ -108,14 +109,14 @@ class Checkpoints:
         return self._newest or None
 
     def _agreed(self) -> int:
-        """The newest step that the first process sees, or 0: a file system may show another to others."""
+        """The newest step that process 0 sees, or 0; on a shared file system other processes may see another."""
         newest = max(self._steps(), default=0) if first_process() else 0
         if jax.process_count() > 1:
             newest = int(multihost_utils.broadcast_one_to_all(np.int64(newest)))
         return newest
 
     def newest_good(self) -> int | None:
-        """The newest step whose files are what was saved, or None; damaged ones above are renamed, with a warning."""
+        """The newest step whose files are intact, or None; newer, damaged ones are renamed, with a warning."""
         self.wait()
         if first_process():
             for step in reversed(self._steps()):
@@ -129,12 +130,12 @@ class Checkpoints:
         return self.latest_step()
 
     def _set_aside(self, step: int, error: Damaged) -> None:
-        """Rename a damaged checkpoint, and say so."""
+        """Rename a damaged checkpoint and log a warning."""
         target = set_aside(self._folder / str(step))
         logger.warning("%s: the checkpoint of step %d is damaged and now called %s", error, step, target)
 
     def drop_after(self, step: int) -> int:
-        """Delete the checkpoints of later steps; the step of the newest that is left, or 0."""
+        """Delete the checkpoints of later steps; return the newest remaining step, or 0."""
         self.wait()
         if first_process():
             for later in reversed(self._steps()):
@@ -145,22 +146,22 @@ class Checkpoints:
         return self._newest
 
     def save(self, step: int, state: PyTree, host: dict[str, Any]) -> None:
-        """Copy the state, then let the writer save it under ``step``; does nothing if that step is there already.
+        """Copy the state and let the writer save it under ``step``; does nothing if that is the newest step saved.
 
-        Where the files can't be written, what there is of them is removed, and Stopped is raised here (several
-        processes) or by the next method that waits for the writer.
+        If the files can't be written, partial files are removed and Stopped is raised, here (several processes) or by
+        the next method that waits for the writer.
         """
         self.wait()
         if step == self._newest:
             return
-        content_hash(host)  # what is no JSON is a bug, not a full disk
+        content_hash(host)  # fail here for values that are not JSON: a bug, not a disk error
         if jax.process_count() > 1:
             self._write(step, key_data(state), host)
         else:
             self._writing = self._writer.submit(self._write, step, copied(state), host)
 
     def _write(self, step: int, state: PyTree, host: dict[str, Any]) -> None:
-        """Write a checkpoint, and delete those that need not stay. Raises Stopped where the files can't be written."""
+        """Write a checkpoint and delete those no longer to be kept. Raises Stopped if the files can't be written."""
         temporary = self._folder / f"{step}{UNFINISHED}"
         try:
             if first_process():
@@ -172,7 +173,7 @@ class Checkpoints:
                 synchronise(self._folder)
         except Exception as error:  # orbax and tensorstore have no type of their own for a full disk
             remove_for_good(temporary)
-            # else orbax's other writers tell the same once more, after our line
+            # Silence orbax's other writers, which would report the same error after our message.
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             raise Stopped(
@@ -184,7 +185,7 @@ class Checkpoints:
         self._prune()
 
     def amend(self, step: int, host: dict[str, Any]) -> None:
-        """Replace some of the host's values of a step."""
+        """Update some of the host's values of a saved step."""
         self.wait()
         if first_process():
             folder = self._folder / str(step)
@@ -194,7 +195,7 @@ class Checkpoints:
     def restore(self, step: int, like: PyTree, shardings: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """The state and the host's values of a step, with the shapes of ``like`` and the given shardings.
 
-        Raises ValueError naming the folder and the first array that differs where another model was saved.
+        Raises ValueError, naming the folder and the first array that differs, if another model was saved.
         """
         self.wait()
         folder = self._folder / str(step)
@@ -209,7 +210,7 @@ class Checkpoints:
         return with_keys(restored, like), read_manifest(folder)["host"]
 
     def _prune(self) -> None:
-        """Delete what is neither among the newest nor the best of a metric."""
+        """Delete every checkpoint that the retention policy does not keep."""
         if not first_process():
             return
         steps = self._steps()
@@ -224,7 +225,7 @@ class Checkpoints:
             self._drop(step)
 
     def _metrics(self, step: int) -> dict[str, float]:
-        """The metrics of a step; none if its manifest is damaged, which is then set aside."""
+        """The metrics of a step; none if its manifest is damaged, in which case the checkpoint is renamed."""
         try:
             return read_manifest(self._folder / str(step))["host"].get("metrics", {})
         except Damaged as error:
@@ -232,12 +233,12 @@ class Checkpoints:
             return {}
 
     def _drop(self, step: int) -> None:
-        """Delete a checkpoint: under another name, so that no half of it is ever taken for whole."""
+        """Rename a checkpoint, then delete it, so that a partly deleted one is never taken for complete."""
         shutil.rmtree((self._folder / str(step)).rename(self._folder / f"{step}{UNFINISHED}"))
 
 
 def remove_for_good(folder: Path) -> None:
-    """Remove what a failed save left; tensorstore's other writers make some of it again in the next moment."""
+    """Remove the files of a failed save, repeatedly for 1 s, as tensorstore's other writers may recreate some."""
     for _ in range(20):
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(0.05)
@@ -250,12 +251,12 @@ def is_key(leaf: Any) -> bool:
 
 
 def key_data(state: PyTree) -> PyTree:
-    """A state with the uint32 numbers of its typed keys in their place."""
+    """The state with each typed key replaced by its uint32 data."""
     return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, state)
 
 
 def with_keys(state: PyTree, like: PyTree) -> PyTree:
-    """A state that `key_data` made, with keys again where ``like`` (arrays or shapes) has them."""
+    """The inverse of `key_data`: restore typed keys where ``like`` (arrays or shapes) has them."""
 
     def wrap(kind: Any, leaf: Any) -> Any:
         if not is_key(kind):
@@ -266,14 +267,14 @@ def with_keys(state: PyTree, like: PyTree) -> PyTree:
 
 
 def copied(state: PyTree) -> PyTree:
-    """A state as numpy arrays of their own; those of `jax.device_get` may share memory that the next step reuses."""
+    """Copy a state to numpy arrays; those of `jax.device_get` may share memory that the next step overwrites."""
     return jax.tree.map(np.array, jax.device_get(key_data(state)))
 
 
 def write_manifest(folder: Path, host: dict[str, Any]) -> None:
-    """Write the size and SHA-256 of every file in a folder, and the host's values, with a SHA-256 over all that.
+    """Write the manifest: size and SHA-256 of every file in a folder, the host's values, and a SHA-256 of all these.
 
-    Every file and folder, and last the manifest, is synchronised with the disk.
+    Every file and folder, and the manifest last, is flushed to disk.
     """
     files = {str(path.relative_to(folder)): [path.stat().st_size, file_hash(path)] for path in files_in(folder)}
     for path in folder.rglob("*"):
@@ -282,13 +283,13 @@ def write_manifest(folder: Path, host: dict[str, Any]) -> None:
 
 
 def store_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Write a manifest whole or not at all, and synchronise it with the disk."""
+    """Write a manifest atomically, and flush it to disk."""
     write_json(folder / MANIFEST, {"sha256": content_hash(content), **content})
     synchronise(folder)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint. Raises Damaged, naming it, where it is not what was written."""
+    """The manifest of a checkpoint. Raises Damaged, naming the file, if it is missing, unreadable or altered."""
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_bytes())
@@ -298,11 +299,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise damage(path, error) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    raise Damaged(f"{path} is not what was written")
+    raise Damaged(f"{path} differs from what was written")
 
 
 def verify(folder: Path) -> None:
-    """Raise Damaged, naming the file, unless the files of a checkpoint are those that were saved."""
+    """Raise Damaged, naming the file, unless all files of a checkpoint are intact."""
     expected = read_manifest(folder)["files"]
     found = {str(path.relative_to(folder)): path for path in files_in(folder)}
     for name, (size, digest) in expected.items():
@@ -315,18 +316,18 @@ def verify(folder: Path) -> None:
         if length != size:
             raise Damaged(f"{found[name]} has {length:,} bytes instead of {size:,}")
         if found_digest != digest:
-            raise Damaged(f"{found[name]} is not what was saved (its SHA-256 is another)")
+            raise Damaged(f"{found[name]} differs from what was saved (another SHA-256)")
 
 
 def damage(path: Path, error: OSError) -> Exception:
-    """A file that is gone or that the disk can't read is damaged; another error, such as no permission, is as it is."""
+    """Damaged for a file that is missing or unreadable; any other error, such as a missing permission, unchanged."""
     if error.errno in (errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
         return Damaged(f"{path} can't be read ({error.strerror})")
     return error
 
 
 def files_in(folder: Path) -> Iterator[Path]:
-    """All files below a folder but its manifest."""
+    """All files below a folder except its manifest."""
     return (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST)
 
 
@@ -337,12 +338,12 @@ def file_hash(path: Path) -> str:
 
 
 def content_hash(content: dict[str, Any]) -> str:
-    """The SHA-256 of JSON values."""
+    """The SHA-256 of values serialised as JSON."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def synchronise(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
+    """Flush a file, or a folder's entries, to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -351,13 +352,13 @@ def synchronise(path: Path) -> None:
 
 
 def set_aside(folder: Path) -> str:
-    """Rename a folder to the first free name among FOLDER.corrupt, FOLDER.corrupt.1, ...; that name."""
+    """Rename a folder to the first free name among FOLDER.corrupt, FOLDER.corrupt.1, ...; return that name."""
     target = folder.with_name(f"{folder.name}.corrupt")
     return (rename_to_free(folder, target.name) if target.exists() else folder.rename(target)).name
 
 
 def reason(error: BaseException) -> str:
-    """Why files can't be written: the system's words if they are anywhere in the chain of errors."""
+    """The reason why files can't be written: the system's message if the chain of errors has one."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, OSError) and link.strerror:
@@ -368,7 +369,7 @@ def reason(error: BaseException) -> str:
 
 
 def check_same_model(wanted: dict[str, str], found: dict[str, str], folder: Path) -> None:
-    """Raise ValueError naming the first array in which the checkpoint in the folder differs from the state wanted."""
+    """Raise ValueError naming the first array that differs between the checkpoint and the expected state."""
     for name in wanted | found:
         if wanted.get(name) != found.get(name):
             raise UserError(
@@ -379,10 +380,10 @@ def check_same_model(wanted: dict[str, str], found: dict[str, str], folder: Path
 
 
 def described(state: PyTree) -> dict[str, str]:
-    """Each array of a state (arrays, shapes or orbax's metadata) by its path, such as float32[3, 3, 1, 32]."""
+    """Dtype and shape of each array of a state (arrays, shapes or orbax's metadata), like float32[3, 3], by path."""
     arrays = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        leaf = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf  # so they are saved
+        leaf = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf  # as keys are saved
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         arrays[name] = f"{jax.numpy.dtype(leaf.dtype).name}{list(leaf.shape)}"
     return arrays

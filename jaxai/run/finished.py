@@ -1,4 +1,4 @@
-"""A finished run, as the commands that use one see it."""
+"""Loading finished runs, for the commands that use one."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from jaxai.typing import Array, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun[ConfigT]:
-    """The ``folder`` of a finished run, its ``config``, its config.json as ``identity``, and its vocabulary.json."""
+    """A finished run: its ``folder``, its ``config``, config.json as ``identity``, and vocabulary.json, if loaded."""
 
     folder: Path
     config: ConfigT
@@ -25,14 +25,14 @@ class FinishedRun[ConfigT]:
     vocabulary: Mapping[str, Any] | None
 
     def decode[T](self, read: Callable[[Any], T]) -> T:
-        """``read`` of the vocabulary. ValueError if it is damaged or another experiment's."""
+        """Decode the vocabulary with ``read``. ValueError if it is damaged or belongs to another experiment."""
         try:
             return read(self.vocabulary)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(not_ours(self.folder, error)) from error
 
     def params(self, init_params: Callable[[Array], PyTree]) -> PyTree:
-        """The trained parameters in the structure of ``init_params(key)``. ValueError if they don't fit, or damaged."""
+        """The trained parameters, structured as ``init_params(key)``. ValueError if they don't fit or are damaged."""
         shapes = jax.eval_shape(init_params, jax.random.key(0))
         return read_weights(self.folder / "model.safetensors", shapes, self.vocabulary)
 
@@ -40,9 +40,9 @@ class FinishedRun[ConfigT]:
 def load_run[ConfigT](
     experiment: str, kind: type[ConfigT], options: Finished, *, vocabulary: bool = False
 ) -> FinishedRun[ConfigT]:
-    """The finished run that a command's options name.
+    """Load the finished run that a command's options name.
 
-    FileNotFoundError if a file is missing; ValueError if one is damaged or another experiment's.
+    FileNotFoundError if a file is missing; ValueError if one is damaged or belongs to another experiment.
     """
     folder = run_folder(experiment, options)
     for name in ("config.json", *["vocabulary.json"] * vocabulary, "model.safetensors"):

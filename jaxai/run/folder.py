@@ -1,4 +1,4 @@
-"""A run is a folder: config.json, metrics.jsonl, checkpoints/, samples/, summary.json."""
+"""The folder of a run: config.json, metrics.jsonl, checkpoints/, samples/, summary.json."""
 
 import contextlib
 import dataclasses
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 class Run:
     """The folder of a run. ``folder`` exists; the files in it may not.
 
-    ``identity`` is what must be equal for two starts to be one run. Of several processes the first has the ``folder``
-    that they ``shared``, and every other one a folder in it, for what each of them writes.
+    ``identity`` holds the values that must be equal for a start to resume the run. With several processes, process 0
+    writes to the ``shared`` folder itself, every other process to a ``folder`` of its own within it.
     """
 
     folder: Path
@@ -50,7 +50,7 @@ class Run:
         return self.folder / "samples"
 
     def summary(self) -> dict[str, Any] | None:
-        """The final figures of a finished run, or None; a damaged file is none, which is said."""
+        """The final figures of a finished run, or None; if the file is damaged, log a warning and return None."""
         path = self.shared / "summary.json"
         if not path.exists():
             return None
@@ -60,11 +60,11 @@ class Run:
                 return summary
         except (ValueError, KeyError, TypeError, RecursionError):
             pass
-        logger.warning("%s is damaged: the figures are made again", path)
+        logger.warning("%s is damaged: the figures are computed again", path)
         return None
 
     def finished(self, steps: int) -> dict[str, Any] | None:
-        """The final figures of a run that took at least so many steps, which is said; None if there is more to do."""
+        """The final figures if the run has finished at least ``steps`` steps (logged); None if there is more to do."""
         summary = self.summary()
         if not summary or summary["steps"] < steps:
             return None
@@ -72,7 +72,7 @@ class Run:
         return summary
 
     def write_sample(self, name: str, text: str) -> None:
-        """Write samples/NAME."""
+        """Write a text to samples/NAME."""
         self.samples.mkdir(exist_ok=True)
         (self.samples / name).write_text(text, encoding="utf-8")
 
@@ -81,12 +81,12 @@ class Run:
 
 
 def run_folder(experiment: str, config: Common | Finished) -> Path:
-    """Where this config's run lives: ``--workdir``, or runs/EXPERIMENT/PRESET."""
+    """The folder of this config's run: ``--workdir``, or runs/EXPERIMENT/PRESET."""
     return config.workdir or Path("runs") / experiment / config.preset
 
 
 def began_embedded(experiment: str, config: Common) -> bool:
-    """Whether this run began with an embedded data set, with which it must go on also where there is a network now."""
+    """Whether this run began with an embedded data set: it must then resume with it, even if a download is possible."""
     folder = run_folder(experiment, config)
     if config.data_dir or config.resume == "never" or not (folder / "config.json").exists():
         return False
@@ -94,11 +94,11 @@ def began_embedded(experiment: str, config: Common) -> bool:
 
 
 def open_run(experiment: str, config: Common, data: Mapping[str, Any]) -> Run:
-    """The folder of this config's run, made or, for a run that goes on, checked to be the same run.
+    """Create the folder of this config's run, or check that an existing one belongs to the same run.
 
-    ``data`` says what the run is trained on: name, fingerprint, whether embedded. Check everything else that a user can
-    get wrong before: this writes. Raises ValueError where the folder holds a run of another config or other data
-    (naming the first difference) or files that are no run, and where it can't be used.
+    ``data`` describes the training data: name, fingerprint, whether embedded. Check all other user input before, since
+    this writes files. Raises ValueError if the folder holds a run with another config or other data (naming the first
+    difference), holds files but no run, or can't be used.
     """
     folder = run_folder(experiment, config)
     identity = run_identity(experiment, config, data)
@@ -114,7 +114,7 @@ def open_run(experiment: str, config: Common, data: Mapping[str, Any]) -> Run:
 
 
 def make_folder(folder: Path, config: Common, identity: Mapping[str, Any]) -> None:
-    """Make a run's folder, or check that the one there is of the same run. Raises ValueError."""
+    """Create a run's folder, or check that the existing one belongs to the same run. Raises ValueError."""
     try:
         used = folder.is_dir() and any(path.name != "config.json.tmp" for path in folder.iterdir())
         if used and not (folder / "config.json").exists():
@@ -134,7 +134,7 @@ def make_folder(folder: Path, config: Common, identity: Mapping[str, Any]) -> No
 
 @contextlib.contextmanager
 def locked(run: Run) -> Iterator[None]:
-    """Hold a run's folder. Raises ValueError where another process does; a killed one lets go."""
+    """Lock a run's folder. Raises ValueError if another process holds the lock, which ends with its process."""
     descriptor = os.open(run.folder, os.O_RDONLY)
     try:
         try:
@@ -143,16 +143,16 @@ def locked(run: Run) -> Iterator[None]:
             message = f"{run.folder} is in use, another process trains in it: wait for it, or choose another --workdir"
             raise UserError(message) from None
         except OSError:
-            logger.warning("the file system of %s knows no locks: let one process alone train in it", run.folder)
+            logger.warning("the file system of %s has no locks: make sure only one process trains in it", run.folder)
         yield
     finally:
         os.close(descriptor)
 
 
 def config_from_json[T](kind: type[T], values: Mapping[str, Any]) -> T:
-    """The dataclass of a config.json's values, dataclasses within it too; what it does not name keeps its default.
+    """Build a config dataclass, nested ones included, from the values of a config.json; other fields keep defaults.
 
-    Raises TypeError or ValueError for values that no such config has.
+    Raises TypeError or ValueError for values that are invalid for the dataclass.
     """
     kinds, made = typing.get_type_hints(kind), {}
     for field in dataclasses.fields(cast(Any, kind)):
@@ -165,7 +165,7 @@ def config_from_json[T](kind: type[T], values: Mapping[str, Any]) -> T:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config of the run in a folder. Raises ValueError where the file is damaged."""
+    """The content of the config.json in a folder. Raises ValueError if it is damaged."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (ValueError, RecursionError):
@@ -176,18 +176,16 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def run_identity(experiment: str, config: Common, data: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON values that must be equal for two starts to be one run."""
+    """The JSON values that must be equal for a start to resume a run."""
     free = {field.name for field in dataclasses.fields(config) if is_resumable(field)}
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in free}
     if taken := fields.keys() & {"experiment", "data"}:
-        raise UserError(
-            f"{type(config).__name__}.{min(taken)} is a name of config.json's own: call the field otherwise"
-        )
+        raise UserError(f"{type(config).__name__}.{min(taken)} is a name that config.json reserves: rename the field")
     return json.loads(json.dumps({"experiment": experiment, **fields, "data": dict(data)}))
 
 
 def check_same(wanted: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:
-    """Raise ValueError naming the first value in which the run in the folder differs from the one asked for."""
+    """Raise ValueError naming the first value in which the run in the folder differs from the requested one."""
     wanted, found = flat(wanted), flat(found)
     for name in wanted | found:
         if wanted.get(name) != found.get(name):
@@ -206,6 +204,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def move_aside(folder: Path) -> None:
-    """Rename a folder to the first free name folder.1, folder.2, ... and say so."""
+    """Rename a folder to the first free name folder.1, folder.2, ... and log it."""
     folder = folder.absolute()
     logger.info("moved the earlier run to %s", rename_to_free(folder, folder.name))

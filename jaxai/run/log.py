@@ -17,15 +17,15 @@ logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """Appends one JSON object per step to metrics.jsonl, and to TensorBoard where asked.
+    """Append one JSON object per step to metrics.jsonl, and optionally to TensorBoard.
 
-    Each metric stands twice: ``"loss": 0.693`` to read, ``"loss_hex": "0x1.62e43p-1"`` exact. ``after`` is the step
-    that the run goes on from: lines of later steps, left by an interrupted run, are dropped.
+    Each metric is written twice: rounded as ``"loss": 0.693``, exact as ``"loss_hex": "0x1.62e43p-1"``. ``after`` is
+    the step that the run resumes from: lines of later steps, left by an interrupted run, are dropped.
     """
 
     def __init__(self, path: Path, after: int, *, tensorboard: bool = False) -> None:
         keep_until(path, after)
-        self._file = path.open("a", buffering=1)  # by line: a run can be watched
+        self._file = path.open("a", buffering=1)  # line-buffered, so that a run can be followed
         self._events = event_writer(path.parent / "tensorboard", after) if tensorboard else None
 
     def close(self) -> None:
@@ -34,7 +34,7 @@ class MetricsLog:
             self._events.close()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line: ``step`` and the metrics (float32 scalars), rounded and exact."""
+        """Write one line: ``step`` and the metrics (float32 scalars), rounded and exact."""
         line: dict[str, Any] = {"step": step}
         for name, value in metrics.items():
             line[name] = float(np.format_float_positional(np.float32(value), 6, unique=False, fractional=False))
@@ -45,7 +45,7 @@ class MetricsLog:
                 self._events.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Wait until every line is on the disk: call before a checkpoint that counts on them."""
+        """Flush every line to disk; call before saving a checkpoint, which relies on them."""
         self._file.flush()
         os.fsync(self._file.fileno())
         if self._events:
@@ -53,7 +53,7 @@ class MetricsLog:
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop the lines of steps after ``step``, and a last line that was cut off. Warn where earlier ones are missing."""
+    """Drop the lines of steps after ``step`` and incomplete lines. Log a warning if earlier lines are missing."""
     if not path.exists():
         if step > 0:
             logger.warning("%s is missing: the metrics up to step %d are lost", path, step)
@@ -68,7 +68,7 @@ def keep_until(path: Path, step: int) -> None:
 
 
 def step_of(line: bytes) -> float:
-    """The step of a line of metrics.jsonl; infinity for a line that is not whole."""
+    """The step of a line of metrics.jsonl; infinity for an incomplete line."""
     try:
         return float(json.loads(line)["step"]) if line.endswith(b"\n") else float("inf")
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -76,14 +76,14 @@ def step_of(line: bytes) -> float:
 
 
 def event_writer(folder: Path, after: int) -> Any:
-    """A TensorBoard writer (extra: tensorboard) that hides what an interrupted run wrote after step ``after``."""
+    """A TensorBoard writer (extra: tensorboard) that hides events an interrupted run wrote after step ``after``."""
     from tensorboardX import SummaryWriter
 
     return SummaryWriter(str(folder), purge_step=after + 1)
 
 
 class Progress:
-    """A progress bar of steps (steps/s, time left) with the metrics named in ``show``; of the first process alone."""
+    """A progress bar of steps (steps/s, time left) with the metrics named in ``show``, shown by process 0 only."""
 
     def __init__(self, label: str, start: int, stop: int, show: Sequence[str]) -> None:
         layout = "{desc} {percentage:3.0f}%|{bar:20}| {n}/{total} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
@@ -93,12 +93,12 @@ class Progress:
         self._show = show
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show that ``step`` is done, with these metrics."""
+        """Advance the bar to ``step`` and show these metrics."""
         self._bar.set_postfix_str(self._text(metrics), refresh=False)
         self._bar.update(step - self._bar.n)
 
     def line(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Leave a line with these metrics above the bar."""
+        """Print a permanent line with these metrics above the bar."""
         if not self._bar.disable:
             self._bar.write(f"step {step}: {self._text(metrics)}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""A network's parameters as a safetensors file, for sampling, sharing, and other programs."""
+"""Network parameters in safetensors files, for sampling, sharing and use by other programs."""
 
 import hashlib
 import json
@@ -15,33 +15,33 @@ import safetensors.numpy
 from jaxai.errors import MissingFileError, UserError
 from jaxai.typing import PyTree
 
-KEY = "jaxai"  # under which a file's metadata say what is known of it
+KEY = "jaxai"  # of the project's entry in a file's metadata
 
 
 def save_weights(
     path: Path, params: PyTree, config: Mapping[str, Any], vocabulary: Mapping[str, Any] | None = None
 ) -> None:
-    """Write nested dicts of arrays, named by their path such as ``decoder.block_0.mlp.in.kernel``; whole or not at all.
+    """Write nested dicts of arrays, named by paths such as ``decoder.block_0.mlp.in.kernel``, to a file, atomically.
 
-    Names are sorted: equal parameters give equal bytes. The file's metadata hold a SHA-256 of all arrays, the
-    ``config`` of their run as JSON, and the hash of the ``vocabulary`` (JSON values) that they were trained with.
+    Names are sorted, so that equal parameters give equal bytes. The file's metadata hold a SHA-256 of all arrays, the
+    ``config`` of their run as JSON, and the hash of the ``vocabulary`` (JSON values) used in training.
     """
     flat = {
         jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     known = {"sha256": arrays_hash(flat), "config": config, "vocabulary": vocabulary and fingerprint(vocabulary)}
-    metadata = {KEY: json.dumps(known)}  # one key: of several, safetensors writes another first each time
+    metadata = {KEY: json.dumps(known)}  # one key, as safetensors writes several in varying order
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(safetensors.numpy.save({name: flat[name] for name in sorted(flat)}, metadata))
     os.replace(temporary, path)
 
 
 def load_weights(path: Path, vocabulary: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file by name.
+    """The arrays of a safetensors file, by name.
 
-    FileNotFoundError where it is missing. ValueError if it is damaged, where its arrays have another SHA-256 than it
-    says, and where it names the hash of a vocabulary that is not that of ``vocabulary``.
+    FileNotFoundError if the file is missing. ValueError if it is damaged, if its arrays don't match the SHA-256 in its
+    metadata, or if ``vocabulary`` doesn't match the vocabulary hash there; files without these entries pass.
     """
     if not path.is_file():
         raise MissingFileError(f"{path} is missing: give a safetensors file")
@@ -50,26 +50,26 @@ def load_weights(path: Path, vocabulary: Mapping[str, Any] | None = None) -> dic
             known = json.loads((file.metadata() or {}).get(KEY, "{}"))
             arrays = {name: file.get_tensor(name) for name in list(file.keys())}
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no safetensors file or damaged ({error})") from error
+        raise UserError(f"{path} is damaged or not a safetensors file ({error})") from error
     if known.get("sha256") not in (None, arrays_hash(arrays)):
-        raise UserError(f"{path} is damaged (its arrays have another SHA-256): take a good copy")
+        raise UserError(f"{path} is damaged (the SHA-256 of its arrays does not match): use an intact copy")
     if vocabulary is not None and known.get("vocabulary") not in (None, fingerprint(vocabulary)):
-        raise UserError(f"{path} was trained with another vocabulary than the one beside it: take both of one run")
+        raise UserError(f"{path} was trained with another vocabulary than the one beside it: use both files of one run")
     return arrays
 
 
 def read_weights(path: Path, like: PyTree, vocabulary: Mapping[str, Any] | None = None) -> PyTree:
-    """`load_weights` in the structure and shapes of ``like``, see `fill`. Raises as both do."""
+    """The arrays of `load_weights` in the structure of ``like``. Raises the errors of `load_weights` and `fill`."""
     return fill(like, load_weights(path, vocabulary), path)
 
 
 def parameter_count(params: PyTree) -> int:
-    """Numbers in a network's parameters."""
+    """The number of scalars in a network's parameters."""
     return sum(x.size for x in jax.tree.leaves(params))
 
 
 def arrays_hash(arrays: Mapping[str, np.ndarray]) -> str:
-    """The SHA-256 of named arrays: names, types, shapes and values."""
+    """The SHA-256 of named arrays, over names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -79,14 +79,14 @@ def arrays_hash(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def fingerprint(value: Mapping[str, Any]) -> str:
-    """The start of the SHA-256 of JSON values, in hexadecimal."""
+    """The first 16 hexadecimal digits of the SHA-256 of JSON values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def fill(like: PyTree, arrays: Mapping[str, np.ndarray], where: Path) -> PyTree:
-    """The arrays in the structure and shapes of ``like`` (arrays or their shapes).
+    """Arrange named arrays in the structure of ``like`` (arrays or shapes), cast to its dtypes.
 
-    Raises ValueError naming the first array of ``where`` that is missing, of another shape, or too many.
+    Raises ValueError naming the first array of the file ``where`` that is missing, unexpected, or of another shape.
     """
     names = [
         (jax.tree_util.keystr(path, simple=True, separator="."), leaf)

@@ -40,7 +40,7 @@ def test_a_config_comes_back_from_its_file(tmp_path):
 
 def test_a_field_may_not_be_called_as_the_identity_s_own(tmp_path):
     clash = dataclasses.make_dataclass("Clash", [("data", str, "mnist")], bases=(Config,), frozen=True, kw_only=True)
-    with pytest.raises(ValueError, match=r"Clash\.data is a name of config\.json's own"):
+    with pytest.raises(ValueError, match=r"Clash\.data is a name that config\.json reserves"):
         open_run("test", clash(workdir=tmp_path / "run"), DATA)
     assert not (tmp_path / "run").exists()
 

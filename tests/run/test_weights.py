@@ -57,7 +57,7 @@ def test_bad_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="is missing"):
         load_weights(file)
     file.write_bytes(b"no safetensors")
-    with pytest.raises(ValueError, match="no safetensors file or damaged"):
+    with pytest.raises(ValueError, match="damaged or not a safetensors file"):
         load_weights(file)
 
 
