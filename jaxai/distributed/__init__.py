@@ -1,4 +1,4 @@
-"""Devices and processes: meshes, shardings, and sessions of several processes."""
+"""Devices and processes: meshes, shardings and multi-process sessions."""
 
 from jaxai.distributed.mesh import data_axis_size as data_axis_size
 from jaxai.distributed.mesh import make_mesh as make_mesh

@@ -1,4 +1,4 @@
-"""Device meshes, and the rows of a batch that each process reads."""
+"""Device meshes, and the part of a batch that each process reads."""
 
 from typing import TypedDict
 
@@ -13,9 +13,9 @@ from jaxai.errors import UserError
 def make_mesh(devices: int = 0, *, batch_size: int = 0, shape: str = "", batch_option: str = "--batch-size") -> Mesh:
     """A mesh with the axes ``data`` and ``model`` over the first ``devices`` devices (0, or several processes: all).
 
-    ``shape`` is ``data=4,model=2`` or, for all devices on ``data``, empty. Raises ValueError where it is not of as many
-    devices as there are, and where a global batch of ``batch_size``, set by ``batch_option``, does not divide over
-    ``data``.
+    ``shape`` is like ``data=4,model=2``, or empty for all devices on ``data``. Raises ValueError if it doesn't match
+    the number of devices, or if the global ``batch_size``, set by the option ``batch_option``, is not divisible by the
+    size of ``data``.
     """
     axes = mesh_axes(shape)
     wanted = int(np.prod(list(axes.values()))) if axes else devices
@@ -34,22 +34,23 @@ def make_mesh(devices: int = 0, *, batch_size: int = 0, shape: str = "", batch_o
 
 
 def data_axis_size() -> int:
-    """The size of the axis ``data`` of the mesh that `jax.set_mesh` has set."""
+    """The size of the axis ``data`` of the current mesh (`jax.set_mesh`)."""
     return jax.sharding.get_abstract_mesh().shape["data"]
 
 
 class Processes(TypedDict):
-    """One of several processes."""
+    """The index of a process and the number of processes."""
 
     process_index: int
     process_count: int
 
 
 def processes(mesh: Mesh) -> Processes:
-    """Which of how many parts of a batch this process reads, by the names that `jaxai.data.pipeline.batches` takes.
+    """The index of the part of a batch that this process reads, and the number of parts.
 
-    As many as there are processes, unless the axis ``model`` goes across processes, which then read the same rows.
-    Raises ValueError where a process would read rows that are not next to each other.
+    The names are those of the arguments of `jaxai.data.pipeline.batches`. There is one part per process, unless the
+    axis ``model`` spans several processes, which then read the same rows. Raises ValueError if the rows of a process
+    would not be contiguous.
     """
     rows = sorted({index[0] for index, device in np.ndenumerate(mesh.devices) if device in mesh.local_devices})
     if rows != list(range(rows[0], rows[0] + len(rows))) or mesh.shape["data"] % len(rows) or rows[0] % len(rows):
@@ -58,5 +59,5 @@ def processes(mesh: Mesh) -> Processes:
 
 
 def on_accelerator(mesh: Mesh) -> bool:
-    """Whether the devices of a mesh have a memory of their own and work beside the host: they are no CPUs."""
+    """Whether the devices of a mesh are accelerators: with memory of their own, computing in parallel to the host."""
     return mesh.devices.flat[0].platform != "cpu"

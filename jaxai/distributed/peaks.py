@@ -1,4 +1,4 @@
-"""The peak rates of accelerators, and the share of them that a program reaches."""
+"""Peak rates of accelerators, and the fraction of them that a program reaches."""
 
 PEAKS = {
     "NVIDIA A100-PCIE-40GB": 312e12,
@@ -12,11 +12,11 @@ PEAKS = {
     "NVIDIA L4": 121e12,
     "NVIDIA L40S": 362e12,
 }
-"""Operations/s in bfloat16 by JAX's name of a device: NVIDIA's data sheets, without sparsity."""
+"""Peak bfloat16 FLOP/s by JAX's device kind, from NVIDIA's data sheets, without sparsity."""
 
 
 def utilization(operations: float, kind: str, devices: int = 1) -> float | None:
-    """The share that so many operations/s are of the bfloat16 peak of so many devices; None for an unknown kind.
+    """The fraction of the bfloat16 peak of ``devices`` devices that ``operations`` FLOP/s are; None for unknown kinds.
 
     >>> utilization(98.9e12, "NVIDIA H200"), utilization(1e9, "cpu")
     (0.1, None)

@@ -1,4 +1,4 @@
-"""One of several processes: the first, all at one place, and what each needs by itself."""
+"""Helpers for several processes: which one is first, barriers, a watchdog, and process-local states."""
 
 import contextlib
 import faulthandler
@@ -14,13 +14,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxai.errors import Stopped
 from jaxai.typing import PyTree
 
-BARRIER_SECONDS = 600  # a process that is not at a barrier by then is missing
+BARRIER_SECONDS = 600  # timeout after which a process counts as missing
 
-_numbers = itertools.count()  # a barrier's name must be new; all processes pass the same ones
+_numbers = itertools.count()  # makes the name of each barrier unique; all processes pass the same barriers
 
 
 def first_process() -> bool:
-    """Whether this process is the one that handles what all share."""
+    """Whether this is process 0, which handles shared files and messages."""
     return jax.process_index() == 0
 
 
@@ -36,13 +36,13 @@ def barrier(name: str) -> None:
         if not missing:
             raise
         who = ", ".join(missing[1].split())
-        message = f"not all processes came to '{name}' within {BARRIER_SECONDS} s, missing: {who}; see what they said"
+        message = f"not all processes reached '{name}' within {BARRIER_SECONDS} s, missing: {who}; see their output"
         raise Stopped(message) from error
 
 
 @contextlib.contextmanager
 def watchdog(seconds: float) -> Iterator[None]:
-    """Where the block takes longer, print where every thread stands and end the process with exit code 1; 0: wait."""
+    """If the block takes longer, dump the traceback of every thread and exit with code 1; 0 disables the watchdog."""
     if not seconds:
         yield
         return
@@ -54,7 +54,7 @@ def watchdog(seconds: float) -> Iterator[None]:
 
 
 def local_mesh(mesh: Mesh) -> Mesh:
-    """Where this process computes by itself: the mesh, or its first device where there are several processes."""
+    """A mesh for computations of this process alone: ``mesh``, or its first local device with several processes."""
     if jax.process_count() == 1:
         return mesh
     devices = np.asarray(jax.local_devices()[:1]).reshape([1] * len(mesh.axis_names))
@@ -62,7 +62,7 @@ def local_mesh(mesh: Mesh) -> Mesh:
 
 
 def local(state: PyTree, mesh: Mesh) -> PyTree:
-    """A state as this process alone needs it: gathered from all to its first device, where there are several."""
+    """The whole state on this process: with several processes, gathered to its first device; otherwise unchanged."""
     if jax.process_count() == 1:
         return state
     whole = jax.jit(lambda state: state, out_shardings=NamedSharding(mesh, PartitionSpec()))(state)

@@ -1,8 +1,8 @@
-"""Shardings of batches and training states: one code path from one device to many.
+"""Shardings of batches and training states: one code path for one device and many.
 
-The batch is split over the mesh axis ``data``. Parameters and optimiser state are replicated, split over the axis
-``model`` where it has more than one device, or, with ``shard_parameters``, over ``data`` too (fully sharded data
-parallelism): XLA gathers them where they are used.
+The batch is split over the mesh axis ``data``. Parameters and optimiser state are replicated, or split over the axis
+``model`` if it has more than one device and, with ``shard_parameters``, over ``data`` too (fully sharded data
+parallelism, FSDP): XLA gathers them where they are used.
 """
 
 import logging
@@ -21,16 +21,16 @@ SMALLEST_SHARDED = 2**12  # elements; below, a gather costs more than the memory
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """The axis of the batch split over ``data``: the leading one, or 1 in a stack of batches."""
+    """The sharding of a batch whose examples lie along ``axis``: 0, or 1 in a stack of batches."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
 def state_sharding(state: PyTree, mesh: Mesh, *, shard_parameters: bool = False) -> PyTree:
     """A sharding for every leaf of a state (arrays or shapes).
 
-    Each leaf of at least 4,096 elements is split along its largest axis that divides by the mesh's ``model``, and with
-    ``shard_parameters`` along its largest other one that divides by ``data``; what is not split is replicated. One line
-    of the log says how much that is. What a batch hands to the next, ``state.carry``, is split as batches are.
+    Each leaf of at least 4,096 elements is split over ``model`` along its largest axis divisible by that size and, with
+    ``shard_parameters``, over ``data`` along its largest other divisible axis; all else is replicated. How much is
+    split is logged. ``state.carry``, passed from batch to batch, is split along its leading axis as batches are.
     """
     names = [name for name in ("model", *["data"] * shard_parameters) if mesh.shape[name] > 1]
     parts = {name: mesh.shape[name] for name in names}
@@ -47,7 +47,7 @@ def state_sharding(state: PyTree, mesh: Mesh, *, shard_parameters: bool = False)
 
 
 def partition(shape: tuple[int, ...], parts: dict[str, int]) -> PartitionSpec:
-    """Split, for each mesh axis, the largest axis left that divides by its size; replicate small leaves."""
+    """For each mesh axis, split the largest unsplit axis divisible by its size; replicate small leaves."""
     chosen: dict[int, str] = {}
     for name, count in parts.items() if np.prod(shape) >= SMALLEST_SHARDED else ():
         if axes := [axis for axis, size in enumerate(shape) if size % count == 0 and axis not in chosen]:
@@ -56,9 +56,10 @@ def partition(shape: tuple[int, ...], parts: dict[str, int]) -> PartitionSpec:
 
 
 def gather_params(params: PyTree) -> PyTree:
-    """Parameters as a step computes with them: gathered, where they are split over ``data``; unchanged without a mesh.
+    """Gather parameters that are split over ``data`` for use in a step; no change without a mesh.
 
-    Without it XLA would divide single products over the devices: a Transformer's step exchanged 18 times the bytes.
+    Otherwise XLA splits single matrix products over the devices: a Transformer's step then communicates 18 times as
+    many bytes.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or "data" not in mesh.shape:
@@ -68,7 +69,7 @@ def gather_params(params: PyTree) -> PyTree:
 
 
 def log_choices(state: PyTree, specs: PyTree, parts: dict[str, int]) -> None:
-    """Say how much of a state is split, and what the largest array is that is not."""
+    """Log how much of a state is split, and its largest replicated array."""
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(state)]
     leaves = list(zip(names, jax.tree.leaves(state), jax.tree.leaves(specs, is_leaf=is_spec), strict=True))
     split = [leaf for _, leaf, spec in leaves if any(spec)]
@@ -81,10 +82,10 @@ def log_choices(state: PyTree, specs: PyTree, parts: dict[str, int]) -> None:
 
 
 def is_spec(value: Any) -> bool:
-    """Whether a value is a leaf of a tree of specs, which are tuples themselves."""
+    """Whether a value is a PartitionSpec: as a tuple it would not count as a leaf of a tree."""
     return isinstance(value, PartitionSpec)
 
 
 def put_batch(batch: PyTree, sharding: NamedSharding) -> PyTree:
-    """This process's rows of a global batch (numpy) as global arrays on the mesh."""
+    """Make global arrays on the mesh from this process's rows of a batch (numpy)."""
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)

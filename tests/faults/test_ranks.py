@@ -33,7 +33,7 @@ def test_a_barrier_names_who_is_missing():
     ]
     said = [job.communicate(timeout=120)[1] for job in jobs]
     assert all(job.returncode for job in jobs)
-    assert "not all processes came to 'second, 1' within 2 s, missing: 1;" in said[0], said[0]
+    assert "not all processes reached 'second, 1' within 2 s, missing: 1;" in said[0], said[0]
 
 
 ACCELERATED = """
