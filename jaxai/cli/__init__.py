@@ -1,4 +1,4 @@
-"""Command lines: options from dataclasses, platform, sub-commands, exit codes."""
+"""Command lines: options from dataclasses, sub-commands, exit codes, and choice of platform."""
 
 from jaxai.cli.command_line import check_preset as check_preset
 from jaxai.cli.command_line import guard as guard

@@ -1,4 +1,4 @@
-"""From a config dataclass to a command: presets, options, sub-commands, messages for users."""
+"""Command lines from config dataclasses: presets, options, sub-commands, error messages."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ from jaxai.errors import UserError, ending
 def parse[ConfigT: Common](
     presets: Mapping[str, ConfigT], description: str | None, arguments: Sequence[str]
 ) -> ConfigT:
-    """The config that the arguments ask for: ``--preset``, else the first one, and the other options on top of it.
+    """The config given by the arguments: the preset named by ``--preset``, or the first, overridden by other options.
 
     Raises ValueError for an unknown preset (naming the nearest one), an unknown option, or a bad value.
     """
@@ -35,7 +35,7 @@ def parse[ConfigT: Common](
 
 
 def preset_name(arguments: Sequence[str], first: str) -> str:
-    """The value of the last ``--preset``, or the first preset there is."""
+    """The value of the last ``--preset`` argument, or ``first`` if there is none."""
     name = first
     for argument, following in itertools.pairwise([*arguments, ""]):
         if argument == "--preset":
@@ -59,10 +59,10 @@ def run[ConfigT: Common](
     description: str | None,
     commands: Mapping[str, tuple[Callable[[Any], None], type[Platform]]] = MappingProxyType({}),
 ) -> None:
-    """Parse the command line, start the platform, run ``main``; a user's error is one line and exit code 2.
+    """Parse the command line, start the platform and run ``main``; report a user error in one line, with exit code 2.
 
-    ``commands`` are what else there is to do, by the name that is the first argument then: a function, and the
-    dataclass of its options.
+    ``commands`` maps the name of each sub-command, given as first argument, to its function and the dataclass of its
+    options.
     """
 
     def experiment() -> None:
@@ -83,7 +83,7 @@ def run[ConfigT: Common](
         with distributed_session(config.coordinator, config.num_processes, config.process_id):
             start_platform(config.platform, config.devices_here)
             if jax.process_index():
-                logging.getLogger("jaxai").setLevel(logging.WARNING)  # the first tells what all do
+                logging.getLogger("jaxai").setLevel(logging.WARNING)  # process 0 logs for all
             action(config)
 
     show_messages()
@@ -93,9 +93,9 @@ def run[ConfigT: Common](
 
 
 def read(form: Any, arguments: Sequence[str], **options: Any) -> Any:
-    """An instance of a dataclass (or of one of a union of them) from the command line, by tyro with these options.
+    """Parse arguments into a dataclass, or one of a union of them, by tyro with these options.
 
-    Raises ValueError, in one line, for unknown options and bad values; ``--help`` prints and exits.
+    Raises ValueError with a one-line message for unknown options and bad values; ``--help`` prints and exits.
     """
     said = io.StringIO()
     try:
@@ -108,16 +108,16 @@ def read(form: Any, arguments: Sequence[str], **options: Any) -> Any:
 
 
 def usage_error(box: str) -> str:
-    """The message in the box that tyro draws: what stands above its first rule."""
+    """Extract the message from tyro's error box: the text above its first horizontal rule."""
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]
     message = itertools.takewhile(lambda line: line.strip("─╰╯"), lines)
     return f"{' '.join(message) or ' '.join(box.split())} (see --help)"
 
 
 def guard(command: Callable[[], None], *, interrupted: str = "interrupted") -> None:
-    """Run a command. What it raises is a line on standard error and an exit code, but for bugs: those stay as they are.
+    """Run a command; turn an expected error into a line on standard error and an exit code. Bugs keep their traceback.
 
-    A reader of the output that has gone, such as ``head``, ends the command without a word.
+    When the reader of the output closes the pipe, as ``head`` does, the command ends silently.
     """
     try:
         command()
@@ -129,12 +129,12 @@ def guard(command: Callable[[], None], *, interrupted: str = "interrupted") -> N
         if said:
             print(said, file=sys.stderr)
         if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at the end fails as well
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails too
         sys.exit(code)
 
 
 def show_messages() -> None:
-    """Print what the project logs, plainly, on standard error."""
+    """Print the project's log messages on standard error, without prefixes."""
     project = logging.getLogger("jaxai")
     project.setLevel(logging.INFO)
     project.addHandler(logging.StreamHandler())

@@ -1,4 +1,4 @@
-"""Platform, number of devices, compilation cache and memory allocator of a process."""
+"""Settings of a process: platform, number of devices, compilation cache, memory allocator."""
 
 import ctypes
 import os
@@ -23,14 +23,14 @@ INSTALL = {
 
 
 def start_platform(platform: str, devices: int) -> None:
-    """Choose JAX's platform and number of CPU devices. Call before anything touches a device.
+    """Set JAX's platform and number of CPU devices. Call before using any device.
 
-    Raises ValueError where the platform is not there, naming the extra to install, or has too few devices.
+    Raises ValueError if the platform is unavailable, naming the extra to install, or has too few devices.
     """
     if platform in ("auto", "cpu"):
         keep_freed_memory()
     if devices > 1:
-        # Collectives starve with fewer threads than devices; with many more than cores a step takes half as long again.
+        # Collectives stall with fewer threads than devices; far more threads than cores make a step 1.5 times as slow.
         os.environ.setdefault("PJRT_NPROC", str(max(2 * devices, os.cpu_count() or 1)))
     if platform != "auto":
         jax.config.update("jax_platforms", PLATFORMS[platform])
@@ -48,11 +48,11 @@ def start_platform(platform: str, devices: int) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory instead of handing it back to the kernel. Call before JAX starts.
+    """Make glibc keep freed memory instead of returning it to the kernel. Call before JAX starts.
 
-    XLA's CPU client allocates outputs and temporaries of every step anew; by default glibc maps and unmaps blocks above
-    32 MiB each time, and touching 128 MiB of fresh pages takes some 16 ms (adding 10 M floats: 13.7 ms, with this
-    1.5). Freed memory stays with the process. Does nothing where there is no glibc.
+    XLA's CPU client allocates the outputs and temporaries of every step; by default glibc maps and unmaps blocks above
+    32 MiB each time, and touching 128 MiB of fresh pages takes about 16 ms (adding 10 M floats takes 13.7 ms, with this
+    setting 1.5 ms). The process never returns freed memory. Does nothing without glibc.
     """
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
         return
@@ -61,7 +61,7 @@ def keep_freed_memory() -> None:
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+    """Cache compiled programs across runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "jaxai" / "xla"))
