@@ -1,7 +1,7 @@
-"""Augmentations that real and generated images go through alike, differentiable to any order, and their strength.
+"""Differentiable augmentations of real and generated images, and the adaptation of their probability.
 
-A discriminator that sees few images learns them by heart; augmented it can't, and since the generator's gradient runs
-through the same augmentations, what it draws has none of them. Images are float [B, H, W, C] in [-1, 1].
+With few training images the discriminator memorises them; augmenting its input prevents that. The generator's gradient
+passes through the same augmentations, so they do not leak into its images. Images are float [B, H, W, C] in [-1, 1].
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,15 @@ POLICIES: tuple[Policy, ...] = ("brightness", "saturation", "contrast", "transla
 def augment(
     images: Images, key: Key[Array, ""], policies: Sequence[str], strength: ArrayLike = 1.0, *, fill: float = 0.0
 ) -> Images:
-    """Each image through each of ``policies`` with probability ``strength``, by draws of its own.
+    """Apply each of ``policies`` to each image with probability ``strength``, drawn independently per image.
 
-    brightness: + u - 1/2; saturation: distance from the pixel's mean over channels times 2 u; contrast: distance from
-    the image's mean times u + 1/2; translation: up to 1/8 of height and width; cutout: a square of half the height and
-    width around a random pixel; u uniform in [0, 1). What comes in from outside, and the square, is ``fill``.
+    With u uniform in [0, 1): brightness adds u - 1/2; saturation scales the deviation from each pixel's channel mean by
+    2 u; contrast scales the deviation from the image's mean by u + 1/2; translation shifts by up to 1/8 of height and
+    width; cutout blanks a rectangle of half the height and width around a random pixel. Shifted-in pixels and the
+    rectangle are set to ``fill``.
 
-    Source: Zhao et al. 2020, arXiv 2006.10738 (DiffAugment, strength 1), there with ``fill`` 0. ValueError for an
-    unknown policy, and for saturation of images without colour.
+    Source: Zhao et al. 2020, arXiv 2006.10738 (DiffAugment; strength 1, ``fill`` 0). Raises ValueError for an unknown
+    policy, and for saturation unless the images have three channels.
     """
     for name in policies:
         if name not in POLICIES:
@@ -42,7 +43,7 @@ def augment(
 
 
 def transformed(name: str, images: Images, key: Key[Array, ""], fill: float) -> Images:
-    """Each image through one policy."""
+    """Apply one policy to every image."""
     count, height, width, _ = images.shape
     u = jax.random.uniform(key, (count, 1, 1, 1), images.dtype)
     if name == "brightness":
@@ -56,16 +57,16 @@ def transformed(name: str, images: Images, key: Key[Array, ""], fill: float) -> 
     rows, columns = jax.random.split(key)
     if name == "translation":
         down, right = (shifts(k, count, size).astype(images.dtype) for k, size in ((rows, height), (columns, width)))
-        exact = jax.lax.Precision.HIGHEST  # pixels move, they are not to be rounded
+        exact = jax.lax.Precision.HIGHEST  # translated pixels keep their exact values
         return fill + jnp.einsum("BYH,BXW,BHWC->BYXC", down, right, images - fill, precision=exact)
     hole = band(rows, count, height)[:, :, None] & band(columns, count, width)[:, None]
     return jnp.where(hole[..., None], jnp.asarray(fill, images.dtype), images)
 
 
 def shifts(key: Key[Array, ""], count: int, size: int) -> Bool[Array, "{count} {size} {size}"]:
-    """Matrices that move a line of pixels by up to an eighth of its length, zeros coming in.
+    """Matrices that shift a row of pixels by up to an eighth of its length and fill with zeros.
 
-    A product instead of a gather: its derivatives are products too, where those of a gather are slow scatters.
+    A matrix product instead of a gather: its derivatives are products too, those of a gather are slow scatters.
     """
     most = max(1, round(size / 8))
     by = jax.random.randint(key, (count, 1, 1), -most, most + 1)
@@ -74,7 +75,7 @@ def shifts(key: Key[Array, ""], count: int, size: int) -> Bool[Array, "{count} {
 
 
 def band(key: Key[Array, ""], count: int, size: int) -> Array:
-    """Which of ``size`` pixels lie in the half of them around a random one: bool [count, size]."""
+    """Mask of a random band, half as long as the ``size`` pixels: bool [count, size]."""
     first = jax.random.randint(key, (count, 1), 0, size) - size // 4
     places = jnp.arange(size)[None]
     return (places >= first) & (places < first + size // 2)
@@ -83,11 +84,11 @@ def band(key: Key[Array, ""], count: int, size: int) -> Array:
 def adapted(
     strength: Float[Array, ""], margins: Float[Array, " B"], seen: int, *, target: float = 0.6, images: float = 500_000
 ) -> Float[Array, ""]:
-    """The strength after a batch of ``seen`` real images: up where the discriminator is too sure of them, else down.
+    """The strength after a batch of ``seen`` real images: raised if the discriminator overfits, else lowered.
 
-    strength + sign(mean sign(m) - target) * seen / images, kept in [0, 1], with the ``margins`` m of the loss, which
-    are positive where a real image is taken for real: it goes from 0 to 1 in ``images`` at the fastest. Source: Karras
-    et al. 2020, arXiv 2006.06676 (adaptive discriminator augmentation), there after every fourth batch.
+    strength + sign(mean sign(m) - target) * seen / images, clipped to [0, 1]. The loss's ``margins`` m are positive for
+    real images classified as real; moving the strength from 0 to 1 takes at least ``images`` images. Source: Karras
+    et al. 2020, arXiv 2006.06676 (adaptive discriminator augmentation, which updates every fourth batch).
     """
     sure = jnp.sign(margins).mean()
     return jnp.clip(strength + jnp.sign(sure - target) * seen / images, 0, 1)

@@ -1,4 +1,4 @@
-"""The watch for mode collapse that GAN experiments share: warn, stop, or go back and try other noise."""
+"""Detection of mode collapse during GAN training: warn, stop, or roll back and resume with a new key."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from jaxai.run.folder import Run
 logger = logging.getLogger(__name__)
 
 HALF = 0.5
-"""Collapsed is what differs less than half as much as real examples do, or has less than half of their classes."""
+"""A generator counts as collapsed when its diversity falls below this share of the real examples'."""
 MEANING = {
     "relative_distance": "its samples lie {:.2f} as far apart as real ones",
     "relative_classes": "it makes {:.2f} as many classes as there are",
@@ -26,13 +26,13 @@ Labels = Int[np.ndarray, " n"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CollapseConfig(Training):
-    """Options of experiments whose generator is watched."""
+    """Options of experiments that monitor their generator for mode collapse."""
 
     on_collapse: Literal["warn", "stop", "rollback"] = resumable("warn")
-    """Action when the generator's diversity falls below half of the real examples'; rollback goes back to the
-    last checkpoint before that and on with other noise, three times."""
+    """Action when the generator's diversity falls below half of the real examples'; rollback returns to the last
+    checkpoint before that and resumes with a new key, at most three times."""
     collapse_after: int = resumable(1000)
-    """From which step on: at first every generator makes one thing."""
+    """First step at which to act on a collapse: early in training every generator's samples are alike."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,14 +40,14 @@ class CollapseConfig(Training):
 
     @property
     def save_evaluations(self) -> bool:
-        """Whether there is a checkpoint at each evaluation: where the best stay, or a collapse leads back to one."""
+        """Whether to save a checkpoint at each evaluation: to keep the best ones, or to roll back to one."""
         return super().save_evaluations or self.on_collapse == "rollback"
 
 
 class CollapseMonitor:
-    """Compare the diversity of generated and real examples, and act on a collapse as the config says.
+    """Compare the diversity of generated and real examples, and take the config's action on a collapse.
 
-    ``real`` [n, ...] are as many as are generated, with their ``labels`` [n] where there is a classifier.
+    ``real`` [n, ...] has as many examples as are generated; ``labels`` [n] are their classes, if there is a classifier.
     """
 
     def __init__(self, config: CollapseConfig, real: Num[np.ndarray, "n ..."], labels: Labels | None = None) -> None:
@@ -57,8 +57,8 @@ class CollapseMonitor:
         self._warned = False
 
     def measure(self, samples: Num[np.ndarray, "n ..."], labels: Labels | None = None) -> dict[str, float]:
-        """``relative_distance``, the mean distance between two samples over that of real ones, and with labels
-        ``relative_classes``, the same of `effective_classes`.
+        """Diversity relative to the real examples: ``relative_distance`` is the ratio of the mean pairwise distances,
+        ``relative_classes``, if there are labels, the ratio of the `effective_classes`.
         """
         found = {"relative_distance": pairwise_distance(samples) / self._distance}
         if self._classes is not None and labels is not None:
@@ -66,7 +66,7 @@ class CollapseMonitor:
         return found
 
     def act(self, run: Run, step: int, found: dict[str, float]) -> dict[str, float]:
-        """Return the measurements. On a collapse warn once until it is over, or raise Stopped or Rollback."""
+        """Return ``found``. On a collapse, warn once until it ends, or raise Stopped or Rollback."""
         signs = [MEANING[name].format(value) for name, value in found.items() if value < HALF]
         if not signs or step < self._config.collapse_after:
             self._warned = False
@@ -77,13 +77,13 @@ class CollapseMonitor:
         if self._config.on_collapse == "rollback":
             raise Rollback(message, last_good_step=last_good_step(run))
         if not self._warned:
-            logger.warning("%s; --on-collapse stop or rollback would do something about it", message)
+            logger.warning("%s; --on-collapse stop or rollback would react to it", message)
         self._warned = True
         return found
 
 
 def last_good_step(run: Run) -> int:
-    """The last step of the run's metrics whose samples were as varied as they should be; 0 without one."""
+    """The last evaluated step at which the generator had not collapsed, from the run's metrics; 0 if there is none."""
     good = 0
     for line in run.metrics.read_text().splitlines():
         row = json.loads(line)

@@ -1,4 +1,4 @@
-"""Commands of a finished run: ``sample`` draws images, ``invert`` finds latents of images, ``restore`` restores one."""
+"""Commands on a finished run: ``sample`` draws images, ``invert`` finds latents, ``restore`` restores an image."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,15 +26,15 @@ from jaxai.run.finished import FinishedRun, load_run
 from jaxai.train.keys import Keys
 from jaxai.typing import Array, PyTree
 
-STARTS = 4  # of an inversion, for each image
-MOST = 2**24  # pixels of a restored file: 2.5 GiB of memory
+STARTS = 4  # initial latents per inverted image
+MOST = 2**24  # pixels of a restored image: 2.5 GiB of memory
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedGenerator:
     """A generator from latents [B, Z], and labels [B] if it has ``classes``, to images in [-1, 1].
 
-    ``test_images(data_dir)`` are images uint8 [n, height, width, C] that it was not trained on, and labels [n].
+    ``test_images(data_dir)`` returns held-out images uint8 [n, height, width, C] and their labels [n].
     """
 
     network: nn.Module
@@ -43,7 +43,7 @@ class TrainedGenerator:
     test_images: Callable[[Path | None], tuple[np.ndarray, np.ndarray]]
 
     def draw(self, params: PyTree, latents: Array, labels: np.ndarray) -> np.ndarray:
-        """Images uint8 of latents [n, Z]; ``labels`` [n] are ignored without classes."""
+        """Generate uint8 images from latents [n, Z]; ``labels`` [n] are ignored without classes."""
         inputs = [np.asarray(latents), *([labels.astype(np.int32)] if self.classes else [])]
         generate = jax.jit(partial(apply, self.network))
         return plots.to_pixels(map_batches(lambda rows: generate(params, *rows), inputs))
@@ -51,18 +51,18 @@ class TrainedGenerator:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample(Finished):
-    """Draw images with a finished run: single files and a sheet of them, in a new folder."""
+    """Draw images with a finished run, as single files and as a contact sheet, in a new folder."""
 
     count: int = 64
-    """How many."""
+    """Number of images."""
     truncation: float = 0.0
-    """Bound of the latents in standard deviations, for less variety and fewer artefacts; 0: none."""
+    """Bound on the latents in standard deviations, for fewer artefacts at less variety; 0: none."""
     label: int | None = None
     """The class, for a conditional generator; all classes in turn by default."""
     seed: int = 0
-    """Of the latents."""
+    """Seed of the latents."""
     out: Path | None = None
-    """The folder, new or empty; images_SEED in the run's by default."""
+    """Output folder, new or empty; by default images_SEED in the run's folder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,16 +72,16 @@ class Sample(Finished):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Invert(Finished):
-    """Find the latents of test images: inverted.png has the images above what a finished run draws from the latents."""
+    """Find the latents of test images: inverted.png has the images above their reconstructions by a finished run."""
 
     count: int = 10
-    """How many images."""
+    """Number of images."""
     steps: int = 500
-    """Of gradient descent, from each of four starts."""
+    """Steps of gradient descent from each of four starts."""
     seed: int = 0
-    """Of the starts."""
+    """Seed of the starts."""
     data_dir: Path | None = None
-    """Where the images are; without it the embedded digits'."""
+    """Folder of the data set; by default the embedded digits."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,7 +92,7 @@ class Invert(Finished):
 def generator_commands[ConfigT](
     name: str, kind: type[ConfigT], generator_of: Callable[[ConfigT], TrainedGenerator]
 ) -> dict[str, Any]:
-    """The commands ``sample`` and ``invert`` of an experiment whose configs are of this ``kind``."""
+    """The commands ``sample`` and ``invert`` of an experiment with configs of class ``kind``."""
 
     def load(options: Finished) -> tuple[FinishedRun[ConfigT], TrainedGenerator, PyTree]:
         run = load_run(name, kind, options)
@@ -111,7 +111,7 @@ def generator_commands[ConfigT](
 
 
 def sample(run: FinishedRun, generator: TrainedGenerator, params: PyTree, options: Sample) -> None:
-    """Draw and write images, and print where. ValueError for an unknown label and a folder that holds files."""
+    """Write generated images and print their folder. Raises UserError for an unknown label or a non-empty folder."""
     if options.label is not None and not 0 <= options.label < generator.classes:
         known = f"this run knows 0 to {generator.classes - 1}" if generator.classes else "this run knows no classes"
         raise UserError(f"--label {options.label}: {known}")
@@ -130,7 +130,7 @@ def sample(run: FinishedRun, generator: TrainedGenerator, params: PyTree, option
 
 
 def invert_images(run: FinishedRun, generator: TrainedGenerator, params: PyTree, options: Invert) -> None:
-    """Invert test images, draw what their latents give, and print the mean squared difference."""
+    """Invert test images, write them with their reconstructions, and print the mean squared difference."""
     images, labels = generator.test_images(options.data_dir)
     images, labels = images[: options.count], labels[: options.count].astype(np.int32)
     inputs = [jnp.asarray(labels)] if generator.classes else []
@@ -147,9 +147,9 @@ def invert_images(run: FinishedRun, generator: TrainedGenerator, params: PyTree,
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRestorer:
-    """A network that undoes ``task`` on images of ``channels`` at ``scale`` times the resolution.
+    """A network that restores images of ``channels`` for ``task``, at ``scale`` times their resolution.
 
-    With ``masked`` it restores only where an image is transparent.
+    With ``masked`` it restores only the transparent pixels.
     """
 
     network: Restorer
@@ -164,9 +164,9 @@ class TrainedRestorer:
         return run.params(init_fn(self.network, jnp.zeros((1, 8, 8, self.channels)), *hints))
 
     def restore(self, params: PyTree, pixels: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-        """A restored uint8 image [1, height, width, C], of any size, in which ``mask`` is 1 where it has holes.
+        """Restore a uint8 image [1, height, width, C] of any size; ``mask`` is 1 in its holes, else 0.
 
-        Edges are repeated until the network's squares of pixels fit.
+        The image is edge-padded to a multiple of the network's ``fold``.
         """
         images = to_signed(pixels)
         images = upscaled(images, self.scale) if self.scale > 1 else images
@@ -179,18 +179,18 @@ class TrainedRestorer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Restore(Finished):
-    """Let a finished run restore an image of yours: raise its resolution, or whatever the run has learned."""
+    """Restore an image file with a finished run: inpaint, denoise, upscale or raise contrast, as it was trained to."""
 
     image: Path
-    """Of up to 16 million pixels when restored. Of an inpainting run, what is transparent is the hole."""
+    """Image file, up to 16 million pixels when restored. An inpainting run fills its transparent pixels."""
     out: Path | None = None
-    """A new PNG; NAME_restored.png in the run's folder by default."""
+    """Output file, a new PNG; by default NAME_restored.png in the run's folder."""
 
 
 def restorer_commands[ConfigT](
     name: str, kind: type[ConfigT], restorer_of: Callable[[ConfigT], TrainedRestorer]
 ) -> dict[str, Any]:
-    """The command ``restore`` of an experiment whose configs are of this ``kind``."""
+    """The command ``restore`` of an experiment with configs of class ``kind``."""
 
     def restore_run(options: Restore) -> None:
         run = load_run(name, kind, options)
@@ -200,7 +200,7 @@ def restorer_commands[ConfigT](
 
 
 def restore_file(run: FinishedRun, restorer: TrainedRestorer, options: Restore) -> None:
-    """Restore an image file, write it, and print where. ValueError for a file that is there, or can't be written."""
+    """Write the restored image and print its path. Raises UserError if the file exists or can't be written."""
     out = options.out or run.folder / f"{options.image.stem}_restored.png"
     if out.exists() or out.suffix != ".png":
         raise UserError(f"{out} is {'there already' if out.exists() else 'no .png'}: give another --out")

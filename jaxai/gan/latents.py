@@ -1,4 +1,4 @@
-"""Latents of a trained generator: typical ones, walks between them, and those of a given image."""
+"""Latents of a trained generator: truncated sampling, interpolation, and inversion of given images."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,10 +15,10 @@ Latent = Float[np.ndarray, " Z"]
 
 
 def truncated(key: Key[Array, ""], count: int, size: int, limit: float) -> Float[Array, "{count} {size}"]:
-    """Standard normal latents without the values beyond +-``limit``: less variety, fewer oddities.
+    """Draw latents from the standard normal truncated to +-``limit``: less variety, fewer artefacts.
 
-    Source: BigGAN, Brock et al. 2019, arXiv 1809.11096, section 3.1. A ``limit`` of infinity leaves them as they are.
-    ValueError where it is not positive.
+    Source: BigGAN, Brock et al. 2019, arXiv 1809.11096, section 3.1. An infinite ``limit`` means no truncation. Raises
+    ValueError if it is not positive.
     """
     if not limit > 0:
         raise ValueError(f"truncation must be positive, got {limit}")
@@ -26,14 +26,14 @@ def truncated(key: Key[Array, ""], count: int, size: int, limit: float) -> Float
 
 
 def slerp(start: Latent, end: Latent, share: float) -> Latent:
-    """Between two latents along a great circle, where Gaussian latents lie (White 2016, arXiv 1609.04468)."""
+    """Spherical linear interpolation at ``share`` of the way from start to end (White 2016, arXiv 1609.04468)."""
     cosine = np.dot(start, end) / (np.linalg.norm(start) * np.linalg.norm(end))
     angle = np.arccos(np.clip(cosine, -1, 1))
     return (np.sin((1 - share) * angle) * start + np.sin(share * angle) * end) / np.sin(angle)
 
 
 def walk(ends: Float[np.ndarray, "n Z"], steps: int) -> Float[np.ndarray, "m Z"]:
-    """From each latent to the next in so many steps by `slerp`, both ends included: float32 [(n - 1) steps, Z]."""
+    """Interpolate from each latent to the next by `slerp`, both ends included: float32 [(n - 1) * steps, Z]."""
     shares = np.linspace(0, 1, steps)
     return np.stack([slerp(a, b, share) for a, b in pairwise(ends) for share in shares]).astype(np.float32)
 
@@ -46,9 +46,9 @@ def invert(
     steps: int = 500,
     learning_rate: float = 0.05,
 ) -> tuple[Float[Array, "B Z"], Float[Array, " B"]]:
-    """Latents whose generated examples come closest to these, and the mean squared differences [B] that are left.
+    """Find the latents whose outputs are closest to ``examples``; return them and their mean squared errors [B].
 
-    Adam on |G(z) - x|^2 from each of S starts; of these the best is taken for every example. Source: Lipton and
+    Minimise |G(z) - x|^2 with Adam from each of S starts and keep the best latent for each example. Source: Lipton and
     Tripathi 2017, arXiv 1702.04782. To be jitted by the caller.
     """
     tx = optax.adam(learning_rate)

@@ -1,7 +1,7 @@
-"""GAN losses from logits, one value per example.
+"""GAN losses on logits, one value per example.
 
-Every loss is a pair of functions; ``softplus(-t) = -log sigmoid(t)``. x is a real example, G(z) a generated one, D(.)
-the discriminator's logit of each.
+Every loss is a pair of functions; ``softplus(-t) = -log sigmoid(t)``. x is a real example, G(z) a generated one, and
+D(.) the discriminator's logit.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,10 @@ Logits = Float[Array, " B"]
 class Loss(NamedTuple):
     """The losses that discriminator and generator minimise.
 
-    ``discriminator`` is a function of (real_logits [B], fake_logits [B]) -> losses [B]; so is ``generator`` of a
-    ``relativistic`` loss, else it is one of the fake logits alone. ``margin`` of the same two is positive where the
-    discriminator takes a real example for real: the logit beyond the undecided one, or beyond the fake's where only
-    differences count.
+    ``discriminator`` maps (real_logits [B], fake_logits [B]) to losses [B]; so does ``generator`` of a ``relativistic``
+    loss, otherwise it maps the fake logits only. ``margin`` maps both logits to a value that is positive where the
+    discriminator classifies a real example as real: the real logit minus the decision threshold, or minus the paired
+    fake logit for losses of differences.
     """
 
     discriminator: Callable[[Logits, Logits], Logits]
@@ -41,7 +41,7 @@ def non_saturating_generator(fake_logits: Logits) -> Logits:
 def saturating_generator(fake_logits: Logits) -> Logits:
     """log(1 - s(D(G(z)))), the minimax game itself (Goodfellow et al. 2014, arXiv 1406.2661, equation 1).
 
-    Its gradient vanishes where the discriminator is sure.
+    Its gradient vanishes where the discriminator confidently rejects the example.
     """
     return -jax.nn.softplus(fake_logits)
 
@@ -67,17 +67,17 @@ def wasserstein_discriminator(real_logits: Logits, fake_logits: Logits) -> Logit
 
 
 def raising_generator(fake_logits: Logits) -> Logits:
-    """-D(G(z)): the generator of the hinge and of the Wasserstein loss (arXiv 1705.02894, arXiv 1701.07875)."""
+    """-D(G(z)): the generator's hinge and Wasserstein loss (arXiv 1705.02894, arXiv 1701.07875)."""
     return -fake_logits
 
 
 def relativistic_discriminator(real_logits: Logits, fake_logits: Logits) -> Logits:
-    """softplus(-(D(x) - D(G(z)))): real should beat fake, pair by pair (arXiv 1807.00734; R3GAN, arXiv 2501.05441)."""
+    """softplus(-(D(x) - D(G(z)))): rank real above fake, pairwise (arXiv 1807.00734; R3GAN, arXiv 2501.05441)."""
     return jax.nn.softplus(fake_logits - real_logits)
 
 
 def relativistic_generator(real_logits: Logits, fake_logits: Logits) -> Logits:
-    """softplus(-(D(G(z)) - D(x))), non-saturating as R3GAN's released code has it (arXiv 2501.05441)."""
+    """softplus(-(D(G(z)) - D(x))), non-saturating as in R3GAN's released code (arXiv 2501.05441)."""
     return jax.nn.softplus(real_logits - fake_logits)
 
 
@@ -90,17 +90,17 @@ def relativistic_average_discriminator(real_logits: Logits, fake_logits: Logits)
 
 
 def relativistic_average_generator(real_logits: Logits, fake_logits: Logits) -> Logits:
-    """The discriminator's with the roles exchanged (Jolicoeur-Martineau 2018, arXiv 1807.00734)."""
+    """`relativistic_average_discriminator` with real and fake swapped (Jolicoeur-Martineau 2018, arXiv 1807.00734)."""
     return relativistic_average_discriminator(fake_logits, real_logits)
 
 
 def above_0(real_logits: Logits, fake_logits: Logits) -> Logits:
-    """Margin of real logits over 0, for losses that judge each example by itself."""
+    """Margin of real logits over 0, for losses on single logits."""
     return real_logits
 
 
 def above_half(real_logits: Logits, fake_logits: Logits) -> Logits:
-    """Margin of real logits over 0.5, the middle between the targets 1 and 0."""
+    """Margin of real logits over 0.5, the midpoint of the targets 1 and 0."""
     return real_logits - 0.5
 
 

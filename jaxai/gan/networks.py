@@ -1,4 +1,4 @@
-"""Generators, discriminators and networks from images to images. Images are NHWC in [-1, 1], logits one per image."""
+"""Generators, discriminators and image-to-image networks. Images are NHWC in [-1, 1]; one logit per image."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -21,7 +21,7 @@ Labels = Int[Array, " B"] | None
 
 
 class ArticleGenerator(nn.Module):
-    """Noise, dense layers with ReLU, a dense 7x7 map, two transposed convolutions, a convolution with tanh."""
+    """The Keras baseline's generator: dense layers with ReLU, two transposed convolutions, a convolution with tanh."""
 
     hidden: Sequence[int] = (128, 256, 512)
     channels: Sequence[int] = (128, 64)
@@ -38,7 +38,7 @@ class ArticleGenerator(nn.Module):
 
 
 class ArticleDiscriminator(nn.Module):
-    """Two convolutions with LeakyReLU 0.01, flatten, a dense layer of sigmoids, one logit."""
+    """The Keras baseline's discriminator: two convolutions with LeakyReLU 0.01, a dense layer with sigmoid, a logit."""
 
     channels: Sequence[int] = (32, 64)
     hidden: int = 128
@@ -53,7 +53,7 @@ class ArticleDiscriminator(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(act(conv(act(x)))), both 3x3; the last convolution starts at zero (fix-up, arXiv 1901.09321)."""
+    """x + conv(act(conv(act(x)))), both 3x3; the last kernel is initialised to zero (Fixup, arXiv 1901.09321)."""
 
     dtype: DTypeLike | None = None
 
@@ -66,9 +66,9 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """x + W attention(x): every place of a map looks at all others, one head of half the channels.
+    """x + W attention(x): self-attention over all pixels, with one head of half the channels.
 
-    W starts at zero, so that the network begins as a convolutional one. Source: SAGAN, arXiv 1805.08318, equation 3.
+    W is initialised to zero, so the block starts as the identity. Source: SAGAN, arXiv 1805.08318, equation 3.
     """
 
     dtype: DTypeLike | None = None
@@ -82,9 +82,9 @@ class AttentionBlock(nn.Module):
 
 
 def embedded(labels: Labels, classes: int, features: int) -> Float[Array, "B {features}"] | None:
-    """A learned vector of each label, or None where there are neither labels nor classes; for compact modules.
+    """A learned vector for each label, or None without labels and classes; to be called in a compact module.
 
-    ValueError for labels without classes, or classes without labels.
+    Raises ValueError for labels without classes, or classes without labels.
     """
     if (labels is None) != (classes == 0):
         raise ValueError(f"labels need classes and classes labels, got classes={classes}: give both, or neither")
@@ -92,21 +92,21 @@ def embedded(labels: Labels, classes: int, features: int) -> Float[Array, "B {fe
 
 
 def with_latents(latents: Latents, label: Float[Array, "B features"] | None) -> Float[Array, "B inputs"]:
-    """The input of a generator: latents, and behind them the label's vector."""
+    """A generator's input: the latents, concatenated with the label's vector if there is one."""
     return latents if label is None else jnp.concatenate([latents, label], -1)
 
 
 def projected(logits: Logits, features: Float[Array, "B F"], label: Float[Array, "B F"] | None) -> Logits:
-    """Logits + <label, features>: how well an image fits its class (Miyato and Koyama 2018, arXiv 1802.05637)."""
+    """Logits + <label, features>: the projection discriminator (Miyato and Koyama 2018, arXiv 1802.05637)."""
     return logits if label is None else logits + (label * features).sum(-1)
 
 
 class Generator(nn.Module):
     """Two dense layers to the lowest resolution; per width residual blocks and a 4x4 stride-2 transposed convolution.
 
-    No normalisation, as in R3GAN (arXiv 2501.05441); but a tanh, since most pixels of a digit are exactly -1.
-    ``widths`` (128, 64) makes 28x28 images from 7x7x128 by way of 14x14x64. With ``attention`` an `AttentionBlock`
-    before the last of them, with ``classes`` an embedding of the label beside the latents. Returns float32.
+    No normalisation, as in R3GAN (arXiv 2501.05441), but a final tanh, since most pixels of a digit are exactly -1.
+    ``widths`` (128, 64) maps 7x7x128 to 14x14x64 to 28x28 images. ``attention`` adds an `AttentionBlock` before the
+    last upsampling; ``classes`` adds an embedding of the label to the input. Returns float32.
     """
 
     widths: Sequence[int]
@@ -133,9 +133,9 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The generator's mirror: per width a 4x4 stride-2 convolution and residual blocks; dense; one float32 logit.
+    """The mirrored generator: per width a 4x4 stride-2 convolution and residual blocks; dense; one float32 logit.
 
-    With ``attention`` an `AttentionBlock` after the first width.
+    ``attention`` adds an `AttentionBlock` after the first downsampling.
     """
 
     widths: Sequence[int]
@@ -156,14 +156,13 @@ class Discriminator(nn.Module):
                 x = ResidualBlock(dtype=self.dtype)(x)
         x = activation(x).reshape(len(x), -1)
         x = activation(nn.Dense(self.hidden, kernel_init=HE, dtype=self.dtype)(x))
-        logits = nn.Dense(1, dtype=jnp.promote_types(x.dtype, "float32"))(x)[:, 0]  # subtracted: no bfloat16
+        logits = nn.Dense(1, dtype=jnp.promote_types(x.dtype, "float32"))(x)[:, 0]  # losses subtract it
         return projected(logits, x, embedded(labels, self.classes, self.hidden))
 
 
 class PointDiscriminator(nn.Module):
-    """Points [B, features] to logits: a multilayer perceptron, with `minibatch_stddev` before the last layer or not.
-
-    Without hidden sizes it is one linear layer.
+    """A multilayer perceptron from points [B, features] to logits, optionally with `minibatch_stddev` before the last
+    layer. Without hidden sizes it is one linear layer.
     """
 
     hidden: Sequence[int]
@@ -187,11 +186,11 @@ def activation(x: Array) -> Array:
 
 
 class Translator(nn.Module):
-    """tanh(W images + f(images)): images of ``channels`` in [-1, 1], float32, from images of any.
+    """tanh(W images + f(images)): float32 images of ``channels`` in [-1, 1] from images with any number of channels.
 
-    W is a 1x1 convolution and f that of `Restorer`; both start at zero. A CycleGAN that started
-    at W = 1 was still there after 170 steps where it should invert, from zero it inverts after 50: between 1 and -1 the
-    image is lost, which the cycle's loss forbids. ValueError where ``fold`` does not divide the sizes.
+    W is a 1x1 convolution and f that of `Restorer`; both start at zero. On a task that needs W = -1, a CycleGAN learns
+    the inversion in 50 steps from W = 0 but not in 170 from W = 1: on the way to -1 it would pass W = 0, where the
+    image and with it cycle consistency is lost. Raises ValueError if ``fold`` does not divide height and width.
     """
 
     channels: int
@@ -207,12 +206,11 @@ class Translator(nn.Module):
 
 
 class Restorer(nn.Module):
-    """images + f(images, hints): a 3x3 convolution, residual blocks, a 3x3 convolution that starts at zero.
+    """images + f(images, hints): a 3x3 convolution, residual blocks, a 3x3 convolution initialised to zero.
 
-    Squares of ``fold`` x ``fold`` pixels are channels inside, which takes fold^-2 of the time and shows fold times as
-    much of the image to a kernel; their residual blocks are EDSR's (arXiv 1707.02921). ``hints``
-    [B, height, width, any], such as a mask, are seen as further channels. ValueError where ``fold`` does not divide
-    the sizes.
+    f works on `space_to_depth` of ``fold``, which takes fold^-2 of the time and widens the receptive field ``fold``
+    times; its residual blocks are EDSR's (arXiv 1707.02921). ``hints`` [B, height, width, any], such as a mask, are
+    further input channels. Raises ValueError if ``fold`` does not divide height and width.
     """
 
     width: int = 48
@@ -227,14 +225,14 @@ class Restorer(nn.Module):
 
 
 def restore(network: Restorer, params: PyTree, images: Images, mask: Float[Array, "B height width 1"] | None) -> Images:
-    """The network's images; with a ``mask``, its hint, only where that is positive, and the given ones elsewhere."""
+    """The network's output; with a ``mask``, which is its hint, only where that is positive, else the input."""
     if mask is None:
         return cast(Array, network.apply({"params": params}, images))
     return jnp.where(mask > 0, cast(Array, network.apply({"params": params}, images, mask)), images)
 
 
 def changes(module: Any, images: Images, channels: int) -> Float[Array, "B height width {channels}"]:
-    """The images of ``channels`` that a compact module with `Restorer`'s fields adds; zeros before the first step."""
+    """The residual f of `Restorer`, for compact modules with its fields; zero at initialisation."""
     x = Conv(module.width, (3, 3), kernel_init=HE, dtype=module.dtype)(space_to_depth(images, module.fold))
     for _ in range(module.blocks):
         x = ResidualBlock(dtype=module.dtype)(x)

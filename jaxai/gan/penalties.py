@@ -1,9 +1,9 @@
 """Penalties on the discriminator: functions of (discriminate, real, fake, key) -> one value per example.
 
-``discriminate`` maps a batch to its logits [B]. Where it looks at other examples too (minibatch deviation), the
+``discriminate`` maps a batch to its logits [B]. If a logit depends on other examples too (`minibatch_stddev`), the
 gradient at an example is that of the sum of all logits. ``real`` and ``fake`` are batches [B, ...] of one shape and
-float dtype, ``key`` a typed key that some of them draw with. Norms go over all of an example's axes. The weight that
-multiplies the mean is the caller's.
+float dtype; ``key`` is a typed key for the penalties that are random. Norms are over all axes of an example. The caller
+takes the mean and multiplies it by a weight.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Penalty = Callable[[Discriminate, Samples, Samples, Key[Array, ""]], Values]
 
 
 def squared_gradients(discriminate: Discriminate, x: Samples) -> Values:
-    """|grad_x D(x)|^2 of every example. ValueError where there are none."""
+    """|grad_x D(x)|^2 of every example. Raises ValueError if ``x`` is None."""
     check_examples(examples=x)
     gradients = jax.grad(lambda x: discriminate(x).sum())(x)
     return (gradients**2).sum(range(1, x.ndim))
@@ -49,8 +49,8 @@ def approximate_r1_r2(
 ) -> Values:
     """`r1_r2` by finite differences: (D(x + sigma u) - D(x))^2 / (2 sigma^2), u standard normal, at real and generated.
 
-    Its expectation is half the squared gradient, up to O(sigma^2), without a second derivative. Source: Lin et al.
-    2025, arXiv 2501.08316, there without the division and at real examples alone.
+    Its expectation is half the squared gradient, up to O(sigma^2), and needs no second derivative. Source: Lin et al.
+    2025, arXiv 2501.08316, who omit the division and use real examples only.
     """
     both = pairs(real, fake)
     moved = both + sigma * jax.random.normal(key, both.shape, both.dtype)
@@ -58,7 +58,7 @@ def approximate_r1_r2(
 
 
 def wgan_gp(discriminate: Discriminate, real: Samples, fake: Samples, key: Key[Array, ""]) -> Values:
-    """(|grad D(y)| - 1)^2 at a random point y between each real and generated example.
+    """(|grad D(y)| - 1)^2 at a random point y on the line between each real and generated example.
 
     Source: Gulrajani et al. 2017, arXiv 1704.00028, equation 3; their weight is 10.
     """
@@ -70,7 +70,7 @@ def wgan_gp(discriminate: Discriminate, real: Samples, fake: Samples, key: Key[A
 def dragan(discriminate: Discriminate, real: Samples, fake: Samples, key: Key[Array, ""]) -> Values:
     """(|grad D(x + d)| - 1)^2 around real examples, d uniform in [0, s / 2), s the batch's standard deviation.
 
-    Source: Kodali et al. 2017, arXiv 1705.07215, there with normal d; their weight is 10.
+    Source: Kodali et al. 2017, arXiv 1705.07215, with normal d; their weight is 10.
     """
     check_examples(real=real)
     noise = 0.5 * real.std() * jax.random.uniform(key, real.shape, real.dtype)
@@ -94,24 +94,24 @@ def consistency(
 
 
 def norms(squares: Values) -> Values:
-    """The square root, with a derivative of 0 at 0 instead of infinity."""
+    """The square root, with derivative 0 at 0 instead of infinity."""
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 
 def pairs(real: Samples, fake: Samples) -> Float[Array, "2*B *sample"]:
-    """[B, ...] and [B, ...] to [2 B, ...], real and fake in turn: a batch split over devices stays where it is.
+    """Interleave two batches [B, ...] to [2 B, ...], real and fake alternating: no communication when sharded.
 
-    ValueError where one is missing, and for unequal shapes or dtypes.
+    Raises ValueError if one is None, or for unequal shapes or dtypes.
     """
     check_examples(real=real, fake=fake)
     return jnp.stack([real, fake], 1).reshape(-1, *real.shape[1:])
 
 
 def check_examples(**batches: Samples | None) -> None:
-    """Raise ValueError unless all batches are there, of one shape and dtype."""
+    """Raise ValueError if a batch is None, or unless all have the same shape and dtype."""
     for name, batch in batches.items():
         if batch is None:
-            raise ValueError(f"{name}: None, but this loss or penalty looks at them: pass a batch")
+            raise ValueError(f"{name}: None, but this loss or penalty needs them: pass a batch")
     kinds = {name: f"{batch.dtype}{list(batch.shape)}" for name, batch in batches.items() if batch is not None}
     if len(set(kinds.values())) > 1:
         told = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
@@ -119,13 +119,13 @@ def check_examples(**batches: Samples | None) -> None:
 
 
 def split_pairs(values: Values) -> tuple[Float[Array, " B//2"], Float[Array, " B//2"]]:
-    """The values of the real and of the generated examples of ``pairs``."""
+    """Split the values of a batch from `pairs` into those of the real and those of the generated examples."""
     both = values.reshape(-1, 2)
     return both[:, 0], both[:, 1]
 
 
 def sum_of_pairs(values: Values) -> Float[Array, " B//2"]:
-    """The value of each real example of ``pairs`` plus that of its generated one."""
+    """Add the values of each real example and its generated counterpart in a batch from `pairs`."""
     return values.reshape(-1, 2).sum(1)
 
 
@@ -141,7 +141,7 @@ PENALTIES: dict[PenaltyName, Penalty] = {
 
 
 def noise_penalties(sigma: float) -> dict[str, Penalty]:
-    """Penalties on what the discriminator makes of noise of standard deviation ``sigma``, by name."""
+    """Penalties on how the discriminator responds to input noise of standard deviation ``sigma``, by name."""
     noise = partial(instance_noise, sigma=sigma)
     return {
         "consistency": partial(consistency, augment=noise),

@@ -1,7 +1,7 @@
-"""Cures for collapse and oscillation besides loss and penalty: pure functions on examples and kernels.
+"""Regularizers against collapse and oscillation: pure functions on examples, kernels and parameters.
 
-Two time scales (arXiv 1706.08500) are two optimisers, the generator's average (arXiv 1806.04498) is in
-`jaxai.train.optim`, minibatch deviation in `jaxai.gan.regularizers`.
+Two others are elsewhere: two learning rates (arXiv 1706.08500) are a pair of optimisers in `jaxai.gan.state`, the
+generator's moving average (arXiv 1806.04498) is in `jaxai.train.ema`.
 """
 
 from collections.abc import Callable
@@ -15,18 +15,18 @@ from jaxai.typing import Array, PyTree, Samples
 
 
 def instance_noise(x: Samples, key: Key[Array, ""], sigma: ArrayLike) -> Samples:
-    """x + sigma u, u standard normal, for real and generated examples [B, ...] alike.
+    """x + sigma u, u standard normal, for both real and generated examples [B, ...].
 
-    Two distributions that don't touch overlap then. Source: Sonderby et al. 2017, arXiv 1610.04490.
+    The noise makes the two distributions overlap. Source: Sonderby et al. 2017, arXiv 1610.04490.
     """
     return x + sigma * jax.random.normal(key, x.shape, x.dtype)
 
 
 def pack(x: Samples, size: int) -> Float[Array, "B//{size} *packed"]:
-    """``size`` examples as one with ``size`` times the channels: [B, ..., C] to [B / size, ..., size C].
+    """Concatenate every ``size`` examples along the channels: [B, ..., C] to [B / size, ..., size C].
 
-    A discriminator that sees several at once sees that they are alike. Source: Lin et al. 2018, arXiv 1712.04086
-    (PacGAN). ValueError where ``size`` does not divide B.
+    A discriminator that sees several examples at once detects a lack of variety. Source: Lin et al. 2018, arXiv
+    1712.04086 (PacGAN). Raises ValueError if ``size`` does not divide B.
     """
     if size < 1 or len(x) % size:
         raise ValueError(f"pack={size} for a batch of {len(x)}: give a divisor of it")
@@ -34,11 +34,11 @@ def pack(x: Samples, size: int) -> Float[Array, "B//{size} *packed"]:
 
 
 def spectral_norm(kernel: Float[Array, "*inputs O"], iterations: int = 20) -> Float[Array, "*inputs O"]:
-    """kernel / sigma, sigma the largest singular value of the kernel as a matrix of all its inputs by outputs.
+    """kernel / sigma, sigma the largest singular value of the kernel as a matrix [inputs, outputs].
 
-    By power iteration from a fixed random vector, anew each time, so that there is no state to keep; no gradient flows
-    through the vectors. Where singular values lie close together, sigma comes out some per cent too small. A kernel of
-    zeros stays as it is. Source: Miyato et al. 2018, arXiv 1802.05957, algorithm 1.
+    Each call runs power iteration from a fixed random vector, so there is no state to keep; no gradient flows through
+    the singular vectors. If the largest singular values are close, sigma is underestimated by a few per cent. A zero
+    kernel is returned unchanged. Source: Miyato et al. 2018, arXiv 1802.05957, algorithm 1.
     """
     matrix = kernel.reshape(-1, kernel.shape[-1])
     fixed = jax.lax.stop_gradient(matrix)
@@ -56,7 +56,7 @@ def unit(x: Float[Array, " _"]) -> Float[Array, " _"]:
 
 
 def spectrally_normalised(params: PyTree) -> PyTree:
-    """A network's parameters with `spectral_norm` of all kernels: leaves whose name begins with ``kernel``."""
+    """Apply `spectral_norm` to all kernels in a network's parameters: leaves whose name begins with ``kernel``."""
 
     def normalised(path: tuple[Any, ...], leaf: Array) -> Array:
         return spectral_norm(leaf) if path[-1].key.startswith("kernel") else leaf
@@ -65,24 +65,25 @@ def spectrally_normalised(params: PyTree) -> PyTree:
 
 
 def unrolled(gradient: Callable[[PyTree], PyTree], params: PyTree, steps: int, rate: float) -> PyTree:
-    """The discriminator's parameters after some steps of gradient descent, differentiable in all that they depend on.
+    """The discriminator's parameters after ``steps`` of gradient descent, differentiable through the steps.
 
-    A generator that looks through them sees how the discriminator would answer (Metz et al. 2017, arXiv 1611.02163).
+    A generator loss on them accounts for the discriminator's response (Metz et al. 2017, arXiv 1611.02163).
     """
     for _ in range(steps):
         params = jax.tree.map(lambda p, g: p - rate * g, params, gradient(params))
     return params
 
 
-INTERLEAVED = 2  # real and generated examples come in turn: `jaxai.gan.penalties.pairs`
+INTERLEAVED = 2  # real and generated examples alternate: `jaxai.gan.penalties.pairs`
 
 
 def minibatch_stddev(x: Float[Array, "B *space C"], group: int = 4) -> Float[Array, "B *space C+1"]:
-    """x with one more channel: how much the examples of a group differ, the same number for each of the group.
+    """x with one more channel: the diversity of the example's group, a constant per group.
 
-    Standard deviation over the group of every feature, averaged over all features. A group are ``group`` examples two
-    apart, since real and generated ones come in turn; where the batch has fewer, those there are. Source: Karras et al.
-    2018, arXiv 1710.10196, section 3, with StyleGAN2's groups. ValueError for a batch that has no such groups.
+    It is each feature's standard deviation over the group, averaged over all features. A group has ``group`` examples,
+    fewer in a small batch, and only real or only generated ones: every second example, since the two alternate. Source:
+    Karras et al. 2018, arXiv 1710.10196, section 3, with StyleGAN2's groups. Raises ValueError if the batch can't be
+    split into such groups.
 
     >>> x = minibatch_stddev(jnp.array([[1.0], [5.0], [3.0], [5.0]]), group=2)
     >>> [[round(value, 3) for value in row] for row in x.tolist()]
@@ -96,6 +97,6 @@ def minibatch_stddev(x: Float[Array, "B *space C"], group: int = 4) -> Float[Arr
         raise ValueError(f"group={group} for a batch of {batch}: the batch must be a multiple of {INTERLEAVED * group}")
     groups = x.reshape(-1, group, INTERLEAVED, x[0].size)
     variance = ((groups - groups.mean(1, keepdims=True)) ** 2).mean(1)
-    deviation = jnp.sqrt(variance + 1e-8).mean(-1)  # [groups, 2]; the summand keeps the derivative at 0 finite
+    deviation = jnp.sqrt(variance + 1e-8).mean(-1)  # [groups, 2]; 1e-8 keeps the derivative at 0 finite
     deviation = jnp.repeat(deviation[:, None], group, 1).reshape(batch, *(1,) * (x.ndim - 1))
     return jnp.concatenate([x, jnp.broadcast_to(deviation, (*x.shape[:-1], 1))], -1)

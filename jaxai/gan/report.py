@@ -22,12 +22,12 @@ Evaluate = Callable[[Run, int, GanState], dict[str, float]]
 
 
 def reference_images(train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Up to a thousand real images uint8 [n, height, width, C] to compare samples with: test before training images."""
+    """Up to 1,000 real images, uint8 [n, height, width, C], to compare samples with: test images first."""
     return np.concatenate([test, train[:1000]])[:1000]
 
 
 def sample_evaluation(config: CollapseConfig, sampler: Sampler, real: Pixels) -> Evaluate:
-    """A grid of samples from fixed latents in samples/, and a `CollapseMonitor` of their diversity."""
+    """An evaluation that writes a grid of samples from fixed latents to samples/ and monitors them for collapse."""
     monitor = CollapseMonitor(config, np.asarray(real))
 
     def evaluate(run: Run, step: int, state: GanState) -> dict[str, float]:
@@ -39,7 +39,7 @@ def sample_evaluation(config: CollapseConfig, sampler: Sampler, real: Pixels) ->
 
 
 def digit_evaluation(config: CollapseConfig, sampler: Sampler, real: Pixels) -> Evaluate:
-    """`sample_evaluation` with the digits' histogram, and an MNIST-FD of as many samples as ``real`` ones."""
+    """`sample_evaluation` with digit labels for the monitor, and an MNIST-FD from ``len(real)`` samples."""
     real_features, real_labels = features_and_labels(real)
     monitor = CollapseMonitor(config, np.asarray(real), real_labels)
 
@@ -64,14 +64,14 @@ def digit_scores(sampler: Sampler, state: GanState, train: np.ndarray, test: np.
 
 
 def save_grid(run: Run, step: int, images: np.ndarray) -> None:
-    """Write the first hundred images of a step, ten in a row."""
+    """Write the first 100 images of a step as a grid with 10 columns."""
     plots.save_png(run.samples / f"step_{step:06d}.png", plots.grid(images[:100], columns=10))
 
 
 def save_pictures(run: Run, sampler: Sampler, state: GanState, curves: Sequence[Sequence[str]]) -> None:
-    """Write samples.png, training.gif from the grids of samples/, interpolation.png, curves.png."""
+    """Write samples.png, training.gif (the grids in samples/), interpolation.png and curves.png."""
     plots.save_png(run.folder / "samples.png", plots.grid(sampler(state, 100), columns=10))
-    # save_png doubles every pixel; an animation of single ones is a quarter of the size
+    # save_png doubles every pixel; undoing that makes the animation a quarter of the size
     frames = [np.asarray(Image.open(path))[::2, ::2] for path in sorted(run.samples.glob("step_*.png"))]
     plots.save_gif(run.folder / "training.gif", frames, milliseconds=200, scale=1)
     latents = walk(sampler.latents(20, purpose=2)[:11], steps=10)
@@ -81,7 +81,7 @@ def save_pictures(run: Run, sampler: Sampler, state: GanState, curves: Sequence[
 
 
 def print_report(run: Run, summary: dict[str, Any]) -> None:
-    """Print where the pictures are, and the scores."""
+    """Print the paths of the pictures, the scores and the times."""
     print(f"\npictures     {run.folder}/samples.png  training.gif  interpolation.png  curves.png")
     if "mnist_fd" in summary:
         counts = "  ".join(f"{digit}: {count}" for digit, count in enumerate(summary["histogram"]))
@@ -92,7 +92,7 @@ MNIST-FD     {summary["mnist_fd"]:.2f}   real against real {summary["mnist_fd_fl
 precision    {summary["precision"]:.3f}   recall {summary["recall"]:.3f}   density {summary["density"]:.3f}
 coverage     {summary["coverage"]:.3f}   real against real {summary["coverage_floor"]:.3f}
 near copies  {summary["near_copies"]:.2%} of the samples   real against real {summary["near_copies_floor"]:.2%}
-             each figure from {summary["samples"]:,} samples and as many real images"""
+             each figure from {summary["samples"]:,} samples and equally many real images"""
         )
     if "right_class" in summary:
         print(f"labels       {summary['right_class']:.1%} of the samples are of the class that was asked for")

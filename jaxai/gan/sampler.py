@@ -1,4 +1,4 @@
-"""Samples from a generator, always from the same latents."""
+"""Samples from a generator with fixed latents."""
 
 from functools import partial
 
@@ -14,12 +14,12 @@ from jaxai.typing import PyTree
 
 
 def sampling_params(state: GanState) -> PyTree:
-    """The generator's parameters that draw: their moving average where there is one."""
+    """The parameters to sample with: the generator's moving average if there is one, else its own."""
     return state.generator if state.ema_params is None else state.ema_params
 
 
 class Sampler:
-    """Draws examples from a state; with ``classes`` of the classes 0, 1, ... in turn."""
+    """Generate examples from a state; a generator with ``classes`` cycles through the labels 0, 1, ... by default."""
 
     def __init__(self, generator: nn.Module, latent_size: int, keys: Keys, classes: int = 0) -> None:
         self._apply = jax.jit(partial(apply, generator))
@@ -27,14 +27,14 @@ class Sampler:
         self._key = keys.sampling
 
     def latents(self, count: int, purpose: int) -> np.ndarray:
-        """float32 [count, latent_size], the same for the same purpose."""
+        """Standard normal latents, float32 [count, latent_size]; equal arguments give equal latents."""
         key = jax.random.fold_in(self._key, purpose)
         return np.asarray(jax.random.normal(key, (count, self._latent_size)))
 
     def from_latents(self, state: GanState, latents: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-        """float32 [n, ...] for n latents.
+        """Generate examples, float32 [n, ...], from n latents.
 
-        ``labels`` [n] are looked at by a generator with classes; without them these come in turn.
+        ``labels`` [n] are ignored without classes; by default they cycle through the classes.
         """
         inputs = [latents]
         if self.classes:
@@ -44,5 +44,5 @@ class Sampler:
         return map_batches(lambda rows: self._apply(params, *rows), inputs)
 
     def __call__(self, state: GanState, count: int, purpose: int = 1) -> np.ndarray:
-        """Examples from the first ``count`` latents of always the same noise, float32 [count, ...]."""
+        """Generate ``count`` examples, float32 [count, ...], from the fixed latents of ``purpose``."""
         return self.from_latents(state, self.latents(-(-count // 100) * 100, purpose))[:count]

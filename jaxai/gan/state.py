@@ -18,9 +18,9 @@ from jaxai.typing import PyTree
 class GanState:
     """State of adversarial training: two networks, their optimisers, the generator's moving average.
 
-    ``step`` int32 []; ``generator``, ``discriminator`` and ``ema_params`` (of the generator, or None) float32 pytrees;
-    ``key`` a typed key that never changes: a step's randomness is ``fold_in(key, step)``; ``strength`` of an adaptive
-    augmentation, float32 [], or None.
+    ``step`` is int32 []; ``generator``, ``discriminator`` and ``ema_params`` (the generator's average, or None) are
+    float32 pytrees; ``key`` is a constant typed key, a step's randomness is ``fold_in(key, step)``; ``strength`` is the
+    probability of adaptive augmentation, float32 [], or None.
     """
 
     step: Any
@@ -34,7 +34,7 @@ class GanState:
 
 
 Optimizers = tuple[optax.GradientTransformation, optax.GradientTransformation]
-"""The generator's and the discriminator's; two of different rates are two time scales (arXiv 1706.08500)."""
+"""The generator's and the discriminator's; their learning rates may differ (two time-scale rule, arXiv 1706.08500)."""
 
 
 def init_gan_state(
@@ -46,8 +46,9 @@ def init_gan_state(
     keep_ema: bool,
     adaptive: bool = False,
 ) -> GanState:
-    """The state before the first step. Each ``init`` maps a key to a network's parameters, `init_fn` makes one;
-    ``ema_params`` is None without ``keep_ema``, and ``strength``, 0 at first, without ``adaptive``.
+    """The state before the first step. Each init function, such as `init_fn` returns, maps a key to parameters.
+
+    ``ema_params`` is None without ``keep_ema``; ``strength`` is 0, or None without ``adaptive``.
     """
     key_generator, key_discriminator = jax.random.split(keys.parameters)
     generator, discriminator = init_generator(key_generator), init_discriminator(key_discriminator)
@@ -64,12 +65,12 @@ def init_gan_state(
 
 
 def init_fn(network: nn.Module, *inputs: Array) -> Callable[[Array], PyTree]:
-    """The function from a key to the network's first parameters, for inputs of these shapes."""
+    """Return the function from a key to the network's initial parameters, for inputs of these shapes."""
     return lambda key: network.init(key, *inputs)["params"]
 
 
 def init_fns(**networks: tuple[nn.Module, Array]) -> Callable[[Array], PyTree]:
-    """The function from a key to the first parameters of several networks with an input each, by name."""
+    """Return the function from a key to the initial parameters of several (network, input) pairs, by name."""
 
     def init(key: Array) -> PyTree:
         keys = jax.random.split(key, len(networks))

@@ -1,4 +1,4 @@
-"""One step of GAN training: both networks in one jitted program."""
+"""One GAN training step, to be jitted as one program for both networks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -39,11 +39,11 @@ def gan_step(
 
     Discriminator: mean(loss.discriminator(D(x), D(G))) + weight(step) mean(penalty), for ``penalty`` = (penalty,
     weight). Generator: mean(loss.generator) + ``reconstruction(G)``. ``generate(params, key)``, such as `from_noise`,
-    makes as many examples G as ``real`` [B, ...] float32 has; their pullback waits for the discriminator's update.
-    ``discriminate(params, examples)`` sees ``augment_fn(examples, key, state)`` of real and generated examples.
-    With ``unroll`` the generator's loss uses a discriminator after that many more steps of gradient descent
-    (arXiv 1611.02163). ``ema_half_life``, in examples, must be positive if ``state.ema_params`` is kept; `adapted`
-    moves ``state.strength`` from 0 to 1 in ``ada_images`` at the fastest. Returns the state and float32 [] metrics.
+    returns as many examples G as ``real``, float32 [B, ...]; both updates use the same G. ``discriminate(params,
+    examples)`` receives ``augment_fn(examples, key, state)`` of real and generated examples. With ``unroll`` the
+    generator's loss uses the discriminator after that many more steps of gradient descent (arXiv 1611.02163).
+    ``ema_half_life``, in examples, must be positive if ``state.ema_params`` is not None. `adapted` needs at least
+    ``ada_images`` images to raise ``state.strength`` from 0 to 1. Returns the new state and float32 [] metrics.
     """
     key_noise = jax.random.fold_in(state.key, state.step)
     key_real, key_fake, key_penalty = jax.random.split(jax.random.fold_in(key_noise, 1), 3)
@@ -82,7 +82,7 @@ def gan_step(
 
 
 def averaged(state: GanState, params: PyTree, batch_size: int, half_life: float) -> PyTree:
-    """The next moving average of the generator's parameters; None if there is none."""
+    """The updated moving average of the generator's parameters; None if the state has none."""
     if state.ema_params is None:
         return None
     return update_ema(state.ema_params, params, ema_decay(state.step, batch_size, half_life))
@@ -91,7 +91,7 @@ def averaged(state: GanState, params: PyTree, batch_size: int, half_life: float)
 def norms(discriminator: PyTree, generator: PyTree) -> dict[str, Array]:
     """The global L2 norms of both gradients.
 
-    Those of parameters and updates, as in supervised training, would cost 10 M parameters 6 % of the step.
+    Norms of parameters and updates, as in supervised training, would take 6 % of a step with 10 M parameters.
     """
     gradients = {"discriminator": discriminator, "generator": generator}
     return {f"{name}_gradient_norm": optax.tree.norm(gradient) for name, gradient in gradients.items()}
@@ -100,20 +100,20 @@ def norms(discriminator: PyTree, generator: PyTree) -> dict[str, Array]:
 def from_noise(
     generator: nn.Module, latent_size: int, count: int, *conditions: Array
 ) -> Callable[[PyTree, Key[Array, ""]], Samples]:
-    """(params, key) -> ``count`` examples of a generator from standard normal latents [count, latent_size].
+    """Return the function (params, key) -> ``count`` examples, from standard normal latents [count, latent_size].
 
-    ``conditions``, such as labels [count], are its other inputs.
+    ``conditions``, such as labels [count], are the generator's further inputs.
     """
     return lambda params, key: apply(generator, params, jax.random.normal(key, (count, latent_size)), *conditions)
 
 
 def apply(network: nn.Module, params: PyTree, *inputs: Array) -> Array:
-    """The network's output for its parameters."""
+    """The network's output for these parameters and inputs."""
     return cast(Array, network.apply({"params": params}, *inputs))
 
 
 def update(tx: optax.GradientTransformation, grads: PyTree, opt_state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
-    """New parameters and optimiser state."""
+    """The parameters and optimiser state after one update."""
     updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
@@ -126,10 +126,10 @@ def discriminator_objective(
     weighted: tuple[Penalty, Array] | None,
     key: Key[Array, ""],
 ) -> tuple[Array, tuple[Array, dict[str, Any]]]:
-    """The discriminator's loss; the margins of the real examples, and what else it saw.
+    """The discriminator's loss, and as auxiliary output the margins of the real examples and the metrics.
 
-    Real and generated examples go through it as one batch. `r1_r2` at the same points shares the forward pass:
-    XLA finds that it is the same.
+    Real and generated examples form one batch. `r1_r2` evaluates the discriminator at the same batch, so XLA merges
+    the two forward passes.
     """
     real_logits, fake_logits = split_pairs(discriminate(pairs(real, fake)))
     value, metrics = loss.discriminator(real_logits, fake_logits).mean(), {}
@@ -142,7 +142,7 @@ def discriminator_objective(
 
 
 def generator_objective(fake: Samples, real: Samples, discriminate: Discriminate, loss: Loss) -> Array:
-    """The generator's loss; the real examples are looked at only by a relativistic one."""
+    """The generator's loss; only relativistic losses use the real examples."""
     if loss.relativistic:
-        return loss.generator(discriminate(real), discriminate(fake)).mean()  # no gradient goes through the first
+        return loss.generator(discriminate(real), discriminate(fake)).mean()  # no gradient through the first
     return loss.generator(discriminate(fake)).mean()

@@ -1,4 +1,4 @@
-"""Trainer of two adversaries, and the options that GAN experiments share."""
+"""Trainer of a generator and a discriminator, and the options that GAN experiments share."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,11 +25,11 @@ Batch = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gan:
-    """Trainer of a generator and a discriminator by `gan_step`, whose arguments the other fields are.
+    """Trainer of a generator and a discriminator with `gan_step`; fields not listed here are its arguments.
 
-    ``init_generator`` and ``init_discriminator`` map a key to parameters (`init_fn`). ``real(batch)`` takes the real
-    examples [B, ...] from a batch, ``generate(params, key, batch)`` makes as many, ``discriminate(params, examples,
-    batch)`` judges them, ``reconstruction(generated, batch)`` is a further loss [] of the generator.
+    ``init_generator`` and ``init_discriminator`` map a key to parameters (`init_fn`). ``real(batch)`` returns the real
+    examples [B, ...] of a batch, ``generate(params, key, batch)`` as many generated ones, ``discriminate(params,
+    examples, batch)`` their logits [B], ``reconstruction(generated, batch)`` a further generator loss [].
     """
 
     init_generator: Callable[[Array], PyTree]
@@ -78,36 +78,36 @@ class Gan:
         )
 
     def params(self, state: GanState) -> PyTree:
-        """The generator's parameters that draw the samples."""
+        """The generator's parameters for sampling."""
         return sampling_params(state)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GanConfig(CollapseConfig):
-    """Options of experiments with a generator and a discriminator of images."""
+    """Options of experiments that train a generator and a discriminator of images."""
 
     widths: tuple[int, ...] = (64, 32)
-    """Channels at the lowest resolution, at twice that, ...; each width doubles the resolution (convolutions)."""
+    """Channels at the lowest resolution, at twice that, ... (convolutional networks); each doubles the resolution."""
     hidden: int = 512
-    """Width of the dense layer next to the latents and next to the logit."""
+    """Width of the generator's first and the discriminator's last hidden dense layer."""
     blocks: int = 0
-    """Residual blocks at each resolution (convolutions)."""
+    """Residual blocks at each resolution (convolutional networks)."""
     latent_size: int = 64
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations; parameters are float32."""
+    """Dtype of activations; parameters are float32."""
     loss: Literal["non_saturating", "relativistic"] = "relativistic"
     penalty: Literal["none", "r1", "r2", "r1_r2"] = "r1_r2"
     """Gradient penalty on the discriminator."""
     penalty_weight: float = 1.0
     """Its weight at the first step."""
     final_penalty_weight: float = 0.1
-    """Its weight from step decay_steps on, along a cosine."""
+    """Its weight from step decay_steps on, reached by cosine decay."""
     decay_steps: int = 4500
-    """Steps over which penalty and learning rate take their course."""
+    """Steps over which the penalty's weight and the learning rates decay."""
     batch_size: int = 64
     optimizer: Adam = Adam(learning_rate=2e-3, beta1=0.0, beta2=0.99, final_rate=0.1)
     ema_half_life: float = 10_000.0
-    """Half-life, in images, of the generator's moving average that draws the samples; 0: no average."""
+    """Half-life, in images, of the moving average of the generator that is used for sampling; 0: no average."""
     eval_every: int = 250
     """Steps between two evaluations, each with a grid of samples."""
 
@@ -129,24 +129,24 @@ class GanConfig(CollapseConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageToImageConfig(Training):
-    """Options of experiments with a network from images to images and a discriminator."""
+    """Options of experiments that train an image-to-image network and a discriminator."""
 
     width: int = 32
-    """Channels of the network from images to images."""
+    """Channels of the image-to-image network."""
     blocks: int = 2
-    """Its residual blocks."""
+    """Residual blocks of the image-to-image network."""
     widths: tuple[int, ...] = (64, 32)
     """Channels of the discriminator at a quarter and at half of the resolution."""
     hidden: int = 128
     """Width of the discriminator's dense layer."""
     penalty_weight: float = 1.0
-    """Weight of R1 and R2."""
+    """Weight of the R1 and R2 gradient penalties."""
     batch_size: int = 32
     optimizer: Adam = Adam(learning_rate=1e-3, beta1=0.0, beta2=0.99, final_rate=0.1)
     ema_half_life: float = 5_000.0
-    """Half-life, in images, of the moving average of the parameters that are scored."""
+    """Half-life, in images, of the moving average of the parameters, which evaluations use."""
     decay_steps: int = 600
-    """Steps over which the learning rates take their course."""
+    """Steps over which the learning rates decay."""
     eval_every: int = 100
     """Steps between two evaluations, each with a picture."""
 
@@ -160,5 +160,5 @@ class ImageToImageConfig(Training):
 
     @property
     def weighted_penalty(self) -> tuple[Penalty, Callable[[Array], Array]]:
-        """R1 and R2 with their constant weight, for `Gan`."""
+        """The sum of R1 and R2, and its constant weight, for `Gan`."""
         return PENALTIES["r1_r2"], lambda step: jnp.float32(self.penalty_weight)

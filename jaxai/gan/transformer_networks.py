@@ -1,7 +1,7 @@
 """A generator and a discriminator of Transformer blocks: a token is a patch of the image.
 
-No normalisation over the batch. Attention is `jaxai.attention`'s, so that gradient penalties, which are second
-derivatives, go through it in O(T) memory. Sources: TransGAN, arXiv 2102.07074; ViTGAN, arXiv 2107.04589.
+There is no batch normalisation. With `jaxai.attention`, gradient penalties, which need second derivatives, take O(T)
+memory. Sources: TransGAN, arXiv 2102.07074; ViTGAN, arXiv 2107.04589.
 """
 
 import flax.linen as nn
@@ -17,11 +17,11 @@ Tokens = Float[Array, "B T E"]
 
 
 class TransformerGenerator(nn.Module):
-    """Latents to tokens by two dense layers, blocks, each token to a patch of ``channels``, one 3x3 convolution.
+    """Two dense layers from latents to tokens, Transformer blocks, a patch per token, a 3x3 convolution, tanh.
 
-    ``image_shape`` (height, width, C) is cut into squares of ``patch`` pixels: T = height width / patch^2 tokens of
-    ``config.embed_dim``. The convolution smooths the seams; tanh. Returns float32. ValueError where ``patch`` does not
-    divide the sizes.
+    ``image_shape`` (height, width, C) is divided into squares of ``patch`` x ``patch`` pixels: T = height width /
+    patch^2 tokens of ``config.embed_dim``. Patches have ``channels`` channels; the convolution smooths their borders.
+    Returns float32. Raises ValueError if ``patch`` does not divide height and width.
     """
 
     config: TransformerConfig
@@ -48,9 +48,10 @@ class TransformerGenerator(nn.Module):
 
 
 class TransformerDiscriminator(nn.Module):
-    """Patches to tokens by a convolution of twice their size, blocks, the mean over tokens, dense; one float32 logit.
+    """A convolution to one token per patch, blocks, the mean over tokens, a dense layer; one float32 logit.
 
-    ValueError where ``patch`` does not divide the sizes.
+    The convolution's window is twice the patch size, so patches overlap. Raises ValueError if ``patch`` does not divide
+    height and width.
     """
 
     config: TransformerConfig
@@ -66,12 +67,12 @@ class TransformerDiscriminator(nn.Module):
         x = x.reshape(len(x), height * width, self.config.embed_dim)
         x = Stack(self.config, causal=False, cross=False, dtype=self.dtype)(add_position_embedding(self, x))[0]
         x = activation(nn.Dense(self.hidden, kernel_init=HE, dtype=self.dtype)(x.mean(1)))
-        logits = nn.Dense(1, dtype=jnp.promote_types(x.dtype, "float32"))(x)[:, 0]  # subtracted: no bfloat16
+        logits = nn.Dense(1, dtype=jnp.promote_types(x.dtype, "float32"))(x)[:, 0]  # losses subtract it
         return projected(logits, x, embedded(labels, self.classes, self.hidden))
 
 
 def patches(image_shape: tuple[int, ...], patch: int) -> tuple[int, int]:
-    """Rows and columns of patches. ValueError where they don't divide the image."""
+    """The number of rows and of columns of patches. Raises ValueError if ``patch`` does not divide the image."""
     height, width = image_shape[:2]
     if patch < 1 or height % patch or width % patch:
         raise ValueError(f"patch={patch} does not divide images of {height}x{width}: give a divisor of both")
@@ -79,5 +80,5 @@ def patches(image_shape: tuple[int, ...], patch: int) -> tuple[int, int]:
 
 
 def add_position_embedding(module: nn.Module, x: Tokens) -> Tokens:
-    """Tokens and a learned vector for every place."""
+    """Add a learned vector for each position to the tokens."""
     return x + module.param("positions", nn.initializers.normal(0.5), (1, *x.shape[1:])).astype(x.dtype)
