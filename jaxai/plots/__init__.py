@@ -1,4 +1,4 @@
-"""Pictures and plots, written to files."""
+"""Plots and images, written to files."""
 
 from jaxai.plots.attention import WRITTEN_OUT as WRITTEN_OUT
 from jaxai.plots.attention import by_head as by_head

@@ -1,4 +1,4 @@
-"""Pictures of attention: maps of weights, readings of a story, statistics of heads."""
+"""Plots of attention: maps of weights, attention to the sentences of a story, statistics of heads."""
 
 import os
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from jaxai.plots.images import save_figure
 from jaxai.typing import Array
 
-WRITTEN_OUT = 48  # tokens whose attention fits into a picture as maps
+WRITTEN_OUT = 48  # tokens up to which attention is drawn as maps
 
 
 def save_attention(path: str | os.PathLike[str], attention: Any, names: Sequence[str]) -> None:
-    """A PNG of a text's self-attention: maps of all heads for up to 48 tokens, entropies and masses for more.
+    """Write a PNG of a text's self-attention: maps of all heads for up to 48 tokens, entropies and masses for more.
 
-    ``attention`` are `AttentionStats` of one row, arrays [layers, 1, ...]; ``names`` are the tokens'.
+    ``attention`` are the `AttentionStats` of one sequence, arrays [layers, 1, ...]; ``names`` are the tokens' labels.
     """
     if len(names) <= WRITTEN_OUT:
         save_attention_maps(path, by_head(attention.weights), names, names)
@@ -26,7 +26,7 @@ def save_attention(path: str | os.PathLike[str], attention: Any, names: Sequence
 
 
 def by_head(weights: Float[Array | np.ndarray, "layers 1 T N S"]) -> Float[np.ndarray, "layers N T S"]:
-    """The weights of `AttentionStats` of one row in the order of `save_attention_maps`."""
+    """The weights of `AttentionStats` of one sequence, in the layout of `save_attention_maps`."""
     return np.swapaxes(np.asarray(weights)[:, 0], 1, 2)
 
 
@@ -36,10 +36,10 @@ def save_attention_maps(
     queries: Sequence[str],
     keys: Sequence[str],
 ) -> None:
-    """A PNG with what each token looks at: layers down, heads across; in a map a row is a query and sums to 1.
+    """Write a PNG of attention maps for short texts: layers down, heads across.
 
-    ``queries`` [T] and ``keys`` [S] are the tokens' names. For short texts: each map is written out. ValueError for
-    other shapes and NaN.
+    In each map a row is a query and sums to 1. ``queries`` [T] and ``keys`` [S] are the tokens' labels. ValueError for
+    other shapes and non-finite weights.
     """
     weights = np.asarray(weights, np.float64)
     layers, heads, *sizes = weights.shape
@@ -62,9 +62,9 @@ def save_attention_maps(
 def save_reading(
     path: str | os.PathLike[str], weights: Float[Array | np.ndarray, "layers N S"], sentences: Sequence[str]
 ) -> None:
-    """A PNG with how much each head of each layer looks at each sentence [S] of a story: sentences down, heads across.
+    """Write a PNG of how strongly each head of each layer attends to each sentence [S] of a story.
 
-    A column sums to 1. ValueError for other shapes and NaN.
+    Sentences are rows, heads columns; a column sums to 1. ValueError for other shapes and non-finite weights.
     """
     weights = np.asarray(weights, np.float64)
     layers, heads, count = weights.shape
@@ -85,10 +85,10 @@ def save_attention_statistics(
     entropy: Float[Array | np.ndarray, "layers T N"],
     mass: Float[Array | np.ndarray, "layers S _"],
 ) -> None:
-    """A PNG for texts too long for maps: each head's entropy of its weights, in nats, and where they lie.
+    """Write a PNG for texts too long for maps: the entropy of each head's weights, in nats, and their distribution.
 
-    Above, the entropy averaged over the queries: 0 where a head looks at one token. Below, the weights of all queries
-    summed for each key: how much a position is looked at. ValueError for other shapes and NaN.
+    Top: entropy averaged over the queries; 0 means that every query attends to a single token. Below: the weights
+    summed over all queries, by key position. ValueError for other shapes and non-finite values.
     """
     entropy, mass = np.asarray(entropy, np.float64), np.asarray(mass, np.float64)
     if entropy.ndim != 3 or mass.shape[::2] != entropy.shape[::2] or not np.isfinite([entropy.sum(), mass.sum()]).all():
@@ -103,6 +103,6 @@ def save_attention_statistics(
     first.set_xticks([])
     first.set_ylabel("entropy of each head, nats", fontsize="small")
     first.legend(fontsize="small", ncols=min(layers, 6))
-    others[0].set_title("weight that each position gets, by head", fontsize="small")
+    others[0].set_title("total weight of each position, by head", fontsize="small")
     others[-1].set_xlabel("position")
     save_figure(path, figure)

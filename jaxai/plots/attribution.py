@@ -1,4 +1,4 @@
-"""Pictures of attributions."""
+"""Plots of attributions."""
 
 import os
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ def plot_explanations(
     images: Images | Pixels | Float[np.ndarray, "B height width C"],
     attributions: Mapping[str, Float[Array | np.ndarray, "B height width *C"]],
 ) -> None:
-    """A PNG with one image a row: the picture, then its attributions under their names, red for and blue against.
+    """Write a PNG with one row per image: the image, then its attributions, red for and blue against the target class.
 
-    Images are uint8 or floats in [-1, 1], one or three channels. Attributions [B, H, W] or [B, H, W, C], then summed
-    over the channels, each with a colour scale of its own, symmetric about 0: compare patterns, not strengths.
-    ValueError for no image, no attribution, other shapes, and NaN or infinity.
+    Images are uint8 or floats in [-1, 1], with one or three channels. Attributions are [B, H, W], or [B, H, W, C] to be
+    summed over the channels. Each has its own colour scale, symmetric about 0: compare patterns, not strengths.
+    ValueError for no images, no attributions, other shapes, and non-finite values.
     """
-    from matplotlib.figure import Figure  # here, since those who only want the numbers need not wait 0.3 s for it
+    from matplotlib.figure import Figure  # imported here, as it takes 0.3 s
 
     pixels = to_pixels(np.asarray(images))
     if not len(pixels) or not attributions:

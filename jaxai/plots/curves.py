@@ -12,11 +12,11 @@ from jaxai.plots.images import save_figure
 
 
 def plot_curves(path: str | os.PathLike[str], metrics: str | os.PathLike[str], groups: Sequence[Sequence[str]]) -> None:
-    """Draw named values of a ``metrics.jsonl`` over the step as PNG, one panel for each group of names.
+    """Plot named metrics of a ``metrics.jsonl`` against the step as PNG, one panel for each group of names.
 
-    Each line of the file is a JSON object with ``step`` and any of the names. Lines that are cut off are passed over,
-    as are values that are not finite numbers; a name that never occurs is left out, and so is a panel without values.
-    FileNotFoundError where the file is missing, ValueError where it holds none of the names.
+    Each line of the file is a JSON object with ``step`` and any of the names. Incomplete lines and non-finite values
+    are skipped, as are names and panels without values. FileNotFoundError if the file is missing, ValueError if it
+    holds none of the names.
     """
     records = read_records(Path(metrics))
     panels = [[(name, *_series(records, name)) for name in group] for group in groups]
@@ -32,7 +32,7 @@ def plot_curves(path: str | os.PathLike[str], metrics: str | os.PathLike[str], g
             ax.plot(steps, values, label=name.replace("_", " "), linewidth=1, marker="." if len(steps) < 30 else None)
         sizes = np.abs(np.concatenate([values for _, _, values in panel]))
         if sizes.max() > 10 * np.median(sizes):
-            ax.set_yscale("symlog", linthresh=1)  # the first steps may be a hundred times the rest
+            ax.set_yscale("symlog", linthresh=1)  # early values may be a hundred times larger
         ax.legend(fontsize="small")
         ax.grid(alpha=0.3)
     axes[-1].set_xlabel("step")
@@ -40,13 +40,13 @@ def plot_curves(path: str | os.PathLike[str], metrics: str | os.PathLike[str], g
 
 
 def read_records(path: Path) -> list[dict]:
-    """The lines of a ``metrics.jsonl``, without those that are cut off."""
+    """The records of a ``metrics.jsonl``, without incomplete lines."""
     records = []
     for line in path.read_text(errors="replace").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
-            continue  # the last line of a run that was killed while it wrote
+            continue  # an incomplete last line of a killed run
         if isinstance(record, dict) and "step" in record:
             records.append(record)
     return records

@@ -17,11 +17,11 @@ GAP = 255  # grey level between the images of a grid
 
 
 def grid(images: np.ndarray | Array, columns: int) -> np.ndarray:
-    """Images [n, h, w, C] side by side, row by row, with gaps of one pixel.
+    """Arrange images [n, h, w, C] in a grid, row by row, with gaps of one pixel.
 
-    The result is uint8 [rows (h + 1) - 1, columns (w + 1) - 1, C]. C is 1 or 3; uint8 images are taken as they are,
-    floats as [-1, 1] and clipped. Places after the last image stay white. ValueError for other shapes or dtypes, NaN,
-    and ``columns`` < 1.
+    The result is uint8 [rows (h + 1) - 1, columns (w + 1) - 1, C]. C is 1 or 3; images are uint8, or floats in [-1, 1],
+    which are clipped. Cells after the last image stay white. ValueError for other shapes or dtypes, NaN, no images, and
+    ``columns`` < 1.
     """
     pixels = to_pixels(np.asarray(images))
     if columns < 1 or not len(pixels):
@@ -36,13 +36,16 @@ def grid(images: np.ndarray | Array, columns: int) -> np.ndarray:
 
 
 def stack(*images: np.ndarray) -> np.ndarray:
-    """Images [n, h, w, C] after each other; beside images with 3 channels, those with 1 get equal ones."""
+    """Concatenate images [n, h, w, C]; if some have 3 channels, grey images are repeated to 3."""
     channels = max(x.shape[-1] for x in images)
     return np.concatenate([np.broadcast_to(x, (*x.shape[:-1], channels)) for x in images])
 
 
 def to_pixels(images: np.ndarray) -> np.ndarray:
-    """Floats in [-1, 1], clipped and rounded, as uint8 [n, height, width, C]; uint8 as it is. ValueError for others."""
+    """Convert images [n, height, width, C] in [-1, 1] to uint8, clipped and rounded; uint8 passes unchanged.
+
+    C is 1 or 3. ValueError for other shapes or dtypes, and NaN.
+    """
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(f"images: shape {list(images.shape)}, give [n, height, width, 1 or 3]")
     if images.dtype == np.uint8:
@@ -56,7 +59,7 @@ def to_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def save_png(path: str | os.PathLike[str], array: np.ndarray, *, scale: int = 2) -> None:
-    """Write a uint8 image [h, w, C] (or [h, w]) as PNG, every pixel ``scale`` pixels wide and high."""
+    """Write a uint8 image [h, w, C] (or [h, w]) as PNG, enlarged ``scale`` times."""
     buffer = io.BytesIO()
     _image(array, scale).save(buffer, "PNG")
     _write(path, buffer.getvalue())
@@ -65,7 +68,7 @@ def save_png(path: str | os.PathLike[str], array: np.ndarray, *, scale: int = 2)
 def save_gif(
     path: str | os.PathLike[str], frames: Sequence[np.ndarray], *, milliseconds: int = 100, scale: int = 2
 ) -> None:
-    """Write uint8 images [h, w, C] of one shape as an endless animation, ``milliseconds`` for each frame."""
+    """Write uint8 images [h, w, C] of equal shape as a looping GIF, ``milliseconds`` per frame."""
     if len({np.shape(frame) for frame in frames}) != 1:
         raise ValueError(f"frames: {len(frames)} of them, give at least one, all of the same shape")
     first, *others = (_image(frame, scale) for frame in frames)
@@ -77,7 +80,7 @@ def save_gif(
 def animate_files(
     path: str | os.PathLike[str], files: Sequence[str | os.PathLike[str]], *, milliseconds: int = 100
 ) -> None:
-    """Write an endless animation of picture files of one size."""
+    """Write a looping GIF of image files of equal size."""
     frames = [np.asarray(Image.open(file).convert("RGB")) for file in files]
     save_gif(path, frames, milliseconds=milliseconds, scale=1)
 
@@ -100,14 +103,14 @@ def save_figure(path: str | os.PathLike[str], figure: Figure) -> None:
 
 
 def _write(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write beside the target, then rename: a reader never sees half a picture, a full disk leaves the old one."""
+    """Write to a temporary file in the same folder, then rename it: the old file survives any failure."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.chmod(name, 0o644)  # mkstemp makes it private
+        os.chmod(name, 0o644)  # mkstemp gives 0o600
         os.replace(name, path)
     except BaseException:
         os.unlink(name)

@@ -1,4 +1,4 @@
-"""Pictures of points in the plane."""
+"""Plots of points in the plane."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from jaxai.plots.images import grid
 
 MODE, POINT = (255, 190, 120), (20, 40, 110)
-MARGIN = 1.25  # of the picture, over the largest coordinate of a mode
+MARGIN = 1.25  # ratio of the plotted range to the largest coordinate of a mode
 
 
 def draw_points(
@@ -16,7 +16,7 @@ def draw_points(
     centres: Float[np.ndarray, "modes 2"],
     side: int = 128,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """A row of squares, one for each set of points: ``centres`` of modes orange, points blue."""
+    """A row of square plots, one per set of points: mode ``centres`` in orange, points in blue."""
     reach = MARGIN * np.abs(centres).max()
     cells = np.full((len(points), side, side, 3), 255, np.uint8)
     for cell, rows in zip(cells, points, strict=True):

@@ -1,4 +1,4 @@
-"""Pictures of a classifier's scores: ROC curves, confusion matrix, worst mistakes, first filters."""
+"""Plots of a classifier's results: ROC curves, confusion matrix, worst mistakes, first-layer filters."""
 
 import math
 import os
@@ -25,7 +25,7 @@ from jaxai.typing import Array, Pixels
 def save_classifier_scores(
     folder: Path, images: Pixels, labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
 ) -> None:
-    """Write roc.png, confusion.png and mistakes.png of class probabilities [n, classes] into a folder."""
+    """Write roc.png, confusion.png and mistakes.png for class probabilities [n, classes] into a folder."""
     plot_roc(folder / "roc.png", labels, probabilities, names)
     plot_confusion(folder / "confusion.png", confusion_matrix(labels, probabilities.argmax(1), len(names)), names)
     plot_mistakes(folder / "mistakes.png", np.asarray(images), labels, probabilities, names)
@@ -37,11 +37,11 @@ def plot_roc(
     probabilities: np.ndarray | Array,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Draw the `roc_curves` with their areas, once whole and once the corner where good classifiers differ.
+    """Plot the `roc_curves` with their areas: in full, and enlarged at the corner where good classifiers differ.
 
-    Arguments and errors as for `scores`. Classes without a curve stand in the legend with "none" for the area.
+    Arguments and errors as for `scores`. Classes without a curve are listed with area "none".
     """
-    from sklearn.metrics import auc  # takes a second, and only some commands need it
+    from sklearn.metrics import auc  # takes a second to import, and only some commands need it
 
     curves = roc_curves(labels, probabilities)
     classes = np.shape(probabilities)[1]
@@ -63,7 +63,7 @@ def plot_roc(
         ax.set_aspect("equal")
         ax.grid(alpha=0.3)
     whole.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="true positive rate", title="one class against the rest")
-    # Three times as far as the worst curve's nearest point to the corner: good classifiers differ there alone.
+    # Three times the worst curve's distance from the corner, the only part where good classifiers differ.
     nearest = [np.hypot(false_rate, 1 - true_rate).min() for false_rate, true_rate in curves.values()]
     edge = float(np.clip(3 * max(nearest, default=0), 0.001, 0.5))
     corner.set(xlim=(-0.02 * edge, edge), ylim=(1 - edge, 1 + 0.02 * edge), title="upper left corner")
@@ -77,9 +77,9 @@ def plot_confusion(
     confusion: np.ndarray | Sequence[Sequence[int]],
     names: Sequence[str] | None = None,
 ) -> None:
-    """Draw a `confusion_matrix` [C, C]: the counts, on colours that show each row's shares. Empty rows are grey.
+    """Plot a `confusion_matrix` [C, C] as counts, coloured by their fraction of the row's total. Empty rows are grey.
 
-    ValueError for arrays that are not square with integers >= 0, and for another number of names.
+    ValueError unless the array is square with integers >= 0 and there is one name per class.
     """
     counts = np.asarray(confusion)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not counts.size:
@@ -113,10 +113,10 @@ def plot_mistakes(
     names: Sequence[str] | None = None,
     count: int = 25,
 ) -> None:
-    """Draw the `worst_mistakes` among uint8 images [N, height, width, 1 or 3], with their true and predicted classes.
+    """Draw the `worst_mistakes` among uint8 images [N, height, width, 1 or 3].
 
-    Above each: the true class and its probability, then the predicted one and its. Where nothing is wrong the picture
-    says so. ValueError for other images, and as `worst_mistakes`.
+    Above each stand the true and the predicted class, with their probabilities; the title counts the mistakes.
+    ValueError for other images, and as `worst_mistakes`.
     """
     labels, probabilities = check_arguments(labels, probabilities)
     images = np.asarray(images)
@@ -134,7 +134,7 @@ def plot_mistakes(
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.set_axis_off()
-    for ax, index in zip(axes, worst, strict=False):  # the last row may have places left
+    for ax, index in zip(axes, worst, strict=False):  # the last row may have empty cells
         _draw_mistake(ax, images[index], int(labels[index]), probabilities[index], called)
     save_figure(path, figure)
 
@@ -142,15 +142,15 @@ def plot_mistakes(
 def _draw_mistake(ax: Axes, image: np.ndarray, label: int, probabilities: np.ndarray, called: list[str]) -> None:
     predicted = int(probabilities.argmax())
     ax.imshow(image if image.shape[-1] == 3 else image[..., 0], "gray", vmin=0, vmax=255)
-    lines = (f"{word} {called[c]}  {probabilities[c]:.3f}" for word, c in (("true", label), ("taken for", predicted)))
+    lines = (f"{word} {called[c]}  {probabilities[c]:.3f}" for word, c in (("true", label), ("predicted", predicted)))
     ax.set_title("\n".join(lines), fontsize=7)
 
 
 def plot_filters(path: str | os.PathLike[str], kernel: np.ndarray | Array) -> None:
     """Draw a first layer's filters [kh, kw, 1 or 3, F] as a grid, row by row, each scaled to its own range.
 
-    Shown is (w - min w) / (max w - min w), the range being over one filter's kh * kw * C weights; a constant filter is
-    grey. ValueError for other shapes and dtypes, and weights that are not finite.
+    Grey levels are (w - min w) / (max w - min w), with the range taken over the weights [kh, kw, C] of one filter; a
+    constant filter is grey. ValueError for other shapes and dtypes, and non-finite weights.
     """
     weights = as_floats("kernel", kernel)
     if weights.ndim != 4 or weights.shape[2] not in (1, 3) or not weights.size:
