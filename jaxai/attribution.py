@@ -1,11 +1,11 @@
-"""Which pixels a classifier's decision rests on: four explanations as pure functions, and their picture.
+"""Attribution of a classifier's decision to the pixels of its input: four methods, as pure functions.
 
 A classifier is any function ``logits(images [B, H, W, C]) -> [B, classes]`` that JAX can trace and that treats every
-image by itself (batch normalisation in its evaluation form), such as ``lambda x: model.apply(variables, x)``.
-``targets`` [B] names the class to explain for each image. Outside of ``jit`` and ``vmap`` targets are checked; inside,
-where their values are not known, the result of a target out of range is NaN.
+image independently (batch normalisation in evaluation mode), such as ``lambda x: model.apply(variables, x)``.
+``targets`` [B] is the class to explain for each image. Targets are checked outside of ``jit`` and ``vmap``; inside,
+where their values are unknown, a target out of range gives NaN.
 
-What the functions explain is the logit, which doesn't saturate as a probability does. For the probability give
+The functions explain the logit, which doesn't saturate as a probability does. To explain the probability, pass
 ``lambda x: jax.nn.softmax(logits(x))``.
 """
 
@@ -32,9 +32,9 @@ Maps = Float[Array, "B height width"]
 def gradient_times_input(logits: Classifier, images: Images, targets: Targets) -> Images:
     """The gradient of the target's logit times the image, x_i dF_t(x)/dx_i: [B, H, W, C] in the images' dtype.
 
-    Exact for a linear F without a bias: the attributions sum to F_t(x). Pixels of 0 get 0, so it matters what 0 means:
-    mid-grey for images in [-1, 1]. Named by Shrikumar et al. 2017, arXiv 1704.02685. ValueError for images that are not
-    float [B, H, W, C], targets that are not integers [B] in 0 ... classes - 1, and logits that are not [B, classes].
+    Exact for a linear F without a bias: the attributions sum to F_t(x). Pixels of 0 (mid-grey for images in [-1, 1])
+    get attribution 0. Named by Shrikumar et al. 2017, arXiv 1704.02685. ValueError for images that are not float
+    [B, H, W, C], targets that are not integers [B] in 0 ... classes - 1, and logits that are not [B, classes].
 
     >>> images, weights = jnp.full((1, 1, 2, 1), 2.0), jnp.array([[1.0, 0.0], [3.0, 0.0]])
     >>> gradient_times_input(lambda x: x.reshape(1, 2) @ weights, images, jnp.array([0]))[0, 0, :, 0].tolist()
@@ -49,13 +49,13 @@ def integrated_gradients(
 ) -> Images:
     """The gradient averaged over the straight line from the baseline b to the image: [B, H, W, C].
 
-    (x_i - b_i) * int_0^1 dF_t(b + a (x - b))/dx_i da. The attributions sum to F_t(x) - F_t(b), but for the quadrature's
-    error (``completeness_error``). ``baseline``: a number, [C], [H, W, C] or [B, H, W, C]; black is -1 for images in
-    [-1, 1]. ``steps`` Gauss-Legendre points: on a smooth network 16 leave 1e-12 where midpoints leave 6e-4; at the
-    kinks of ReLU both err by about 1 / steps (64 leave 1 % on the digit classifier, as midpoints do).
+    (x_i - b_i) * int_0^1 dF_t(b + a (x - b))/dx_i da. The attributions sum to F_t(x) - F_t(b), up to the error of the
+    quadrature (``completeness_error``). ``baseline``: a number, [C], [H, W, C] or [B, H, W, C]; black is -1 for images
+    in [-1, 1]. ``steps`` Gauss-Legendre points: on a smooth network 16 points have an error of 1e-12, the midpoint rule
+    6e-4; at the kinks of ReLU both have about 1 / steps (1 % with 64 points on the digit classifier).
 
-    One gradient of the batch after the other: memory doesn't grow with ``steps``. In such a loop XLA's CPU convolutions
-    take 4 to 10 times their time; ``jaxai.ops.conv.conv(..., implementation="matmul")`` doesn't.
+    The gradients are computed one after the other, so memory doesn't grow with ``steps``. In such a loop XLA's CPU
+    convolutions are 4 to 10 times slower; ``jaxai.ops.conv.conv(..., implementation="matmul")`` isn't.
 
     Source: Sundararajan et al. 2017, arXiv 1703.01365, equation 1. ValueError as in ``gradient_times_input``, for a
     baseline that doesn't fit, and for ``steps`` < 1.
@@ -84,9 +84,9 @@ def completeness_error(
     attributions: Images,
     baseline: Float[ArrayLike, "..."] = 0.0,
 ) -> Float[Array, " B"]:
-    """The sum of the attributions - (F_t(x) - F_t(baseline)): how far they are from complete, one number an image.
+    """The sum of an image's attributions minus (F_t(x) - F_t(baseline)): the deviation from completeness.
 
-    0 for exact integrated gradients; more ``steps`` bring it down. ValueErrors as in ``integrated_gradients``, and for
+    0 for exact integrated gradients; decreases with ``steps``. ValueError as in ``integrated_gradients``, and for
     attributions that don't have the images' shape.
     """
     _check(images, targets)
@@ -102,12 +102,12 @@ def grad_cam(
     images: Images,
     targets: Targets,
 ) -> Maps:
-    """Where the feature maps that raise the target's logit are active: [B, H, W], never negative.
+    """A map of where the features that raise the target's logit are active: [B, H, W], non-negative.
 
-    A = features(x) [B, h, w, F], usually the last convolution's output, and head(A) the logits: relu(sum_f alpha_f A_f)
-    with alpha_f the mean over h and w of dF_t/dA_f, resized bilinearly to the images. Not scaled: a map of zeros says
-    that nothing in A speaks for the target. Made for heads that pool over h and w. One that weighs places differently,
-    a dense layer on flattened maps, loses in that mean what it reads: on the digit classifier the maps mean little.
+    relu(sum_f alpha_f A_f) for A = features(x) [B, h, w, F], usually the last convolution's output, and logits head(A);
+    alpha_f is the mean over h and w of dF_t/dA_f. Resized bilinearly to the images. Not normalised: an all-zero map
+    means that nothing in A supports the target. Suited to heads that pool over h and w. The mean loses most of the
+    information for heads that weigh positions differently, such as the digit classifier's dense layer on flattened maps.
 
     Source: Selvaraju et al. 2017, arXiv 1610.02391, equations 1 and 2. ValueError as in ``gradient_times_input``, and
     for features that are not [B, h, w, F].
@@ -123,11 +123,11 @@ def grad_cam(
 def occlusion(
     logits: Classifier, images: Images, targets: Targets, window: int, *, stride: int = 1, fill: float = 0.0
 ) -> Maps:
-    """How much the target's logit falls when a patch is covered, F_t(x) - F_t(x covered): [B, H, W].
+    """The drop of the target's logit when a patch is covered, F_t(x) - F_t(x covered): [B, H, W].
 
-    The ``window`` x ``window`` patch of ``fill`` moves by ``stride``, and once more to the far border where the stride
-    misses it; a pixel gets the mean over all patches that hold it. One covered batch after the other goes through the
-    classifier: memory doesn't grow with the number of positions.
+    The ``window`` x ``window`` patch of value ``fill`` moves by ``stride``, with a last position at the far border; a
+    pixel gets the mean over all patches that contain it. Positions are evaluated one after the other, so memory doesn't
+    grow with their number.
 
     Source: Zeiler and Fergus 2014, arXiv 1311.2901, section 4.2 (there the probability). ValueError as in
     ``gradient_times_input``, for a window that is not in 1 ... min(H, W), and for a stride not in 1 ... ``window``,
@@ -162,7 +162,7 @@ def explain(
     window: int,
     fill: float,
 ) -> dict[str, np.ndarray]:
-    """All four attributions of images by name; ``logits`` is ``head`` of ``features``, `occlusion` fills windows."""
+    """All four attributions of images, by name; ``logits(x) = head(features(x))``, ``fill`` is that of `occlusion`."""
     maps = {
         "gradient x input": gradient_times_input(logits, images, targets),
         "integrated gradients": integrated_gradients(logits, images, targets, steps=32),
@@ -173,7 +173,7 @@ def explain(
 
 
 def _gradient(function: Callable[[Array], Array], x: Array, targets: Array | np.ndarray) -> Array:
-    return jax.grad(lambda x: _pick(function(x), targets).sum())(x)  # of a sum, since no image sees another
+    return jax.grad(lambda x: _pick(function(x), targets).sum())(x)  # of the sum: images are independent
 
 
 def _pick(logits: Array, targets: Array | np.ndarray) -> Array:

@@ -1,4 +1,4 @@
-"""Options that every command shares, as frozen dataclasses."""
+"""Command-line options shared by all commands, as frozen dataclasses."""
 
 import dataclasses
 import importlib.util
@@ -11,7 +11,7 @@ from jaxai.errors import UserError
 
 
 def resumable[T](default: T) -> T:
-    """The dataclass field of an option that may differ between two starts of one run; every other option may not."""
+    """Declare a dataclass field whose option may change when a run is resumed; all other options must stay the same."""
     return dataclasses.field(default=default, metadata={"resumable": True})
 
 
@@ -25,15 +25,15 @@ class Platform:
     """Where to run."""
 
     platform: Literal["auto", "cpu", "gpu", "tpu"] = resumable("auto")
-    """Where to run; auto takes what JAX finds."""
+    """Platform to run on; auto lets JAX choose."""
     devices: int = resumable(0)
-    """How many devices to use; 0 means all of them. On a CPU, N > 0 splits it into N devices."""
+    """Number of devices to use; 0: all. N > 0 splits a CPU into N devices."""
 
     def __post_init__(self) -> None:
         self.check_at_least(0, "devices")
 
     def check_at_least(self, least: float, *names: str) -> None:
-        """Raise ValueError for the first of these fields that is less than ``least``, or NaN."""
+        """Raise ValueError for the first of these fields that is NaN or less than ``least``."""
         for name in names:
             if not getattr(self, name) >= least:
                 option = name.replace("_", "-")
@@ -57,17 +57,17 @@ class Common(Platform):
     """Options of every experiment."""
 
     preset: str = "default"
-    """Which set of values to start from; the other options change single ones."""
+    """Named set of default values, which the other options override."""
     steps: int = resumable(1000)
-    """When to stop. A finished run goes on with a larger number; schedules do not depend on it."""
+    """Total number of training steps. A larger number extends a finished run; schedules do not depend on it."""
     seed: int = 0
-    """Of parameters, noise and the order of the data."""
+    """Seed of initial parameters, noise and the order of the data."""
     workdir: Path | None = resumable(None)
     """The run's folder; runs/EXPERIMENT/PRESET by default."""
     data_dir: Path | None = resumable(None)
     """A folder with official data files or a prepared tensorflow-datasets folder."""
     resume: Literal["auto", "never"] = resumable("auto")
-    """auto goes on with the run in the folder; never moves it aside, says so, and starts anew."""
+    """auto: resume the run in the folder, if any; never: rename that folder and start a new run."""
     tensorboard: bool = resumable(False)
     """Also write TensorBoard events (extra: tensorboard)."""
 
@@ -84,31 +84,32 @@ class Training(Common):
     """Options of every experiment that trains in steps."""
 
     coordinator: str = resumable("")
-    """Join other processes: HOST:PORT of the first, or auto under SLURM, Open MPI, Kubernetes; --devices is of each."""
+    """HOST:PORT of process 0, to run several processes, or auto under SLURM, Open MPI or Kubernetes; --devices then
+    counts those of each process."""
     num_processes: int = resumable(0)
-    """How many there are, unless auto tells."""
+    """Number of processes, with --coordinator HOST:PORT."""
     process_id: int = resumable(-1)
-    """Which one this is, 0 to num_processes - 1, unless auto tells."""
+    """Index of this process, 0 to num_processes - 1, with --coordinator HOST:PORT."""
     watchdog: float = resumable(600.0)
-    """With several processes: after so many seconds in a step, print where every thread stands and end; 0: wait."""
+    """With several processes: seconds after which a hanging step dumps all threads' tracebacks and exits; 0: never."""
     mesh: str = resumable("")
-    """How to split batch and parameters over the devices: data=4,model=2; all of them for the batch by default."""
+    """Device mesh over which batch (data) and parameters (model) are split, like data=4,model=2; default: all data."""
     shard_parameters: bool = resumable(False)
-    """Shard parameters and optimiser state over the devices as well as the batch."""
+    """Shard parameters and optimiser state over the data axis too (FSDP)."""
     checkpoint_seconds: float = resumable(60.0)
-    """Seconds between two checkpoints; 0: none by time. The last step always has one."""
+    """Seconds between checkpoints; 0: none by time. There is always one after the last step."""
     checkpoint_every: int = resumable(0)
-    """Also a checkpoint every so many steps; 0: by time alone."""
+    """Steps between additional checkpoints; 0: none."""
     keep: int = resumable(2)
-    """How many of the newest checkpoints stay."""
+    """Number of newest checkpoints to keep."""
     keep_lowest: tuple[str, ...] = resumable(())
-    """Metrics of which the checkpoint with the lowest value stays as well, such as validation_loss; there is then a
-    checkpoint at each evaluation."""
+    """Metrics, such as validation_loss, whose checkpoint with the lowest value is also kept; saves a checkpoint at each
+    evaluation."""
     keep_highest: tuple[str, ...] = resumable(())
-    """The same with the highest value."""
+    """Metrics whose checkpoint with the highest value is also kept, as for keep_lowest."""
     on_nonfinite: Literal["abort", "skip", "rollback"] = resumable("abort")
-    """At a NaN or an infinity: stop; leave that step out, up to nine in a row; or go back to the last checkpoint and on
-    with other noise, three times. nonfinite.json tells step, batch and worst leaf."""
+    """On a NaN or infinity: abort; skip that update, up to nine in a row; or roll back to the last good checkpoint and
+    resume with a new key, up to three times. nonfinite.json reports step, batch and worst leaf."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,18 +134,18 @@ class Training(Common):
 
     @property
     def save_evaluations(self) -> bool:
-        """Whether there is a checkpoint at each evaluation: where the best ones stay."""
+        """Whether to save a checkpoint at each evaluation, as keeping the best ones requires."""
         return bool(self.keep_lowest or self.keep_highest)
 
     @property
     def devices_here(self) -> int:
-        """How many devices this process uses; 0: all."""
+        """Number of devices this process uses; 0: all."""
         axes = mesh_axes(self.mesh)
         return self.devices if self.coordinator or not axes else math.prod(axes.values())
 
 
 def mesh_axes(text: str) -> dict[str, int]:
-    """The sizes of a mesh's axes from ``data=4,model=2``; of none from an empty text. Raises ValueError."""
+    """Parse ``data=4,model=2`` into the sizes of the mesh axes; {} for an empty text. ValueError for any other text."""
     found = re.fullmatch(r"data=([1-9]\d{0,5})(?:,model=([1-9]\d{0,5}))?", text)
     if text and not found:
         raise UserError(f"--mesh must look like data=4 or data=4,model=2, got {text}")
@@ -153,9 +154,9 @@ def mesh_axes(text: str) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finished(Platform):
-    """Which finished run a command takes up."""
+    """Options of commands that use a finished run."""
 
     preset: str = "default"
-    """Whose run: that in runs/EXPERIMENT/PRESET, unless there is a workdir."""
+    """Preset of the run, read from runs/EXPERIMENT/PRESET unless workdir is given."""
     workdir: Path | None = None
     """The run's folder."""

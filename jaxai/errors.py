@@ -1,11 +1,11 @@
-"""Exceptions that end a command with one line for its user, and their exit codes."""
+"""Exceptions that end a command with a one-line message for the user, and their exit codes."""
 
 import errno
 import signal
 
 
 class UserError(ValueError):
-    """A mistake of the user: its message names the argument or file, and the fix."""
+    """A user error; the message names the argument or file, and the fix."""
 
 
 class MissingFileError(UserError, FileNotFoundError):
@@ -13,7 +13,7 @@ class MissingFileError(UserError, FileNotFoundError):
 
 
 class ExistingFileError(UserError, FileExistsError):
-    """A file or folder that is in the way."""
+    """A file or folder that already exists."""
 
 
 class DamagedFileError(UserError, OSError):
@@ -21,7 +21,7 @@ class DamagedFileError(UserError, OSError):
 
 
 class Stopped(Exception):
-    """Training that must not go on; the message is for users."""
+    """Training that can't continue; the message is for the user."""
 
 
 class Rollback(Exception):
@@ -36,7 +36,7 @@ class Rollback(Exception):
 
 
 class Interrupted(BaseException):
-    """A signal that ended the training after a checkpoint; not an Exception, so that no library catches it."""
+    """A signal that stops the training; not an Exception, so that no library catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -44,13 +44,13 @@ class Interrupted(BaseException):
 
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""Errors of the disk, not of the program, wherever they are raised."""
+"""Error numbers of a full or read-only disk, reported in one line wherever they are raised."""
 
 
 def ending(error: BaseException, interrupted: str) -> tuple[int, str] | None:
-    """The exit code of an error and the line for the user; None for bugs, which keep their traceback.
+    """The exit code of an error and the message for the user; None for bugs, which keep their traceback.
 
-    2 for a mistake of the user, 1 for training that must not go on and full disks, 128 + n for signal n.
+    2 for user errors, 1 for training that can't continue and full disks, 128 + n for signal n.
     """
     match error:
         case Stopped() | FloatingPointError():

@@ -1,4 +1,4 @@
-"""Everything that experiments share: from a built `Task` to a finished run.
+"""The part that all experiments share: from a `Task` to a finished run.
 
 An experiment declares ``Config``, ``PRESETS`` and ``build(config) -> Task``, and ends with
 ``experiment.run(NAME, PRESETS, build, __doc__)``.
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class Trainer(Protocol):
-    """Pure functions of a training state: its first value, one step, and the parameters that a run ends with."""
+    """Pure functions of a training state: initialise it, advance it by one step, extract the trained parameters."""
 
     def init(self, keys: Keys) -> Any: ...
 
@@ -43,13 +43,13 @@ class Trainer(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """A training, built but not started.
+    """The definition of a training run.
 
-    ``identity`` names the data (name, fingerprint, whether embedded): a run continues only on the same. ``source``
-    says in one line where it came from. ``batches(process_index=, process_count=)`` makes this process's rows of
-    the batches of ``batch_size`` examples. ``evaluate(run, step, state)`` gives metrics every ``eval_every`` steps;
-    its last value is in the summary. ``finish(run, result)`` draws the final pictures and gives the final scores.
-    ``report(run, summary)`` prints. ``vocabulary``, JSON values, becomes vocabulary.json.
+    ``identity`` identifies the data (name, fingerprint, whether embedded): a run resumes only with the same.
+    ``source`` describes its origin in one line. ``batches(process_index=, process_count=)`` returns this process's part
+    of the batches of ``batch_size`` examples. ``evaluate(run, step, state)`` returns metrics, every ``eval_every``
+    steps; the last ones enter the summary. ``finish(run, result)`` draws the final pictures and returns the final
+    metrics. ``report(run, summary)`` prints the result. ``vocabulary`` (JSON values) is written to vocabulary.json.
     """
 
     identity: Mapping[str, Any]
@@ -59,15 +59,15 @@ class Task:
     report: Callable[[Run, dict[str, Any]], None]
     finish: Callable[[Run, Result], dict[str, Any]]
     batch_size: int = 0
-    """Must divide over the devices; 0: unknown."""
+    """Examples per batch, a multiple of the size of the mesh axis ``data``; 0: unknown."""
     batch_option: str = "--batch-size"
     """The option that sets ``batch_size``."""
     devices: int = 0
-    """Devices to use unless ``--devices`` says otherwise; 0: all."""
+    """Number of devices to use without ``--devices``; 0: all."""
     evaluate: Callable[[Run, int, Any], dict[str, float]] | None = None
     eval_every: int = 0
     show: Sequence[str] = ("loss",)
-    """Metrics in the progress bar."""
+    """Metrics shown in the progress bar."""
     steps_per_call: int | None = None
     vocabulary: Mapping[str, Any] | None = None
 
@@ -79,12 +79,12 @@ def run[ConfigT: Training](
     description: str | None,
     commands: Mapping[str, tuple[Callable[[Any], None], type[Platform]]] = MappingProxyType({}),
 ) -> None:
-    """The command of an experiment: train, or one of ``commands``, each a function and the dataclass of its options."""
+    """Run an experiment's command line: training, or one of ``commands``: name -> (function, dataclass of options)."""
     cli.run(partial(train, name, build), presets, description, commands)
 
 
 def train[ConfigT: Training](name: str, build: Callable[[ConfigT], Task], config: ConfigT) -> None:
-    """Start a run or continue it, until its summary is written; report the summary of a finished one."""
+    """Start or resume a run, train it to the end and write its summary; only report the summary of a finished run."""
     task = build(config)
     mesh = make_mesh(
         config.devices or task.devices,
@@ -118,7 +118,7 @@ def train[ConfigT: Training](name: str, build: Callable[[ConfigT], Task], config
 
 
 class Evaluation:
-    """Evaluates a task's state, and keeps the last values."""
+    """Evaluate a task's state; calls for the same step return the cached values."""
 
     def __init__(self, run: Run, task: Task) -> None:
         self._run, self._task = run, task
@@ -131,16 +131,16 @@ class Evaluation:
         return self._values
 
     def last(self, step: int, state: Any) -> dict[str, float]:
-        """The values at the last step, which may be none of those that are evaluated during training."""
+        """The metrics at the last step, which is not always one of the evaluation steps."""
         try:
             return self(step, state)
-        except Rollback as error:  # too late: the training is over
+        except Rollback as error:  # too late to roll back: training is over
             logger.warning("%s", error)
             return {}
 
 
 def summarize(run: Run, task: Task, result: Result, evaluation: Evaluation) -> dict[str, Any]:
-    """Score the final state, write weights and model card, and collect the figures of summary.json."""
+    """Evaluate the final state, write weights and model card, and return the content of summary.json."""
     logger.info("scoring")
     params = jax.device_get(task.trainer.params(result.state))
     summary = {
@@ -158,14 +158,15 @@ def summarize(run: Run, task: Task, result: Result, evaluation: Evaluation) -> d
 
 
 def training_split(name: str, config: Training, dataset: str) -> ImageDataset:
-    """Training images of a data set; a run that began with the embedded set continues with it."""
+    """Training images of a data set; a run that began with the embedded one resumes with it."""
     return load(dataset, "train", data_dir=config.data_dir, embedded_only=began_embedded(name, config))
 
 
 def splits(name: str, config: Training, dataset: str, *, held_out: int = 0) -> tuple[ImageDataset, ImageDataset]:
     """`training_split` and the test images.
 
-    With ``held_out`` the last so many training images are left out and returned in place of the test images.
+    With ``held_out`` > 0, that many training images are split off the end and returned instead of the test images.
+    ValueError if none would remain.
     """
     train = training_split(name, config, dataset)
     if not held_out:
