@@ -107,7 +107,7 @@ def grad_cam(
     relu(sum_f alpha_f A_f) for A = features(x) [B, h, w, F], usually the last convolution's output, and logits head(A);
     alpha_f is the mean over h and w of dF_t/dA_f. Resized bilinearly to the images. Not normalised: an all-zero map
     means that nothing in A supports the target. Suited to heads that pool over h and w. The mean loses most of the
-    information for heads that weigh positions differently, such as the digit classifier's dense layer on flattened maps.
+    information for other heads, such as the digit classifier's dense layer on flattened maps.
 
     Source: Selvaraju et al. 2017, arXiv 1610.02391, equations 1 and 2. ValueError as in ``gradient_times_input``, and
     for features that are not [B, h, w, F].

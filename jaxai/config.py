@@ -116,21 +116,21 @@ class Training(Common):
         self.check_at_least(1, "keep")
         self.check_at_least(0, "checkpoint_every", "checkpoint_seconds", "watchdog")
         if self.watchdog > 1e6:
-            raise UserError(f"--watchdog must be at most 1e6 seconds, got {self.watchdog}; 0 is none")
+            raise UserError(f"--watchdog must be at most 1e6 seconds, got {self.watchdog}; 0 disables it")
         axes = mesh_axes(self.mesh)
         if self.devices and self.mesh and not self.coordinator and self.devices != math.prod(axes.values()):
-            raise UserError(f"--mesh {self.mesh} is not of --devices {self.devices}: leave one of them out")
+            raise UserError(f"--mesh {self.mesh} does not match --devices {self.devices}: leave one of them out")
         if self.coordinator not in ("", "auto"):
             host, _, port = self.coordinator.rpartition(":")
             if not (host and port.isdecimal() and 0 < int(port) < 2**16):
                 raise UserError(f"--coordinator must be HOST:PORT or auto, got {self.coordinator}")
             if not 0 <= self.process_id < self.num_processes:
                 raise UserError(
-                    "--coordinator HOST:PORT wants --num-processes N and --process-id of 0 to N - 1, got "
+                    "--coordinator HOST:PORT needs --num-processes N and --process-id of 0 to N - 1, got "
                     f"{self.num_processes} and {self.process_id}"
                 )
         elif self.num_processes or self.process_id >= 0:
-            raise UserError("--num-processes and --process-id want --coordinator HOST:PORT")
+            raise UserError("--num-processes and --process-id need --coordinator HOST:PORT")
 
     @property
     def save_evaluations(self) -> bool:

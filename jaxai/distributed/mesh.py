@@ -26,7 +26,7 @@ def make_mesh(devices: int = 0, *, batch_size: int = 0, shape: str = "", batch_o
         )
     found = jax.devices()[: None if several else (wanted or None)]
     if axes and wanted != len(found):
-        raise UserError(f"--mesh {shape} is of {wanted} devices, but there are {len(found)}: change it, or --devices")
+        raise UserError(f"--mesh {shape} needs {wanted} devices, but there are {len(found)}: change it, or --devices")
     sizes = axes or {"data": len(found), "model": 1}
     if batch_size % sizes["data"]:
         raise UserError(f"{batch_option} {batch_size} does not divide over {sizes['data']} devices: change one of them")

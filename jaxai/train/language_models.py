@@ -70,7 +70,7 @@ class LanguageModelConfig(Training):
             raise UserError(f"--dtype {self.dtype} needs --network transformer: the recurrent network is float32")
         if self.accumulation_steps > 1 and (recurrent or self.batch_size % self.accumulation_steps):
             raise UserError(
-                "--accumulation-steps wants --network transformer and a divisor of --batch-size, got "
+                "--accumulation-steps needs --network transformer and a divisor of --batch-size, got "
                 f"{self.accumulation_steps}"
             )
         if not recurrent and stack.position == "learned" and self.length > stack.max_length:

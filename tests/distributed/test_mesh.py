@@ -20,7 +20,7 @@ def test_a_mesh_of_all_devices_splits_the_batch():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"shape": "data=8"}, "--mesh data=8 is of 8 devices, but there are 4"),
+        ({"shape": "data=8"}, "--mesh data=8 needs 8 devices, but there are 4"),
         ({"shape": "data=2,model=2", "batch_size": 3}, "--batch-size 3 does not divide over 2 devices"),
         ({"devices": 4, "batch_size": 6}, "--batch-size 6 does not divide over 4 devices"),
         ({"shape": "model=2"}, "--mesh must look like"),

@@ -59,12 +59,12 @@ TRAINED = {
     ("--on-nonfinite", "pray"): "--on-nonfinite",
     ("--mesh", "data=0"): "--mesh must look like data=4 or data=4,model=2, got data=0",
     ("--mesh", "model=2"): "--mesh must look like",
-    ("--mesh", "data=2", "--devices", "3"): "--mesh data=2 is not of --devices 3",
+    ("--mesh", "data=2", "--devices", "3"): "--mesh data=2 does not match --devices 3",
     ("--coordinator", "nowhere"): "--coordinator must be HOST:PORT or auto, got nowhere",
     ("--coordinator", "here:99999", "--num-processes", "2", "--process-id", "0"): "--coordinator must be HOST:PORT",
-    ("--coordinator", "here:1234", "--num-processes", "2"): "wants --num-processes N and --process-id",
+    ("--coordinator", "here:1234", "--num-processes", "2"): "needs --num-processes N and --process-id",
     ("--coordinator", "here:1234", "--num-processes", "2", "--process-id", "2"): "got 2 and 2",
-    ("--num-processes", "2"): "want --coordinator HOST:PORT",
+    ("--num-processes", "2"): "need --coordinator HOST:PORT",
     ("--watchdog", "nan"): "--watchdog must be at least 0, got nan",
 }
 BROKEN = {
