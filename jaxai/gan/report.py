@@ -95,7 +95,7 @@ near copies  {summary["near_copies"]:.2%} of the samples   real against real {su
              each figure from {summary["samples"]:,} samples and equally many real images"""
         )
     if "right_class" in summary:
-        print(f"labels       {summary['right_class']:.1%} of the samples are of the class that was asked for")
+        print(f"labels       {summary['right_class']:.1%} of the samples are of the requested class")
     print(
         f"training     {summary['images_seen']:,} images, {summary['train_seconds']:.0f} s; compilation "
         f"{summary['compile_seconds']:.0f} s"

@@ -1,4 +1,4 @@
-"""Image classifiers as thin Linen modules: NHWC images in, one logit a class out."""
+"""Image classifiers as thin Linen modules: from NHWC images to one logit per class."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
@@ -26,10 +26,10 @@ GLOROT = nn.initializers.glorot_uniform()
 
 
 class ArticleCNN(nn.Module):
-    """The article's classifier: 3x3 valid convolutions with ReLU, 2x2 max pooling between them, a dense layer, logits.
+    """The Keras baseline: 3x3 valid convolutions with ReLU, 2x2 max pooling between them, a dense layer, logits.
 
-    32x32x3 images and 10 classes make 122,570 parameters, drawn as Keras draws them: Glorot-uniform kernels (Glorot and
-    Bengio 2010), zero biases. The pixels that pooling leaves over at the right and at the bottom are never computed.
+    For 32x32x3 images and 10 classes it has 122,570 parameters, initialised as in Keras: Glorot-uniform kernels (Glorot
+    and Bengio 2010), zero biases. Right and bottom pixels that pooling would drop are cropped from the input.
     """
 
     channels: Sequence[int] = (32, 64, 64)
@@ -45,7 +45,7 @@ class ArticleCNN(nn.Module):
         return self.head(self.features(images))
 
     def features(self, images: Images) -> Maps:
-        """The last convolution's maps."""
+        """The last convolution's feature maps, after ReLU."""
         height, width = (used_pixels(size, len(self.channels)) for size in images.shape[1:3])
         x = images[:, :height, :width]
         for layer in self.conv:
@@ -53,7 +53,7 @@ class ArticleCNN(nn.Module):
         return x
 
     def head(self, features: Maps) -> Logits:
-        """The logits of those maps."""
+        """The logits of the feature maps."""
         x = nn.relu(self.dense[0](features.reshape(len(features), -1)))
         return self.dense[1](x)
 
@@ -61,8 +61,8 @@ class ArticleCNN(nn.Module):
 class PooledConv(nn.Module):
     """Valid 3x3 convolution and 2x2 max pooling; kernel [3, 3, C, features] and bias [features], as in `Conv`.
 
-    The bias is added after the pooling, max(a + b) = max(a) + b, to a quarter of the pixels: with bias and ReLU before
-    it a training step of the article's network had 0.8 of the speed.
+    The bias is added after the pooling, to a quarter of the pixels, since max(a + b) = max(a) + b: with bias and ReLU
+    before the pooling, `ArticleCNN` trains at 0.8 of the speed.
     """
 
     features: int
@@ -75,9 +75,9 @@ class PooledConv(nn.Module):
 
 
 def used_pixels(size: int, layers: int) -> int:
-    """How many of ``size`` pixels reach the last of so many valid 3x3 convolutions with 2x2 pooling between them.
+    """How many of ``size`` pixels affect the output of ``layers`` valid 3x3 convolutions with 2x2 pooling in between.
 
-    ValueError where none do.
+    Raises ValueError if ``size`` is too small for that.
     """
     last, smallest = size, 3
     for _ in range(layers - 1):
@@ -93,18 +93,18 @@ class AirbenchCNN(nn.Module):
     """airbench94's classifier: frozen whitening filters, three groups of two 3x3 convolutions, a linear head.
 
     images -> (x - mean) / std -> 2x2 whitening, GELU -> three `ConvGroup` -> 3x3 max pooling -> x W / width. Images are
-    at least 25x25. 32x32x3 and 10 classes make 1,971,640 parameters. The kernel of ``whiten`` gets no gradient: put
-    that of `whitening_kernel` there before training.
+    at least 25x25; for 32x32x3 and 10 classes it has 1,971,640 parameters. The kernel of ``whiten`` gets no gradient:
+    set it to `whitening_kernel` before training.
 
-    ``apply({"params": params}, images)`` normalises by the batch's own statistics, as training does; for testing give
-    also ``"batch_stats"``, those of `population_statistics`. ``dtype`` is that of the computation; logits are float32.
+    ``apply({"params": params}, images)`` normalises with the batch's statistics, as in training; for testing, also pass
+    ``"batch_stats"`` from `population_statistics`. The computation is in ``dtype``; logits are float32.
 
-    Source: Jordan 2024, arXiv 2404.00498, in the form of his airbench94_muon, but GELU in its tanh form, whose gradient
-    takes half the time on CPU.
+    Source: Jordan 2024, arXiv 2404.00498, as in airbench94_muon, but with the tanh approximation of GELU, whose
+    gradient takes half the time on CPU.
     """
 
     mean: Sequence[float]
-    """Of each channel of the images."""
+    """Mean of each channel of the images."""
     std: Sequence[float]
     channels: Sequence[int] = (64, 256, 256)
     classes: int = 10
@@ -119,14 +119,14 @@ class AirbenchCNN(nn.Module):
         return self.head(self.features(images))
 
     def features(self, images: Images) -> Maps:
-        """The last group's maps."""
+        """The last group's feature maps."""
         x = nn.gelu(self.whiten(standardise(images, self.mean, self.std)))
         for group in self.group:
             x = group(x)
         return x
 
     def head(self, features: Maps) -> Logits:
-        """The logits of those maps."""
+        """The logits of the feature maps."""
         x = max_pool(features, 3, strides=3).reshape(len(features), -1)
         return self.linear(x.astype(jnp.float32)) / x.shape[1]
 
@@ -148,7 +148,7 @@ class Whitening(nn.Module):
 class ConvGroup(nn.Module):
     """3x3 convolution, 2x2 max pooling, batch normalisation, GELU; 3x3 convolution, batch normalisation, GELU.
 
-    Of odd maps the last row and column are never computed where the pooling leaves them over.
+    For maps of odd size, the last row and column, which pooling would drop, are not computed.
     """
 
     features: int
@@ -169,8 +169,8 @@ class ConvGroup(nn.Module):
 class BatchNorm(nn.Module):
     """(x - mean) / sqrt(variance + 1e-12) + bias for each channel: batch normalisation without a scale.
 
-    Mean and variance are the variables of the collection ``batch_stats`` where it is given, else those of the batch, in
-    float32; where the collection is mutable, the batch's are put there. Ioffe and Szegedy 2015, arXiv 1502.03167.
+    Mean and variance are read from the collection ``batch_stats`` if it is given, else computed from the batch in
+    float32 and, if the collection is mutable, stored there. Source: Ioffe and Szegedy 2015, arXiv 1502.03167.
     """
 
     @nn.compact
@@ -191,9 +191,9 @@ class BatchNorm(nn.Module):
 def population_statistics(network: nn.Module, params: PyTree, batches: Iterable[Images]) -> PyTree:
     """``batch_stats`` for testing: mean and variance of each `BatchNorm` over batches of training images.
 
-    mean = E[mean_B] and variance = E[variance_B + mean_B^2] - mean^2 over batches B of one size, with parameters that
-    no longer change ("precise batch normalisation", Wu and Johnson 2021, arXiv 2105.07576, section 3). Give the images
-    as they are tested, without augmentation.
+    mean = E[mean_B] and variance = E[variance_B + mean_B^2] - mean^2 over batches B of one size, with the final
+    parameters ("precise batch normalisation", Wu and Johnson 2021, arXiv 2105.07576, section 3). Images must be
+    preprocessed as for testing, without augmentation.
     """
 
     @jax.jit
@@ -210,12 +210,12 @@ def population_statistics(network: nn.Module, params: PyTree, batches: Iterable[
 
 
 def apply(network: nn.Module, variables: PyTree, images: Images) -> Logits:
-    """The logits of images in [0, 1]."""
+    """The network's logits for images in [0, 1]."""
     return cast(Array, network.apply(variables, images))
 
 
 def testing_variables(network: nn.Module, params: PyTree, images: Pixels) -> PyTree:
-    """Variables to test a network with: for `AirbenchCNN` with the `population_statistics` of training images."""
+    """Variables for testing: the parameters, for `AirbenchCNN` also the `population_statistics` of training images."""
     if not isinstance(network, AirbenchCNN):
         return {"params": params}
     size = min(500, len(images))
@@ -224,7 +224,7 @@ def testing_variables(network: nn.Module, params: PyTree, images: Pixels) -> PyT
 
 
 def class_probabilities(network: nn.Module, variables: PyTree, images: Pixels) -> Float[np.ndarray, "n classes"]:
-    """Class probabilities of uint8 images [n, H, W, C]; for `AirbenchCNN` those of the mean logits of six views."""
+    """Class probabilities of uint8 images [n, H, W, C]; `AirbenchCNN` averages the logits of six views."""
     logits = jax.jit(lambda variables, images: apply(network, variables, to_unit(images)))
 
     def probabilities(images: np.ndarray) -> Array:
@@ -235,7 +235,7 @@ def class_probabilities(network: nn.Module, variables: PyTree, images: Pixels) -
 
 
 def six_views(images: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
-    """Weights and views for a mean over six views: images, and images moved by a pixel, each also mirrored.
+    """Yield weights and views for test-time augmentation: the images and two shifts by a pixel, each also mirrored.
 
     Source: Jordan 2024, arXiv 2404.00498, section 3.5. Images are numpy arrays [n, H, W, C].
     """
@@ -246,9 +246,9 @@ def six_views(images: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
 
 
 def whitening_kernel(images: Images) -> Kernel:
-    """Filters [2, 2, C, 8 C] whose outputs on patches of these standardised images are uncorrelated: `Whitening`'s.
+    """Filters [2, 2, C, 8 C] for `Whitening`: their outputs on patches of these standardised images are uncorrelated.
 
-    The eigenvectors of the patches' second moments, each divided by sqrt(its eigenvalue + 5e-4), and their negatives.
+    They are the eigenvectors of the patches' second moments, divided by sqrt(eigenvalue + 5e-4), and their negatives.
     Source: Page 2019, How to train your ResNet, part 8; Jordan 2024, arXiv 2404.00498, section 3.2.
     """
     patches = jnp.concatenate(taps(images, (2, 2), (1, 1)), -1)
@@ -260,13 +260,13 @@ def whitening_kernel(images: Images) -> Kernel:
 
 
 def standardise(images: Images, mean: Sequence[float], std: Sequence[float]) -> Images:
-    """(x - mean) / std, each [C]."""
+    """(x - mean) / std, with mean and std [C]."""
     centre, scale = (jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1) for values in (mean, std))
     return (images - centre) / scale
 
 
 def partly_identity(key: Key[Array, ""], shape: Sequence[int], dtype: Any = jnp.float32) -> Kernel:
-    """A kernel whose first C outputs copy the C inputs; the others are uniform in +-1 / sqrt(fan in), as PyTorch's.
+    """A kernel whose first C outputs copy the C inputs; the others are uniform in +-1 / sqrt(fan in), as in PyTorch.
 
     Source: Jordan 2024, arXiv 2404.00498, section 3.3.
     """

@@ -1,7 +1,7 @@
-"""GPT-2's weights in the naming of Hugging Face's files, as parameters of `jaxai.nn.transformer.LanguageModel`.
+"""Conversion of GPT-2 weights from Hugging Face's files to parameters of `jaxai.nn.transformer_models.LanguageModel`.
 
 vocabulary, config, params = from_gpt2(jaxai.run.weights.load_weights(Path("model.safetensors")))
-logits, _ = LanguageModel(vocabulary, config).apply({"params": params}, tokens)     # ids of GPT-2's own encoding
+logits, _ = LanguageModel(vocabulary, config).apply({"params": params}, tokens)     # ids from GPT-2's tokenizer
 """
 
 import re
@@ -25,12 +25,12 @@ MASKS = re.compile(r"h\.\d+\.attn\.(masked_)?bias$")
 
 
 def from_gpt2(arrays: Mapping[str, np.ndarray], *, heads: int = 0) -> tuple[int, TransformerConfig, PyTree]:
-    """Vocabulary, config and parameters of a GPT-2 (Radford et al. 2019) from the arrays of its safetensors file.
+    """Vocabulary size, config and parameters of a GPT-2 (Radford et al. 2019) from the arrays of its safetensors file.
 
-    Names are ``wte.weight``, ``wpe.weight``, ``h.0.ln_1.weight``, ..., with or without ``transformer.`` before them; a
-    dense layer's weight is [in, out]. The file does not say how many ``heads`` there are; 0: of size 64, as in all of
-    OpenAI's. Masks and a tied ``lm_head.weight`` are left out. Raises ValueError naming the first array that is
-    missing, of another config, or unknown.
+    Names are ``wte.weight``, ``wpe.weight``, ``h.0.ln_1.weight``, ..., optionally prefixed with ``transformer.``; a
+    dense layer's weight is [in, out]. The file does not contain the number of ``heads``; 0 means heads of size 64, as
+    in all of OpenAI's models. Masks and a tied ``lm_head.weight`` are ignored. Raises UserError naming the first array
+    that is missing, unknown or of an unexpected shape.
     """
     arrays = {name.removeprefix("transformer."): array for name, array in arrays.items()}
     arrays = {name: array for name, array in arrays.items() if not MASKS.match(name)}
@@ -42,7 +42,7 @@ def from_gpt2(arrays: Mapping[str, np.ndarray], *, heads: int = 0) -> tuple[int,
     (vocabulary, width), length = arrays["wte.weight"].shape, len(arrays["wpe.weight"])
     layers = 1 + max((int(name.split(".")[1]) for name in arrays if re.match(r"h\.\d+\.", name)), default=-1)
     if not heads and width % 64:
-        raise UserError(f"heads: a width of {width} does not divide into heads of 64, say how many there are")
+        raise UserError(f"heads: a width of {width} does not divide into heads of 64, give their number")
     config = TransformerConfig(
         width, layers, heads or width // 64, activation="gelu_tanh", position="learned", max_length=length
     )

@@ -1,4 +1,4 @@
-"""Layers with the parameters of `flax.linen.Dense`, `Conv` and `ConvTranspose`, and dropout, over `jaxai.ops`."""
+"""Linen layers over `jaxai.ops`: `Dense`, `Conv` and `ConvTranspose` with the parameters of Flax's, and dropout."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from jaxai.typing import Array, Images
 class Dense(nn.Module):
     """A dense layer: kernel [I, features] and bias [features], as `flax.linen.Dense`; parameters are interchangeable.
 
-    `dtype` is that of the computation (None: as input and parameters promote); parameters are float32.
+    The computation is in ``dtype`` (None: the promoted dtype of input and parameters); parameters are float32.
     """
 
     features: int
@@ -34,7 +34,7 @@ class Dense(nn.Module):
 
 
 class Dropout(nn.Module):
-    """`jaxai.ops.dropout` with the rng ``dropout``; the identity unless ``train``."""
+    """`jaxai.ops.dropout` with a key from the rng ``dropout``; the identity unless ``train``."""
 
     rate: float
     train: bool
@@ -47,9 +47,9 @@ class Dropout(nn.Module):
 class Conv(nn.Module):
     """Convolution of images: kernel [kh, kw, C / groups, features] and bias [features], as `flax.linen.Conv`.
 
-    It has that layer's fields for two dimensions, zeros as padding and no mask, and `jaxai.ops.conv`'s meaning of them;
-    parameters are interchangeable. `dtype` is that of the computation (None: as input and parameters promote),
-    `param_dtype` that of the parameters. Raises ValueError for sizes that don't fit.
+    Fields are those of Flax's layer, for two dimensions, zero padding and no mask, with the semantics of
+    `jaxai.ops.conv`; parameters are interchangeable. The computation is in ``dtype`` (None: the promoted dtype of input
+    and parameters), parameters are in ``param_dtype``. Raises ValueError for incompatible shapes.
     """
 
     features: int
@@ -84,7 +84,8 @@ class Conv(nn.Module):
 class ConvTranspose(nn.Module):
     """Transposed convolution: kernel [kh, kw, C, features] and bias [features], as `flax.linen.ConvTranspose`.
 
-    As for `Conv`; the kernel isn't flipped or transposed (flax's `transpose_kernel=False`, its default), nor dilated.
+    Fields and errors are as in `Conv`. The kernel is not flipped or transposed (`transpose_kernel=False`, Flax's
+    default) and not dilated.
     """
 
     features: int
@@ -107,7 +108,7 @@ class ConvTranspose(nn.Module):
 
 
 def _parameters(layer: Conv | ConvTranspose, x: Array, groups: int) -> tuple[Array, Array | None]:
-    if isinstance(layer.kernel_size, int):  # one dimension in flax.linen
+    if isinstance(layer.kernel_size, int):  # an int means one dimension in flax.linen
         raise ValueError(f"kernel_size={layer.kernel_size}: give height and width")
     if groups < 1 or x.shape[-1] % groups:
         raise ValueError(f"feature_group_count={groups} must divide the {x.shape[-1]} channels of x {x.shape}")

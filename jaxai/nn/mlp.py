@@ -16,9 +16,9 @@ Layer = tuple[Float[Array, "_ _"], Float[Array, " _"]]
 def mlp(layers: Sequence[Layer], x: Float[Array, "*B I"], activation: Activation = nn.relu) -> Float[Array, "*B O"]:
     """Dense layers with an activation between them: ``h_0 = x``, ``h_l = act(h_{l-1} W_l + b_l)``, none after the last.
 
-    Each layer is a kernel [in, out] and a bias [out]; the result's dtype is what ``x`` and the layers promote to.
-    Source: Rumelhart, Hinton and Williams 1986, doi 10.1038/323533a0. Raises ValueError for no layers, or for sizes
-    that don't follow each other.
+    Each layer is a kernel [in, out] and a bias [out]; the result has the promoted dtype of ``x`` and the layers.
+    Source: Rumelhart, Hinton and Williams 1986, doi 10.1038/323533a0. Raises ValueError for no layers, or if the sizes
+    of consecutive layers do not match.
 
     >>> from jax.numpy import ones
     >>> mlp([(ones((2, 3)), ones(3)), (-ones((3, 1)), ones(1))], ones((4, 2))).tolist()
@@ -38,9 +38,9 @@ def mlp(layers: Sequence[Layer], x: Float[Array, "*B I"], activation: Activation
 
 
 class MLP(nn.Module):
-    """`mlp` with parameters ``kernel_0`` [in, hidden], ``bias_0`` [hidden], ...: a layer for each hidden size, one out.
+    """`mlp` with parameters ``kernel_0`` [in, hidden], ``bias_0`` [hidden], ...: one layer per hidden size, one output.
 
-    Kernels start LeCun-normal, as `flax.linen.Dense`'s, biases at zero, all float32. Without hidden sizes it is one
+    Initialisation as in `flax.linen.Dense`: LeCun-normal kernels, zero biases, float32. Without hidden sizes it is one
     linear layer.
     """
 

@@ -1,4 +1,4 @@
-"""A reader of stories: a Transformer whose tokens are sentences, and which answers a question with one word."""
+"""A Transformer for question answering: each token is a sentence of the story, the answer is one word."""
 
 from typing import Any
 
@@ -18,14 +18,15 @@ Integers = Int[Array | np.ndarray, "..."]
 class Reader(nn.Module):
     """Facts int [B, S, width], of which ``fact_count`` [B] are real, and a question [B, width] to logits [B, labels].
 
-    Words are numbers below ``words``, 0 padding. A sentence is the sum of its words' embeddings, each times a learned
-    mask of its place (Dehghani et al. 2018, arXiv:1807.03819, section 3.1), 1 + ``places``: masks start near 1, so that
-    a word is similar at every place. Question and facts, the latest first, pass through the blocks of ``config`` with
-    full attention; the answer is read from the question's token. With ``config.share_layers`` this is the Universal
-    Transformer without halting. Parameters: ``words`` [words, E], ``places`` [width, E], ``recency`` [max_length, E]
-    where positions are learned, ``blocks``, ``labels``.
-    With ``statistics`` ``out["statistics"]`` has the attention of each block. Raises ValueError for more facts than
-    learned positions.
+    Word ids are below ``words``, 0 is padding. A sentence is the sum of its word embeddings, each multiplied by a
+    learned mask 1 + ``places`` for its position in the sentence (Dehghani et al. 2018, arXiv:1807.03819, section 3.1);
+    masks start near 1, so a word starts out similar at every position. Question and facts, latest first, pass through
+    the blocks of ``config`` with full attention; the answer is read from the question's token. With
+    ``config.share_layers`` this is the Universal Transformer without halting.
+
+    Parameters: ``words`` [words, E], ``places`` [width, E], ``recency`` [max_length, E] for learned positions,
+    ``blocks``, ``labels``. With ``statistics``, ``out["statistics"]`` holds the attention of each block. Raises
+    UserError for more facts than learned positions.
     """
 
     words: int
@@ -63,6 +64,6 @@ class Reader(nn.Module):
 
 
 def init_reader(network: Reader, width: int, key: Array) -> PyTree:
-    """The parameters before training, for sentences of at most ``width`` words."""
+    """The initial parameters, for sentences of at most ``width`` words."""
     facts, count = jnp.zeros((1, 1, width), jnp.int32), jnp.ones(1, jnp.int32)
     return network.init(key, facts, count, facts[:, 0])["params"]

@@ -1,4 +1,4 @@
-"""Recurrent networks as thin Linen modules over `jaxai.ops.recurrent`, and a language model of them."""
+"""Recurrent networks as thin Linen modules over `jaxai.ops.recurrent`, and a recurrent language model."""
 
 import dataclasses
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from jaxai.typing import Array
 Tokens = Int[Array | np.ndarray, "B T"]
 Inputs = Float[Array | np.ndarray, "B T I"] | Tokens
 Lengths = Int[Array | np.ndarray, " B"] | None
-"""How many steps of each row are real; the others are padding behind them."""
+"""The number of real steps in each row; the rest is padding at the end."""
 
 CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 
@@ -28,12 +28,12 @@ class RNNConfig:
 
     cell: Literal["lstm", "gru", "rnn"] = "lstm"
     hidden_dim: int = 128
-    """H, of the hidden state."""
+    """Size of the hidden state, H."""
     num_layers: int = 2
     embed_dim: int = 0
-    """E, of a language model's tokens; 0: one-hot, so the first layer's kernel is their embedding, as in char-rnn."""
+    """Size of a language model's token embedding, E; 0: one-hot tokens as in char-rnn."""
     dropout: float = 0.0
-    """Of what a layer hands to the next."""
+    """Dropout rate between layers."""
 
     def __post_init__(self) -> None:
         if self.cell not in CELLS:
@@ -46,7 +46,7 @@ class RNNConfig:
 
 
 def init_state(config: RNNConfig, batch: int, *, bidirectional: bool = False) -> Any:
-    """The zero state: for each layer h [B, H], of LSTMs (h, c), and with ``bidirectional`` a pair of that."""
+    """The zero state: h [B, H] per layer, for LSTMs (h, c); with ``bidirectional`` a pair of these per layer."""
 
     def one() -> Any:
         h, c = jnp.zeros((2, batch, config.hidden_dim))
@@ -56,22 +56,22 @@ def init_state(config: RNNConfig, batch: int, *, bidirectional: bool = False) ->
 
 
 def reset_state(state: Any, rows: Bool[Array, " B"]) -> Any:
-    """The state with zeros in these rows: where the text of a row begins anew."""
+    """Set the state to zero in rows where a new text begins."""
     return jax.tree.map(lambda x: jnp.where(rows[:, None], jnp.zeros_like(x), x), state)
 
 
 def uniform(width: int) -> nn.initializers.Initializer:
-    """PyTorch's for recurrent layers: uniform within 1 / sqrt(H)."""
+    """PyTorch's initialiser for recurrent layers: uniform in +-1 / sqrt(H)."""
     bound = width**-0.5
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class Layer(nn.Module):
-    """One cell over time: x [T, B, I], or tokens [T, B] of I kinds, to outputs [T, B, H] and the last state.
+    """A cell scanned over time: x [T, B, I], or tokens [T, B] below I, to outputs [T, B, H] and the last state.
 
-    Parameters ``kernel`` [I, G], ``recurrent_kernel`` [H, G], ``bias`` [G] and of GRUs ``recurrent_bias`` [H], as in
-    `jaxai.ops.recurrent`, drawn as in PyTorch, but the LSTM's forget gates start with bias 1 (Gers et al. 2000;
-    Jozefowicz et al. 2015; char-rnn).
+    Parameters ``kernel`` [I, G], ``recurrent_kernel`` [H, G], ``bias`` [G] and for GRUs ``recurrent_bias`` [H], as in
+    `jaxai.ops.recurrent`. They are initialised as in PyTorch, except that the LSTM's forget gates have bias 1 (Gers et
+    al. 2000; Jozefowicz et al. 2015; char-rnn).
     """
 
     config: RNNConfig
@@ -101,11 +101,11 @@ class Layer(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A stack of layers: x [B, T, I], or tokens [B, T] of ``vocabulary`` kinds, to outputs and each layer's last state.
+    """A stack of layers: x [B, T, I], or tokens [B, T] below ``vocabulary``, to outputs and each layer's last state.
 
-    Outputs [B, T, H], or with ``bidirectional`` [B, T, 2 H], forward before backward; past ``lengths`` they are 0 and
-    the state stays. Without a ``state`` (see `init_state`) it starts from zeros. ``train`` needs an rng ``dropout``.
-    Parameters ``layer_0`` ... and ``layer_0_reverse`` ..., each a `Layer`'s.
+    Outputs are [B, T, H], or with ``bidirectional`` [B, T, 2 H], forward then backward; past ``lengths`` they are 0 and
+    the state does not change. ``state`` is the initial one, by default zero (`init_state`). ``train`` needs an rng
+    ``dropout``. Parameters are ``layer_0``, ... and ``layer_0_reverse``, ..., each those of a `Layer`.
 
     >>> network, x = Recurrent(RNNConfig("gru", hidden_dim=3), bidirectional=True), jnp.zeros((2, 5, 4))
     >>> outputs, state = network.apply(network.init(jax.random.key(0), x), x)
@@ -140,11 +140,11 @@ class Recurrent(nn.Module):
 
 
 class RecurrentLanguageModel(nn.Module):
-    """The logits of the next token after each token, float32 [B, T, V], as `jaxai.nn.transformer.LanguageModel`.
+    """Next-token logits, float32 [B, T, V]; same interface as `jaxai.nn.transformer_models.LanguageModel`.
 
-    ``tokens`` int [B, T] follow those that led to the state ``cache`` (see `init_state`), or are the first;
-    ``out["cache"]`` is the state after them. ``train`` needs an rng ``dropout``. Karpathy 2015's char-rnn with
-    the defaults; without ``embed_dim`` a token costs a row of the first layer's kernel.
+    ``cache`` is the state before ``tokens`` int [B, T], by default zero (`init_state`); ``out["cache"]`` is the state
+    after them. ``train`` needs an rng ``dropout``. The default config is Karpathy's char-rnn (2015); without
+    ``embed_dim`` a token selects a row of the first layer's kernel.
 
     >>> model, tokens = RecurrentLanguageModel(65, RNNConfig(hidden_dim=32)), jnp.zeros((1, 8), int)
     >>> variables = model.init(jax.random.key(0), tokens)

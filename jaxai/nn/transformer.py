@@ -1,6 +1,6 @@
-"""Transformers: encoder, decoder and encoder-decoder from one block, as thin Linen modules over `jaxai.attention`.
+"""Transformer blocks and stacks for encoders and decoders, as thin Linen modules over `jaxai.attention`.
 
-Source: Vaswani et al. 2017, arXiv:1706.03762; pre-norm (GPT-2), so the residual stream runs through untouched.
+Source: Vaswani et al. 2017, arXiv:1706.03762; with pre-norm as in GPT-2, so the residual stream is never normalised.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ Tokens = Int[Array | np.ndarray, "B T"]
 
 
 Lengths = Int[Array | np.ndarray, " B"] | None
-"""How many tokens of each row are real; the others are padding behind them."""
+"""The number of real tokens in each row; the rest is padding at the end."""
 
 
 Memory = Float[Array, "M S E"] | None
@@ -37,7 +37,7 @@ Memory = Float[Array, "M S E"] | None
 MemoryLengths = Int[Array | np.ndarray, " M"] | None
 
 
-WRITTEN_OUT = 256  # queries whose weights are among the statistics
+WRITTEN_OUT = 256  # up to this many queries, the statistics include all attention weights
 
 
 ACTIVATIONS = {
@@ -53,41 +53,41 @@ class TransformerConfig:
     """Options of a stack of Transformer blocks."""
 
     embed_dim: int = 128
-    """E, of the residual stream."""
+    """Width of the residual stream, E."""
     num_layers: int = 4
     num_heads: int = 4
-    """N, of the queries."""
+    """Query heads, N."""
     num_kv_heads: int = 0
-    """K, of keys and values, a divisor of heads (arXiv:2305.13245); 0: as many."""
+    """Key and value heads, K, a divisor of num_heads (arXiv:2305.13245); 0: num_heads."""
     hidden_dim: int = 0
-    """F, between a block's dense layers; 0: four times the width."""
+    """Width of the MLP's hidden layer, F; 0: 4 embed_dim."""
     gated: bool = False
-    """activation(x W) * (x V) between them instead of activation(x W) (arXiv:2002.05202)."""
+    """Gate the MLP: activation(x W) * (x V) instead of activation(x W) (arXiv:2002.05202)."""
     activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
-    """gelu is exact, gelu_tanh GPT-2's approximation of it."""
+    """Activation of the MLP; gelu is exact, gelu_tanh GPT-2's approximation."""
     norm: Literal["layer", "rms"] = "layer"
-    """Layer normalisation (arXiv:1607.06450), or by the root mean square alone (arXiv:1910.07467)."""
+    """Layer normalisation (arXiv:1607.06450) or RMS normalisation (arXiv:1910.07467)."""
     bias: bool = True
-    """Whether dense layers and layer normalisation have one."""
+    """Whether dense layers and layer normalisation have a bias."""
     position: Literal["learned", "rotary"] = "rotary"
-    """A learned embedding of each position, or queries and keys turned by it (arXiv:2104.09864)."""
+    """Learned position embeddings, or rotary ones (arXiv:2104.09864)."""
     max_length: int = 1024
-    """Positions that are learned; the rotary ones have no end."""
+    """Number of learned positions; rotary ones are unlimited."""
     tied: bool = True
     """Whether the logits' kernel is the embedding, transposed (arXiv:1608.05859)."""
     dropout: float = 0.0
-    """Of embeddings, attention weights, and what each half of a block adds."""
+    """Dropout rate of embeddings, attention weights, and the output of attention and MLP."""
     share_layers: bool = False
-    """One block's parameters for all layers (Universal Transformer, arXiv:1807.03819)."""
+    """Use the same block for all layers (Universal Transformer, arXiv:1807.03819)."""
     init_std: float = 0.02
-    """Of kernels and embeddings; kernels that write to the residual stream start at 1 / sqrt(2 num_layers) of it."""
+    """Initial standard deviation of kernels and embeddings; divided by sqrt(2 num_layers) for output projections."""
     mimetic: bool = False
-    """Whether queries and keys of self-attention start as one, so that tokens look at those like them: a network finds
-    what was asked for sooner (the keys' half of mimetic initialisation, arXiv:2305.09828)."""
+    """Initialise self-attention's query and key kernels equal, so that tokens attend to similar ones: this speeds up
+    learning of retrieval (the query-key part of mimetic initialisation, arXiv:2305.09828)."""
     remat: bool = False
-    """Compute a block's inside again in the backward pass instead of keeping it."""
+    """Recompute each block's activations in the backward pass instead of storing them."""
     scan: bool = False
-    """Compile one block and loop over all blocks' stacked parameters: for deep stacks."""
+    """Compile one block and scan over the stacked parameters of all blocks, for deep stacks."""
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "num_layers", "num_heads", "max_length"):
@@ -110,12 +110,12 @@ class TransformerConfig:
 
     @property
     def head_dim(self) -> int:
-        """H."""
+        """Size of a head, H."""
         return self.embed_dim // self.num_heads
 
 
 def mimetic(config: TransformerConfig) -> Initializer:
-    """The kernel of queries, keys and values [E, (N + 2 K) H] with queries that are their keys, of deviation E^-1/2."""
+    """Initialiser of the query, key and value kernel [E, (N + 2 K) H]: query and key parts equal, std E^-1/2."""
 
     def init(key: Array, size: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         N, K, H = config.num_heads, config.num_kv_heads or config.num_heads, config.head_dim
@@ -136,7 +136,7 @@ def dense(
     writes: bool = False,
     init: Initializer | None = None,
 ) -> Dense:
-    """A dense layer with the stack's initialisation; ``writes`` if its result is added to the residual stream."""
+    """A dense layer with the stack's initialisation; set ``writes`` if its result is added to the residual stream."""
     usual = nn.initializers.normal(config.init_std / (2 * config.num_layers) ** 0.5 if writes else config.init_std)
     return Dense(features, config.bias, dtype, init or usual, name=name)
 
@@ -151,16 +151,16 @@ def norm(config: TransformerConfig, dtype: Any, name: str) -> nn.Module:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of earlier tokens, and of the encoder's memory, of one decoder block."""
+    """The cache of one decoder block: keys and values of earlier tokens, and of the encoder's memory."""
 
     tokens: Any
     memory: Any = None
 
 
 def init_cache(config: TransformerConfig, batch: int, capacity: int, dtype: DTypeLike = jnp.float32) -> Any:
-    """An empty cache for each block (stacked with ``shape.scan``), with room for ``capacity`` tokens in each row.
+    """An empty cache for each block (stacked with ``config.scan``), with room for ``capacity`` tokens in each row.
 
-    Raises ValueError for more tokens than learned positions.
+    Raises UserError for more tokens than learned positions.
     """
     if config.position == "learned" and capacity > config.max_length:
         raise UserError(f"capacity={capacity}, but max_length={config.max_length} positions were learned")
@@ -171,40 +171,40 @@ def init_cache(config: TransformerConfig, batch: int, capacity: int, dtype: DTyp
 
 
 def lengths_of(cache: Any) -> Int[Array, " B"]:
-    """How many tokens of each row the caches of a stack hold."""
+    """The number of tokens per row in the caches of a stack."""
     return cache[0].tokens.lengths if isinstance(cache, tuple) else cache.tokens.lengths[0]
 
 
 def reorder_cache(cache: Any, rows: Int[Array, " B"]) -> Any:
-    """The caches of a stack with these rows of the tokens' keys and values; what is kept of the memory stays."""
+    """Gather rows of the tokens' keys and values in the caches of a stack; the memory's are unchanged."""
     if isinstance(cache, tuple):
         return tuple(dataclasses.replace(one, tokens=jax.tree.map(lambda x: x[rows], one.tokens)) for one in cache)
     return dataclasses.replace(cache, tokens=jax.tree.map(lambda x: x[:, rows], cache.tokens))
 
 
 def with_memory(cache: Any, filled: Any) -> Any:
-    """The caches of a stack with the memory's keys and values of others, which a call with memory has returned."""
+    """Copy the memory's keys and values from the caches ``filled``, returned by a call with memory, to ``cache``."""
     if isinstance(cache, tuple):
         return tuple(dataclasses.replace(one, memory=other.memory) for one, other in zip(cache, filled, strict=True))
     return dataclasses.replace(cache, memory=filled.memory)
 
 
 def stack_statistics(blocks: Any) -> dict[str, AttentionStats]:
-    """The attention statistics of a stack's blocks, each array with a leading axis of the layers.
+    """Stack the attention statistics of a stack's blocks along a leading layer axis.
 
-    ``blocks`` is ``out["statistics"]``, a tuple of dicts, or one dict of stacked arrays with ``config.scan``.
+    ``blocks`` is ``out["statistics"]``: a tuple of dicts, or with ``config.scan`` one dict of stacked arrays.
     """
     return jax.tree.map(lambda *layers: np.stack(layers), *blocks) if isinstance(blocks, tuple) else blocks
 
 
 def apply_with_statistics(network: nn.Module, params: Any, *inputs: Any) -> tuple[Any, dict[str, AttentionStats]]:
-    """``network``'s result for these inputs and, see `stack_statistics`, the attention of all its blocks."""
+    """The network's result for these inputs, and the attention of all its blocks (see `stack_statistics`)."""
     result, out = cast(Any, jax.jit(partial(network.apply, statistics=True))({"params": params}, *inputs))
     return result, stack_statistics(out["statistics"])
 
 
 class SelfAttention(nn.Module):
-    """Attention of x over itself: one dense layer to queries, keys and values, one back."""
+    """Self-attention: one dense layer to queries, keys and values, and one for the output."""
 
     config: TransformerConfig
     causal: bool
@@ -233,9 +233,9 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of x over the memory, or over a memory's keys and values [M, S, K, H] made earlier.
+    """Attention of x to the memory, or to cached keys and values [M, S, K, H] of a memory.
 
-    Each of the M rows of the memory serves B / M adjacent rows of x: the beams of one sentence.
+    Each of the M rows of the memory serves B / M adjacent rows of x, such as the beams of a sentence.
     """
 
     config: TransformerConfig
@@ -265,8 +265,8 @@ class CrossAttention(nn.Module):
 def attend(
     module: SelfAttention | CrossAttention, query: Array, key: Array, value: Array, causal: bool, lengths: Lengths
 ) -> tuple[Array, AttentionStats | None]:
-    """`jaxai.attention`'s attention with the module's dropout, and on request its statistics, with all weights of up to
-    256 queries.
+    """Dot-product attention with the module's dropout, and its statistics if the module asks for them; these include
+    all weights for up to 256 queries.
     """
     how: dict[str, Any] = {"is_causal": causal, "key_value_seq_lengths": lengths}
     rows = np.arange(query.shape[1]) if query.shape[1] <= WRITTEN_OUT else None
@@ -277,7 +277,7 @@ def attend(
 
 
 class MLP(nn.Module):
-    """The second half of a block: activation(x W) W', or with a gate activation(x W) * (x V) W'."""
+    """A block's MLP: activation(x W) W', or gated (activation(x W) * (x V)) W'."""
 
     config: TransformerConfig
     dtype: Any
@@ -292,7 +292,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), with memory or a cache of it x + cross_attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), with ``cross`` then x + cross_attention(norm(x)), then x + mlp(norm(x))."""
 
     config: TransformerConfig
     causal: bool
@@ -320,9 +320,9 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks and a last normalisation: parameters ``block_0`` ..., or ``block`` where they are shared or stacked.
+    """Blocks and a final normalisation: parameters ``block_0``, ..., or ``block`` if they are shared or scanned.
 
-    Returns hidden [B, T, E], the caches after it, and each block's statistics.
+    Returns hidden states [B, T, E], the updated caches, and each block's statistics.
     """
 
     config: TransformerConfig

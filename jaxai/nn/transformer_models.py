@@ -1,4 +1,4 @@
-"""Models of Transformer stacks: language model, encoder, encoder-decoder."""
+"""Transformer models: language model, encoder, encoder-decoder."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from jaxai.typing import Array, PyTree
 
 
 class Embedding(nn.Module):
-    """Tokens to the residual stream, and from it to logits: parameters ``tokens`` [V, E], ``positions`` [max_length, E]
-    where these are learned, ``logits`` [E, V] where they are not tied."""
+    """Embedding of tokens, and the projection of hidden states to logits: parameters ``tokens`` [V, E], ``positions``
+    [max_length, E] if they are learned, ``logits`` [E, V] if the projection is not tied to the embedding."""
 
     vocabulary: int
     config: TransformerConfig
@@ -29,7 +29,7 @@ class Embedding(nn.Module):
             self.kernel = self.param("logits", init, (config.embed_dim, self.vocabulary))
 
     def __call__(self, tokens: Tokens, before: Lengths = None) -> Hidden:
-        """``before``: how many tokens of each row came earlier."""
+        """Embed tokens; ``before`` is the number of earlier tokens in each row, which shifts the positions."""
         x, T = jnp.take(self.tokens, tokens, axis=0), tokens.shape[1]
         if self.config.position == "learned":
             if self.config.max_length < T:
@@ -44,10 +44,10 @@ class Embedding(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """A decoder: the logits of the next token after each token, float32 [B, T, V].
+    """A decoder-only Transformer: next-token logits, float32 [B, T, V], for ``tokens`` int [B, T].
 
-    ``tokens`` int [B, T]. With ``cache`` (see `init_cache`) they follow those in it; ``out["cache"]`` holds them too.
-    With ``statistics`` ``out["statistics"]`` has the attention of each block. ``train`` needs an rng ``dropout``.
+    With ``cache`` (see `init_cache`) the tokens continue those in the cache; ``out["cache"]`` is the updated cache.
+    With ``statistics``, ``out["statistics"]`` holds the attention of each block. ``train`` needs an rng ``dropout``.
     Raises ValueError for more tokens than learned positions.
 
     >>> import jax
@@ -75,7 +75,7 @@ class LanguageModel(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Tokens [B, T], of which ``lengths`` [B] are real, to hidden [B, T, E]; every token sees all real ones."""
+    """Tokens [B, T], of which ``lengths`` [B] are real, to hidden states [B, T, E], with bidirectional attention."""
 
     vocabulary: int
     config: TransformerConfig
@@ -92,11 +92,11 @@ class Encoder(nn.Module):
 
 
 class EncoderDecoder(nn.Module):
-    """An encoder and a decoder of one config with one embedding: the logits of the next target token, [B, T, V].
+    """An encoder and a decoder with the same config and a shared embedding: next-target-token logits, [B, T, V].
 
-    Source and target tokens int [B, S] and [B, T], of the source ``source_lengths`` [B] real. To decode, call `encode`
-    once, `decode` with its memory [M, S, E] and an `init_cache` of B = M * beams rows, then `decode` with the cache it
-    returned and without memory; each time with the memory's lengths.
+    Source and target tokens are int [B, S] and [B, T]; of the source ``source_lengths`` [B] are real. To decode,
+    call `encode` once; then `decode` with its memory [M, S, E] and an `init_cache` of B = M * beams rows; from then on
+    `decode` with memory None and the returned cache. Pass the memory's lengths in each call.
     """
 
     vocabulary: int
@@ -138,6 +138,6 @@ class EncoderDecoder(nn.Module):
 
 
 def init_encoder_decoder(network: EncoderDecoder, key: Array) -> PyTree:
-    """The parameters before training."""
+    """The initial parameters."""
     token = jnp.zeros((1, 1), jnp.int32)
     return network.init(key, token, token, jnp.ones(1, jnp.int32))["params"]

@@ -28,7 +28,7 @@ def test_debug_run_makes_everything(tmp_path):
     assert summary["steps"] == 40
     assert 0 <= summary["right_class"] <= 1
     assert summary["mnist_fd_floor"] < summary["mnist_fd"]
-    assert "of the class that was asked for" in result.stdout
+    assert "of the requested class" in result.stdout
     sampled = commands.run_command(SCRIPT, workdir, "sample", "--workdir", str(workdir), "--label", "10")
     assert sampled.returncode == 2
     assert "--label 10: this run knows 0 to 9" in sampled.stderr

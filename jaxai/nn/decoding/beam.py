@@ -1,4 +1,4 @@
-"""Beam search: the likeliest sequences that a network with a state writes, for a batch of rows at once."""
+"""Batched beam search: the most likely sequences under an autoregressive network."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from jaxai.typing import Array, PyTree
 
 
 class Beams(NamedTuple):
-    """The search after some tokens: K unfinished sequences of each row, and the best K finished ones."""
+    """State of the search: for each row, K unfinished sequences and the K best finished ones so far."""
 
     length: Array
     tokens: Array
@@ -38,13 +38,14 @@ def beam_search(
     max_length: int,
     length_penalty: float = 1.0,
 ) -> tuple[Int[Array, "B K T"], Float[Array, "B K"]]:
-    """The K = ``beams`` best sequences for each row after its token ``first`` [B], best first, and their scores.
+    """Find the K = ``beams`` best sequences that follow each row's token ``first`` [B]; return them, best first, and
+    their scores.
 
-    A score is log p(sequence) / length ** length_penalty, ``end`` counted (Wu et al. 2016, arXiv:1609.08144, with the
-    length alone). ``state`` has B * K rows, a row's beams adjacent; ``reorder(state, rows)`` takes rows of it.
-    Sequences int32 [B, K, T = max_length] are filled with ``end`` behind theirs; those that have not ended by then
-    count as they are. The search stops once no unfinished sequence can beat the finished ones. To be jitted by the
-    caller. Raises ValueError for less than one beam or token.
+    A score is log p(sequence) / length ** length_penalty, where the length includes ``end`` (after Wu et al. 2016,
+    arXiv:1609.08144). ``state`` has B * K rows, the beams of a row adjacent; ``reorder(state, rows)`` gathers rows.
+    Sequences are int32 [B, K, T = max_length], padded with ``end``; a sequence that reaches T counts as finished. The
+    search stops once no unfinished sequence can beat the finished ones. To be jitted by the caller. Raises UserError
+    for fewer than one beam or token.
     """
     if beams < 1 or max_length < 1:
         raise UserError(f"beams={beams}, max_length={max_length}: give at least 1")
@@ -55,7 +56,8 @@ def beam_search(
         return log_probability / jnp.asarray(length, jnp.float32) ** length_penalty
 
     def better_possible(search: Beams) -> Array:
-        # Log-probabilities only fall; a positive penalty is kindest at the greatest length, a negative one at the next.
+        # Log-probabilities only decrease, so the best reachable score is at the greatest length for a positive penalty,
+        # else at the next length.
         length = T if length_penalty > 0 else search.length + 1
         best = penalised(search.log_probability.max(-1), length)
         return (search.length < T) & (best > search.scores.min(-1)).any()
@@ -65,7 +67,7 @@ def beam_search(
         logits, state = advance(params, search.state, last.reshape(-1, 1))
         log_p = search.log_probability[:, :, None] + jax.nn.log_softmax(logits).reshape(B, K, -1)
         V = log_p.shape[-1]
-        values, places = lax.top_k(log_p.reshape(B, -1), min(2 * K, K * V))  # at most K of them end
+        values, places = lax.top_k(log_p.reshape(B, -1), min(2 * K, K * V))  # at most K of these end: K stay unfinished
         parent, token = places // V, (places % V).astype(jnp.int32)
         tokens = search.tokens[row, parent].at[:, :, search.length].set(token)
         ended = (token == end) | (search.length + 1 == T)
@@ -79,7 +81,7 @@ def beam_search(
 
     empty = jnp.full((B, K, T), end, jnp.int32)
     none = jnp.full((B, K), -jnp.inf)
-    start = Beams(jnp.int32(0), empty, none.at[:, 0].set(0.0), empty, none, state)  # the beams are equal: use one
+    start = Beams(jnp.int32(0), empty, none.at[:, 0].set(0.0), empty, none, state)  # all beams start equal: keep one
     search = lax.while_loop(better_possible, step, start)
     return search.finished, search.scores
 
@@ -96,10 +98,10 @@ def translate(
     max_length: int,
     length_penalty: float = 1.0,
 ) -> tuple[Int[Array, "B K T"], Float[Array, "B K"]]:
-    """`beam_search` over a network's targets: the K = ``beams`` best for each source int [B, S], ``lengths`` [B] real.
+    """Find the K = ``beams`` best targets for each source, int [B, S] with ``lengths`` [B], by `beam_search`.
 
-    Each source is encoded once, and its keys and values are read by all of its beams. Targets begin with the token
-    ``begin``, which is not part of the result. Returns and raises what `beam_search` does; to be jitted by the caller.
+    Each source is encoded once; all of its beams share its keys and values. Targets begin with the token ``begin``,
+    which is not part of the result. Returns and raises as `beam_search`; to be jitted by the caller.
     """
     B = len(source)
 

@@ -28,9 +28,9 @@ def complete(
     *,
     context: int,
 ) -> Iterator[Int[np.ndarray, " _"]]:
-    """``count`` tokens after ``prompt`` int32 [T], a few at a time, drawn as in `generate`.
+    """Yield ``count`` tokens that follow ``prompt`` int32 [T], in chunks, sampled as in `generate`.
 
-    A Transformer sees at most the last ``context`` tokens; a recurrent network carries its state through all of them.
+    A Transformer sees at most the last ``context`` tokens; a recurrent network's state depends on all of them.
     """
     limit = context if isinstance(network, LanguageModel) else None
     empty = empty_state(network, 1, context)
@@ -41,13 +41,13 @@ def complete(
 def advance(
     network: Network, params: PyTree, state: PyTree, tokens: Int[Array | np.ndarray, "B T"]
 ) -> tuple[Float[Array, "B V"], PyTree]:
-    """The logits after ``tokens``, which follow those in ``state``, and the state after them: a network's `Advance`."""
+    """Feed ``tokens`` to the network; return the next token's logits and the new state (an `Advance`)."""
     logits, out = network.apply({"params": params}, tokens, cache=state)
     return cast(Array, logits)[:, -1], out["cache"]
 
 
 def empty_state(network: Network, batch: int, context: int) -> PyTree:
-    """The state before any token: a recurrent network's zeros, or a cache with room for ``context`` tokens a row."""
+    """The state before any token: zeros for a recurrent network, else an empty cache for ``context`` tokens per row."""
     if isinstance(network, RecurrentLanguageModel):
         return init_state(network.config, batch)
     return init_cache(network.config, batch, context, jnp.float32 if network.dtype is None else network.dtype)

@@ -1,4 +1,4 @@
-"""Text that writes itself: tokens drawn one after the other, by any network with a state between them."""
+"""Autoregressive generation: sample one token at a time from any network with a state."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,7 +13,7 @@ from jaxai.nn.decoding.sampling import Sampling, sample
 from jaxai.typing import Array, PyTree
 
 Advance = Callable[[PyTree, PyTree, Int[Array, "B T"]], tuple[Float[Array, "B V"], PyTree]]
-"""(params, state, tokens that follow those in it) -> (logits of the next token, the state after them)."""
+"""(params, state, the next tokens) -> (logits of the token after them, new state)."""
 
 
 def generate(
@@ -28,12 +28,12 @@ def generate(
     context: int | None = None,
     chunk: int = 32,
 ) -> Iterator[Int[np.ndarray, "B _"]]:
-    """``count`` tokens after ``prompt`` int32 [B, T], up to ``chunk`` at a time, each [B, <= chunk].
+    """Yield ``count`` tokens that follow ``prompt`` int32 [B, T], in chunks [B, <= chunk].
 
-    ``empty`` is the state before any token. Token i is drawn with ``fold_in(key, i)``, so the chunks change nothing.
-    Where a state holds at most ``context`` tokens, it is made anew from the last half as many whenever it is full, and
-    at first if the prompt fills it. ``advance`` is compiled once for each object: pass the same function again.
-    Raises ValueError for an empty prompt or a context below 2.
+    ``empty`` is the state before any token. Token i is sampled with ``fold_in(key, i)``, so the result does not depend
+    on ``chunk``. If the state holds at most ``context`` tokens, it is recomputed from the last ``context // 2`` tokens
+    whenever it is full, including by the prompt. ``advance`` is compiled once per function object: reuse the object.
+    Raises UserError for an empty prompt or a context below 2.
     """
     if prompt.shape[1] < 1:
         raise UserError("prompt is empty: give at least one token")
@@ -49,7 +49,7 @@ def generate(
         for first in range(done, done + room, chunk):
             size = min(chunk, done + room - first)
             numbers = np.int32(first), np.int32(size)
-            # A GPU waits for the host at every token of a loop of unknown length; on a CPU one program is enough.
+            # On a GPU a loop of dynamic length waits for the host at every token: full chunks get a static length.
             known = size == chunk and jax.default_backend() != "cpu"
             how = {"advance": advance, "sampling": sampling, "chunk": chunk, "whole": known}
             state, logits, new = write(params, state, logits, key, *numbers, **how)
@@ -60,7 +60,7 @@ def generate(
 
 @partial(jax.jit, static_argnames="advance")
 def read(params: PyTree, state: PyTree, tokens: Array, *, advance: Advance) -> tuple[Array, PyTree]:
-    """``advance``, compiled."""
+    """Call ``advance``, compiled."""
     return advance(params, state, tokens)
 
 
@@ -78,10 +78,10 @@ def write(
     chunk: int,
     whole: bool,
 ) -> tuple[PyTree, Array, Array]:
-    """State and logits after ``count`` more tokens, and these tokens [B, chunk], 0 behind them.
+    """Sample ``count`` tokens; return the new state and logits, and the tokens [B, chunk], padded with 0.
 
-    They are numbered from ``first`` on. One program serves every count up to ``chunk``; with ``whole`` the count is
-    ``chunk``, and the loop's length is static.
+    ``first`` is the number of the first token. One program serves every count up to ``chunk``; with ``whole`` the count
+    is ``chunk`` and the loop's length static.
     """
 
     def one(index: Array, carry: tuple[PyTree, Array, Array]) -> tuple[PyTree, Array, Array]:

@@ -1,4 +1,4 @@
-"""Drawing the next token from logits: temperature, top-k, top-p and min-p."""
+"""Sampling the next token from logits with temperature, top-k, top-p and min-p."""
 
 import dataclasses
 
@@ -12,16 +12,16 @@ from jaxai.typing import Array
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How to draw a token: each rule leaves out tokens, in this order, and the rest keep their ratios."""
+    """Sampling options. The filters apply in this order; the remaining probabilities are renormalised."""
 
     temperature: float = 1.0
-    """Logits are divided by it first; 0 takes the likeliest token."""
+    """Divisor of the logits; 0 takes the most likely token."""
     top_k: int = 0
-    """Only so many of the likeliest tokens; 0: all (Fan et al. 2018, arXiv:1805.04833)."""
+    """Keep only this many of the most likely tokens; 0: all (Fan et al. 2018, arXiv:1805.04833)."""
     top_p: float = 1.0
-    """The fewest likeliest tokens with at least this probability together (arXiv:1904.09751)."""
+    """Keep the fewest most likely tokens whose total probability is at least this (arXiv:1904.09751)."""
     min_p: float = 0.0
-    """Only tokens with at least this share of the likeliest one's probability (arXiv:2407.01082)."""
+    """Keep only tokens with at least this share of the highest probability (arXiv:2407.01082)."""
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -35,9 +35,9 @@ class Sampling:
 
 
 def sampling_logits(logits: Float[Array, "*B V"], sampling: Sampling) -> Float[Array, "*B V"]:
-    """The logits [..., V] that `sample` draws from: softmax of them is the distribution; left out tokens have -inf.
+    """The filtered logits [..., V]: their softmax is the distribution of `sample`; excluded tokens have -inf.
 
-    Ties at the border of top-k and top-p go to the smaller token.
+    Ties at the cut-off of top-k and top-p go to the smaller token id.
 
     >>> p = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
     >>> [f"{share:.3f}" for share in jax.nn.softmax(sampling_logits(p, Sampling(top_p=0.75)))]
@@ -51,7 +51,7 @@ def sampling_logits(logits: Float[Array, "*B V"], sampling: Sampling) -> Float[A
     keep = rank < (sampling.top_k or logits.shape[-1])
     if sampling.top_p < 1:
         probabilities = jnp.take_along_axis(jax.nn.softmax(jnp.where(keep, logits, -jnp.inf)), order, -1)
-        likelier = jnp.cumsum(probabilities, -1) - probabilities  # the probability of all tokens before each
+        likelier = jnp.cumsum(probabilities, -1) - probabilities  # total probability of more likely tokens
         keep &= jnp.take_along_axis(likelier, rank, -1) < sampling.top_p
     if sampling.min_p > 0:
         keep &= logits >= logits.max(-1, keepdims=True) + jnp.log(sampling.min_p)
@@ -59,5 +59,5 @@ def sampling_logits(logits: Float[Array, "*B V"], sampling: Sampling) -> Float[A
 
 
 def sample(logits: Float[Array, "*B V"], key: Key[Array, ""], sampling: Sampling) -> Int[Array, "*B"]:
-    """One token for each row of logits [..., V], int32 [...]."""
+    """Sample one token for each row of logits [..., V], int32 [...]."""
     return jax.random.categorical(key, sampling_logits(logits, sampling)).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""Translation of many sentences by beam search, in chunks of few shapes."""
+"""Batched translation by beam search; sentences are grouped by length into few shapes."""
 
 import dataclasses
 import functools
@@ -18,12 +18,12 @@ from jaxai.typing import Array, PyTree
 
 Sentences = Sequence[Int[np.ndarray, " _"]]
 
-ROWS = 64  # sentences that are decoded at once
+ROWS = 64  # sentences per batch
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Sentences to tokens and back; ``decode`` ends at the first end token: `jaxai.data.text.Bpe` is one."""
+    """Conversion of sentences to tokens and back, such as `jaxai.data.text.Bpe`; ``decode`` stops at the end token."""
 
     def encode(self, sentences: Sequence[str]) -> list[np.ndarray]: ...
 
@@ -32,9 +32,9 @@ class Tokenizer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Translator[TokenizerT: Tokenizer]:
-    """A trained network that maps sentences to the best translations that beam search finds.
+    """A trained network as a function from sentences to their best translations by beam search.
 
-    Targets begin with the token ``begin`` and end with ``end``; the options are those of `beam_search`.
+    Targets begin with the token ``begin`` and end with ``end``; ``beams`` and ``length_penalty`` as in `beam_search`.
     """
 
     network: EncoderDecoder
@@ -52,9 +52,9 @@ class Translator[TokenizerT: Tokenizer]:
         return jax.jit(partial(translate, self.network, **how), static_argnames="max_length")
 
     def __call__(self, sentences: Sequence[str]) -> list[str]:
-        """The translation of each sentence, empty for one without tokens.
+        """Translate each sentence; the translation of a sentence without tokens is empty.
 
-        A translation has at most half as many tokens more than its chunk's longest source, and 8.
+        A translation has at most 1.5 S + 8 tokens, S the padded source length of its batch (see `chunks`).
         """
         ids = self.tokenizer.encode(sentences)
         found = [""] * len(ids)
@@ -68,9 +68,9 @@ class Translator[TokenizerT: Tokenizer]:
     def attention(
         self, source: str, target: str, *, most: int
     ) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, " S"], AttentionStats]:
-        """The tokens of a translation and its source, at most ``most`` of each, and the decoder's attention to these.
+        """The tokens of target and source, at most ``most`` of each, and the decoder's attention to the source.
 
-        Row t of the weights belongs to the step that writes token t. The translation is cut into tokens anew.
+        Row t of the attention weights belongs to the step that predicts target token t.
         """
         (tokens,), (ids,) = self.tokenizer.encode([source]), self.tokenizer.encode([target])
         tokens, written = tokens[:most], np.array([self.begin, *ids, self.end], np.int32)[: most + 1]
@@ -81,9 +81,10 @@ class Translator[TokenizerT: Tokenizer]:
 def chunks(
     sentences: Sentences,
 ) -> Iterator[tuple[list[int], Int32[np.ndarray, "B S"], Int32[np.ndarray, " B"]]]:
-    """All sentences but empty ones, B <= 64 of about one length at a time: their indices, tokens and lengths.
+    """Yield batches of up to 64 non-empty sentences of similar length: their indices, tokens and lengths.
 
-    Few shapes: S is a multiple of 16, and the last chunk repeats its first sentence, which has one index all the same.
+    To limit the number of shapes, S is a multiple of 16, and the last batch is filled up with copies of its first
+    sentence, which are not among the indices.
     """
     order = sorted((row for row in range(len(sentences)) if len(sentences[row])), key=lambda row: len(sentences[row]))
     for first in range(0, len(order), ROWS):
