@@ -1,4 +1,4 @@
-"""A function over many examples, in batches of one size."""
+"""Application of a function to many examples in batches of a fixed size."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +10,11 @@ from jaxai.typing import PyTree
 
 
 def map_batches(function: Callable[[Any], PyTree], examples: Any, batch_size: int = 100) -> Any:
-    """``function`` of all examples, in batches of one size, so that one compiled program serves any number of them.
+    """Apply ``function`` to all examples in batches of a fixed size, so that it is compiled only once.
 
     ``examples`` is a pytree of arrays [n, ...], ``function`` maps a batch to a pytree of arrays [batch_size, ...].
-    The first examples fill the last batch; their results are dropped. Returns numpy arrays [n, ...].
-    ValueError without examples.
+    The last batch is filled up with the first examples, whose extra results are dropped. Returns numpy arrays [n, ...].
+    Raises ValueError for n = 0.
 
     >>> map_batches(lambda x: x + 1, np.arange(5), batch_size=2)
     array([1, 2, 3, 4, 5])

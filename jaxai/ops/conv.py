@@ -1,9 +1,9 @@
-"""Convolution and transposed convolution: `jax.lax`'s numbers, by matrix products where XLA's CPU backend is slow.
+"""Convolution and transposed convolution: `jax.lax`'s results, by matrix products where XLA's CPU backend is slow.
 
-It runs a plain convolution near the machine's peak, but derivatives of a strided or transposed one 10-100 times slower,
-those of a grouped one 13-80 times, and any convolution inside `lax.scan` 12-18 times slower. Here these become slices,
-concatenations and one matrix product (a batch of them for groups; multiply-adds alone if depthwise): every derivative,
-of any order and mode, is again slices and products, and no custom rule is needed.
+XLA on CPU runs a plain convolution near the machine's peak, but derivatives of a strided or transposed one are 10-100
+times slower, those of a grouped one 13-80 times, and any convolution inside `lax.scan` 12-18 times. Here these become
+slices, concatenations and one matrix product (a batch of products for groups, multiply-adds if depthwise). Derivatives
+of any order and mode are again slices and products, so no custom rule is needed.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,18 +33,18 @@ def conv(
     """Two-dimensional convolution (cross-correlation), equal to `lax.conv_general_dilated` with NHWC, HWIO, NHWC.
 
     `y[b, i, j, f] = sum_{p, q, c} x[b, i*s + p*d - low, j*s + q*d - low, g*I + c] kernel[p, q, c, f]`, where g is the
-    group of f; x [B, H, W, groups * I], kernel [kh, kw, I, F]. With as many groups as channels it is depthwise (Keras
-    has that kernel as [kh, kw, C, F / C]). `padding` is "SAME", "VALID" or ((low, high), (low, high)); "SAME" at stride
-    2 pads an even image (0, 1) in a 3x3 window, as Keras does, where PyTorch's padding=1 is ((1, 1), (1, 1)).
+    group of f; x [B, H, W, groups * I], kernel [kh, kw, I, F]. With as many groups as channels it is depthwise (Keras'
+    kernel is then [kh, kw, C, F / C]). `padding` is "SAME", "VALID" or ((low, high), (low, high)); "SAME" with a 3x3
+    window at stride 2 pads an even image by (0, 1), as in Keras; PyTorch's padding=1 is ((1, 1), (1, 1)).
 
-    `implementation`: "lax" or "matmul" (patches and a product for each group; depthwise: shifted multiply-adds). None
-    is `lax` on every platform but CPU, decided at lowering. There it is "matmul" where that was faster: strides (second
-    derivatives 13 times as fast), groups (gradients 13-80 times), depthwise (4-18 times), at most 4 channels in or out
-    (2-3 times), and at least 64 channels out of at most 8x8 pixels, or 16x16 if in are half as many (training 1.2-1.9
-    times, but a forward pass alone takes twice as long). Dilation alone is `lax` ("matmul" has 0.7 of its speed, but 20
-    times in a `lax.scan`).
+    `implementation` is "lax" or "matmul" (patches and a product per group; depthwise: shifted multiply-adds). None
+    selects "lax", but on CPU, decided at lowering, "matmul" where it is faster: strides (second derivatives 13 times as
+    fast), groups (gradients 13-80 times), depthwise (4-18 times), at most 4 input or output channels (2-3 times), and
+    at least 64 output channels on at most 8x8 pixels, or 16x16 if there are at most half as many input channels
+    (training 1.2-1.9 times as fast, a forward pass alone half as fast). Dilation alone uses "lax": "matmul" has 0.7 of
+    its speed, but 20 times inside a `lax.scan`.
 
-    Raises ValueError for shapes that don't fit or an unknown implementation.
+    Raises ValueError for incompatible shapes or an unknown implementation.
     """
     strides, dilation = pair("strides", strides), pair("kernel_dilation", kernel_dilation)
     groups = feature_group_count
@@ -61,7 +61,7 @@ def conv(
         return lax.conv_general_dilated(x, kernel, strides, pads, **options)
 
     def by_matmul(x: Array, kernel: Array) -> Array:
-        if few_outputs:  # a transposed convolution of stride 1 is a convolution, and its columns are the smaller array
+        if few_outputs:  # at stride 1 a transposed convolution is a convolution; columns are smaller than patches
             return _columns(x, kernel, strides, pads)
         if groups > 1 and kernel.shape[2] == 1:
             return _depthwise(x, kernel, strides, pads, dilation)
@@ -82,16 +82,16 @@ def conv_transpose(
 ) -> Float[Array, "B out_height out_width F"]:
     """Transposed two-dimensional convolution, equal to `lax.conv_transpose` and `flax.linen.ConvTranspose`.
 
-    The input is spread with `strides - 1` zeros between its pixels, padded, and convolved with the kernel as it is.
+    The input is dilated with `strides - 1` zeros between its pixels, padded, and convolved with the unflipped kernel.
     x [B, H, W, C], kernel [kh, kw, C, F]. "SAME" gives H * stride, "VALID" (H - 1) * stride + max(kh, stride); pairs
-    ((low, high), (low, high)) pad the spread input. Keras and PyTorch take the gradient of a convolution: their kernel
-    is this one with its first two axes flipped, [kh, kw, F, C] and [C, F, kh, kw]. PyTorch's padding=p is
-    (kh - 1 - p, kh - 1 - p) here; Keras' "SAME" and "VALID" are these.
+    ((low, high), (low, high)) pad the dilated input. Keras and PyTorch compute the gradient of a convolution: their
+    kernel is this one with both spatial axes flipped, as [kh, kw, F, C] and [C, F, kh, kw]. PyTorch's padding=p is
+    (kh - 1 - p, kh - 1 - p) here; Keras' "SAME" and "VALID" are the same as here.
 
-    `implementation`: "lax" or "matmul" (one product to kh*kw*F columns that are shifted and added). None is "matmul" on
-    CPU, where `lax`'s kernel gradient takes 40-80 times its forward pass, and `lax` elsewhere, decided at lowering.
+    `implementation` is "lax" or "matmul" (one product to kh*kw*F columns that are shifted and added). None, decided at
+    lowering, selects "matmul" on CPU, where `lax`'s kernel gradient takes 40-80 times its forward pass, else "lax".
 
-    Raises ValueError for shapes that don't fit or an unknown implementation.
+    Raises ValueError for incompatible shapes or an unknown implementation.
     """
     strides = pair("strides", strides)
     _check_operands(x, kernel, 1)
@@ -116,9 +116,9 @@ def _patches(x: Array, kernel: Array, strides: Pair, pads: Sequence[Pair], dilat
 
 
 def _blocks(x: Array, kernel: Array, strides: Pair, pads: Sequence[Pair]) -> Array:
-    """`_patches` where strides divide the kernel: blocks of pixels as channels, then strides of 1 and fewer taps.
+    """`_patches` for strides that divide the kernel's sizes: space-to-depth, then stride 1 and fewer taps.
 
-    A GAN's discriminator with R1 and R2 spends a tenth of its time on the gradients of strided slices.
+    This avoids strided slices, whose gradients take a tenth of the time of a GAN's discriminator with R1 and R2.
     """
     (b, *sizes, c), (kh, kw, _, f), (sh, sw) = x.shape, kernel.shape, strides
     axes = zip(sizes, (kh, kw), strides, pads, strict=True)
@@ -131,15 +131,15 @@ def _blocks(x: Array, kernel: Array, strides: Pair, pads: Sequence[Pair]) -> Arr
 
 
 def _grouped(x: Array, kernel: Array, groups: int, form: Callable[[Array, Array], Array]) -> Array:
-    """`form` of each group's channels, side by side; its product becomes a batch of products."""
+    """Apply `form` to each group's channels by vmap, so that its product becomes a batched one."""
     x = x.reshape(*x.shape[:3], groups, -1)
     y = jax.vmap(form, in_axes=3, out_axes=3)(x, kernel.reshape(*kernel.shape[:3], groups, -1))
     return y.reshape(*y.shape[:3], -1)
 
 
 def _depthwise(x: Array, kernel: Array, strides: Pair, pads: Sequence[Pair], dilation: Pair) -> Array:
-    """Multiply-adds in float32 at least; without the barriers XLA computes what x (or y's gradient) is made of again
-    for every tap: the input gradient behind a tanh took 16 ms instead of 1."""
+    """Multiply-adds in at least float32. Without the barriers XLA fuses the producer of x (or of y's gradient) into
+    every tap and recomputes it there: the input gradient after a tanh takes 16 ms instead of 1."""
     (kh, kw, _, f), exact = kernel.shape, jnp.promote_types(x.dtype, jnp.float32)
     x = lax.optimization_barrier(jnp.repeat(x, f // x.shape[3], axis=3))
     views = taps(shift_pad(x, pads), (kh, kw), strides, dilation)
@@ -149,12 +149,15 @@ def _depthwise(x: Array, kernel: Array, strides: Pair, pads: Sequence[Pair], dil
 
 
 def _columns(x: Array, kernel: Array, strides: Pair, pads: Sequence[Pair]) -> Array:
-    """Pixel i reaches outputs i*s + low - tap; with tap = s*block + phase, blocks shift and phases are channels."""
+    """Transposed convolution by one matrix product to columns, which are then shifted and added.
+
+    Pixel i contributes to outputs i*s + low - tap; with tap = s*block + phase, blocks shift and phases are channels.
+    """
     (b, h, w, c), (kh, kw, _, f), (sh, sw) = x.shape, kernel.shape, strides
     nh, nw = -(-kh // sh), -(-kw // sw)
     kernel = jnp.pad(kernel, ((0, nh * sh - kh), (0, nw * sw - kw), (0, 0), (0, 0)))
     kernel = kernel.reshape(nh, sh, nw, sw, c, f)[:, ::-1, :, ::-1].transpose(4, 0, 2, 1, 3, 5)
-    exact = jnp.promote_types(x.dtype, jnp.float32)  # of the sum over taps: in bfloat16 each addition would round
+    exact = jnp.promote_types(x.dtype, jnp.float32)  # dtype of the sum over taps, which would round in bfloat16
     columns = jnp.matmul(x.reshape(b * h * w, c), kernel.reshape(c, -1), preferred_element_type=exact)
     columns = columns.reshape(b, h, w, -1)
     # lax.split, not slices: its gradient is one concatenation instead of nh*nw padded copies summed.
@@ -170,7 +173,7 @@ def _columns(x: Array, kernel: Array, strides: Pair, pads: Sequence[Pair]) -> Ar
 
 
 def _transpose_pads(x: Array, kernel: Array, strides: Pair, padding: Padding) -> list[Pair]:
-    """The padding of the spread input; for names the rule of `lax.conv_transpose`."""
+    """The padding of the dilated input; "SAME" and "VALID" follow the rule of `lax.conv_transpose`."""
     window = kernel.shape[:2]
     check_padding(padding)
     if not isinstance(padding, str):

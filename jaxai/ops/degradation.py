@@ -1,4 +1,4 @@
-"""Degradations that image restoration undoes: pure functions on images [B, height, width, C] in [-1, 1]."""
+"""Degradations for image restoration: pure functions on images [B, height, width, C] in [-1, 1]."""
 
 from typing import Literal
 
@@ -16,9 +16,9 @@ RestorationTask = Literal["inpainting", "denoising", "super_resolution", "contra
 def degrade(
     images: Images, key: Key[Array, ""], *, task: RestorationTask, sigma: float, scale: int
 ) -> tuple[Images, Mask | None]:
-    """Images of the same size for ``task`` to restore, and for inpainting the mask of what is missing.
+    """Degrade images for ``task``; return them at the same size and, for inpainting, the mask of the holes, else None.
 
-    ``sigma`` of `noisy` for denoising; super-resolution gets images upscaled from a ``scale``-th of their size.
+    ``sigma`` is the noise of denoising; for super-resolution, images are downscaled by ``scale`` and upscaled again.
     """
     if task == "inpainting":
         return holes(images, key)
@@ -30,9 +30,9 @@ def degrade(
 
 
 def holes(images: Images, key: Key[Array, ""], least: float = 0.25, most: float = 0.5) -> tuple[Images, Mask]:
-    """Images with one rectangle of zeros each, and where it is: 1 in the hole, else 0.
+    """Set a random rectangle of each image to zero; return the images and the mask, 1 in the hole, else 0.
 
-    Its sides are uniform between ``least`` and ``most`` of the image's, its place is uniform among those inside.
+    Its sides are uniform between ``least`` and ``most`` of the image's, its position is uniform inside the image.
     """
     B, height, width, _ = images.shape
     keys = jax.random.split(key, 4)
@@ -52,7 +52,7 @@ def noisy(images: Images, key: Key[Array, ""], sigma: float) -> Images:
 
 
 def low_contrast(images: Images, key: Key[Array, ""], least: float = 0.2, most: float = 0.6) -> Images:
-    """share images + shift, both uniform for each image: share in [least, most], the result still within [-1, 1]."""
+    """share images + shift, drawn per image: share uniform in [least, most], shift in +-(1 - share)."""
     key_share, key_shift = jax.random.split(key)
     size = (len(images), 1, 1, 1)
     share = jax.random.uniform(key_share, size, images.dtype, least, most)

@@ -1,4 +1,4 @@
-"""The dense layer: one matrix product that is fast forward and backward on a CPU too."""
+"""The dense layer: a matrix product, with a barrier that keeps its gradient fast on CPU."""
 
 from jax import lax
 from jaxtyping import Float
@@ -9,13 +9,13 @@ from jaxai.typing import Array
 def dense(
     x: Float[Array, "*B I"], kernel: Float[Array, "_ O"], bias: Float[Array, " _"] | None = None
 ) -> Float[Array, "*B O"]:
-    """`x kernel + bias`: x [..., I], kernel [I, O], bias [O], one dtype; the result [..., O] in it.
+    """`x kernel + bias`: x [..., I], kernel [I, O], bias [O] of one dtype, which is the result's, [..., O].
 
-    On a CPU the product stays apart from what follows. Otherwise XLA puts all that the kernel's gradient is multiplied
-    with, such as the sum over a residual network, into the loop that transposes it, and computes it for each kernel
-    anew, against the order of memory: a small Transformer's training step took twice the time.
+    On CPU a barrier separates the product from its consumers. Without it, XLA fuses the producer of the output's
+    gradient, such as a residual network's sum, into the loop that transposes it for the kernel's gradient, and
+    recomputes it for each kernel with strided access: a small Transformer's training step takes twice the time.
 
-    Raises ValueError for shapes that don't fit.
+    Raises ValueError for incompatible shapes.
 
     >>> import jax.numpy as jnp
     >>> dense(jnp.ones((2, 3, 4)), jnp.ones((4, 5)), jnp.ones(5)).shape

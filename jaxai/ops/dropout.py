@@ -1,4 +1,4 @@
-"""Dropout by a hash of the place, which costs no more than a copy."""
+"""Dropout with a mask from a hash of key and index, which costs no more than a copy."""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ from jaxai.typing import Array
 def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""]) -> Float[Array, "..."]:
     """``x / (1 - rate)`` with probability ``1 - rate``, else 0, for each element of x of any shape; in x's dtype.
 
-    Which elements stay is a hash of key and place: two rounds of the lowbias32 finaliser (Wellons 2018,
-    https://nullprogram.com/blog/2018/07/31/). `jax.random.bernoulli` takes 13 ns an element on a CPU, and again where
-    the backward pass draws anew; this takes less than 1 ns. Source: Srivastava et al. 2014, JMLR 15. Raises ValueError
-    for a rate outside [0, 1).
+    The mask is a hash of key and element index: two rounds of the lowbias32 finaliser (Wellons 2018,
+    https://nullprogram.com/blog/2018/07/31/). It takes less than 1 ns per element on a CPU; `jax.random.bernoulli`
+    takes 13 ns, and again if the backward pass recomputes the mask. Source: Srivastava et al. 2014, JMLR 15. Raises
+    ValueError for a rate outside [0, 1).
 
     >>> dropout(jnp.ones(8), 0.5, jax.random.key(0)).tolist()
     [2.0, 0.0, 2.0, 0.0, 0.0, 0.0, 0.0, 2.0]
@@ -31,7 +31,7 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""]) -> Float[A
 
 
 def mixed(x: Array) -> Array:
-    """The lowbias32 finaliser of uint32."""
+    """Apply the lowbias32 finaliser to uint32 values."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)

@@ -7,12 +7,12 @@ from jaxai.typing import Array, Images, Pixels
 
 
 def to_unit(images: Pixels) -> Float[Array, "B height width C"]:
-    """x / 255: uint8 [B, height, width, C] to float32 in [0, 1]. ValueError for other dtypes."""
+    """x / 255: uint8 [B, height, width, C] to float32 in [0, 1]. Raises ValueError for other dtypes."""
     return _floats(images) / 255
 
 
 def to_signed(images: Pixels) -> Images:
-    """x / 127.5 - 1: uint8 [B, height, width, C] to float32 in [-1, 1]. ValueError for other dtypes."""
+    """x / 127.5 - 1: uint8 [B, height, width, C] to float32 in [-1, 1]. Raises ValueError for other dtypes."""
     return _floats(images) / 127.5 - 1
 
 

@@ -1,6 +1,6 @@
-"""Pooling with `flax.linen`'s numbers: on CPU as maximum or sum over shifted views, `lax.reduce_window` elsewhere.
+"""Pooling with the results of `flax.linen`: over shifted views on CPU, by `lax.reduce_window` elsewhere.
 
-Resampling with a blur is a sum of shifted views on every platform.
+Blurred resampling is a weighted sum of shifted views on every platform.
 """
 
 import math
@@ -24,13 +24,13 @@ def max_pool(
     padding: Padding = "VALID",
     implementation: str | None = None,
 ) -> Float[Array, "B out_height out_width C"]:
-    """The largest value of each window, per channel; NaN (and any derivative) where one holds it. Padding never wins.
+    """The maximum of each window, per channel. A window with a NaN gives NaN, with any derivative; padding is -inf.
 
-    x [B, H, W, C]; `strides` defaults to 1, as in `flax.linen.max_pool`. Of equal values the first in row order takes
-    the whole gradient, as `lax.reduce_window` has it (`jnp.maximum` would share it).
+    x [B, H, W, C]; `strides` defaults to 1, as in `flax.linen.max_pool`. Of equal values the first in row order gets
+    the whole gradient, as in `lax.reduce_window` (`jnp.maximum` would share it).
 
-    `implementation`: "lax" or "slices". None is "slices" on CPU, where the gradient takes 0.7 ms instead of 16
-    (2x2 on 64x30x30x32), and `lax` on every other platform. Raises ValueError for sizes that don't fit.
+    `implementation` is "lax" or "slices"; None selects "slices" on CPU, where the gradient takes 0.7 ms instead of 16
+    (2x2 on 64x30x30x32), and "lax" on other platforms. Raises ValueError for incompatible shapes.
     """
     window, strides = pair("window", window), pair("strides", strides)
     pads = _pads(x, window, strides, padding)
@@ -39,8 +39,8 @@ def max_pool(
         return _reduce_window(x, -jnp.inf, lax.max, window, strides, pads)
 
     def by_slices(x: Array) -> Array:
-        # Of each row, then of the rows, which keeps the first of equals: kh + kw views instead of kh * kw. The gradient
-        # of a 3x3 window takes half the time at stride 2, a fifth at 1.
+        # Maximum within rows, then over rows: kh + kw views instead of kh * kw, and ties still go to the first value.
+        # The gradient of a 3x3 window takes half the time at stride 2, a fifth at stride 1.
         x = shift_pad(_once(x, window, strides), pads, -jnp.inf)
         rows = reduce(_first_largest, taps(x, (1, window[1]), (1, strides[1])))
         return lax.optimization_barrier(reduce(_first_largest, taps(rows, (window[0], 1), (strides[0], 1))))
@@ -58,9 +58,9 @@ def avg_pool(
 ) -> Float[Array, "B out_height out_width C"]:
     """The mean of each window, per channel; padding counts as zeros, as in `flax.linen.avg_pool`.
 
-    PyTorch agrees (count_include_pad=True); Keras' "SAME" divides by the number of pixels inside x. x [B, H, W, C];
-    `strides` defaults to 1. `implementation`: "lax" or "slices"; None is "slices" on CPU and `lax` on every other
-    platform. Raises ValueError for sizes that don't fit.
+    PyTorch does the same (count_include_pad=True); Keras' "SAME" divides by the number of pixels inside x. x
+    [B, H, W, C]; `strides` defaults to 1. `implementation` is "lax" or "slices"; None selects "slices" on CPU and "lax"
+    on other platforms. Raises ValueError for incompatible shapes.
     """
     window, strides = pair("window", window), pair("strides", strides)
     pads = _pads(x, window, strides, padding)
@@ -77,15 +77,15 @@ def avg_pool(
 
 
 def blur_downsample(x: Images, weights: Sequence[float] = (1, 2, 1)) -> Float[Array, "B out_height out_width C"]:
-    """Half the height and width, without aliases: a low-pass filter, then every second pixel (Zhang, arXiv 1904.11486).
+    """Halve height and width without aliasing: a low-pass filter, then every second pixel (Zhang, arXiv 1904.11486).
 
     `y[b, i, j, c] = sum_{p, q} w[p] w[q] x[b, 2i + p - low, 2j + q - low, c]` with `w = weights / sum(weights)` and
     `low = (len(weights) - 1) // 2`; x [B, H, W, C], y [B, ceil(H / 2), ceil(W / 2), C]. (1, 2, 1) is Zhang's triangle;
-    StyleGAN2 and R3GAN (arXiv 1912.04958, 2501.05441) have (1, 3, 3, 1), which keeps pixels centred. Outside x are
-    zeros, as theirs (Zhang reflects): a constant stays one except at the edges.
+    StyleGAN2 and R3GAN (arXiv 1912.04958, 2501.05441) use (1, 3, 3, 1), which keeps pixels centred. Padding is zero, as
+    in theirs (Zhang reflects), so a constant image changes at the edges.
 
-    One form for every platform: shifted views and adds, on CPU with its gradient 40 times as fast as `lax`'s depthwise
-    convolution. Raises ValueError for x that is no image, and for weights that would let a checkerboard through.
+    Every platform uses shifted views and additions; on CPU, forward and gradient are 40 times as fast as `lax`'s
+    depthwise convolution. Raises ValueError unless x is [B, H, W, C] and the weights remove a checkerboard.
 
     >>> blur_downsample(jnp.ones((1, 4, 4, 1)))[0, :, :, 0]
     Array([[0.5625, 0.75  ],
@@ -101,10 +101,10 @@ def blur_downsample(x: Images, weights: Sequence[float] = (1, 2, 1)) -> Float[Ar
 
 
 def blur_upsample(x: Images, weights: Sequence[float] = (1, 2, 1)) -> Float[Array, "B out_height out_width C"]:
-    """Twice the height and width: zeros between pixels, then the filter of `blur_downsample` times 4.
+    """Double height and width: insert zeros between pixels, then apply the filter of `blur_downsample` times 4.
 
-    x [B, H, W, C], y [B, 2H, 2W, C]; 4 times the adjoint of `blur_downsample`, and so computed. Weights (1, 2, 1)
-    interpolate linearly and keep x[b, i, j, c] as y[b, 2i, 2j, c]. Raises ValueError as `blur_downsample` does.
+    x [B, H, W, C], y [B, 2H, 2W, C]; computed as 4 times the adjoint of `blur_downsample`. With weights (1, 2, 1) this
+    is linear interpolation with y[b, 2i, 2j, c] = x[b, i, j, c]. Raises ValueError as `blur_downsample` does.
 
     >>> blur_upsample(jnp.ones((1, 2, 2, 1)))[0, :, :, 0]
     Array([[1.  , 1.  , 1.  , 0.5 ],
@@ -132,14 +132,14 @@ def _weighted_sum(views: list[Array], weights: list[float]) -> Array:
 
 
 def _once(x: Array, window: Pair, strides: Pair) -> Array:
-    """Without barriers (here, and after the pooling for its gradient) XLA's CPU backend computes again for each view
-    what x is made of: the gradient of 3x3 average pooling before a tanh took 37 ms instead of 2."""
+    """Keep XLA's CPU backend from fusing the producer of x into each view and recomputing it there, by a barrier (and
+    another after the pooling, for its gradient). Gradient of 3x3 average pooling before a tanh: 2 ms instead of 37."""
     overlapping = window[0] > strides[0] or window[1] > strides[1]
-    return lax.optimization_barrier(x) if overlapping else x  # else x is read once: no copy of it
+    return lax.optimization_barrier(x) if overlapping else x  # else x is read once: no barrier needed
 
 
 def _first_largest(a: Array, b: Array) -> Array:
-    return jnp.where((b > a) | (b != b), b, a)  # `b != b`: NaN spreads, as in lax.max
+    return jnp.where((b > a) | (b != b), b, a)  # `b != b`: NaN propagates, as in lax.max
 
 
 def _reduce_window(x: Array, start: float, function, window: Pair, strides: Pair, pads: list[Pair]) -> Array:

@@ -1,9 +1,9 @@
-"""Recurrent cells, simple, LSTM and GRU: one step, and the scan over time, fast forward and backward.
+"""Recurrent cells (Elman, LSTM, GRU): one step, and the scan over time with a fast backward pass.
 
-Time comes first in what is scanned: x [T, B, G], where G is the width of a cell's gates side by side: H for the simple
-cell, 4 H for the LSTM (input, forget, candidate, output), 3 H for the GRU (reset, update, candidate), as in PyTorch. x
-is the input's product with its kernel of all steps at once (`project`); only the product of the hidden state h [B, H]
-with the recurrent kernel [H, G] has to wait for the step before.
+Scanned arrays have time first: x [T, B, G], where G is the total width of a cell's gates: H for the Elman cell, 4 H for
+the LSTM (input, forget, candidate, output), 3 H for the GRU (reset, update, candidate), as in PyTorch. x is the product
+of the inputs with their kernel, for all steps at once (`project`); only the product of the hidden state h [B, H] with
+the recurrent kernel [H, G] depends on the previous step.
 """
 
 from collections.abc import Callable
@@ -29,10 +29,10 @@ States = tuple[Any, ...]
 
 
 class Cell(NamedTuple):
-    """The arithmetic of a cell besides its product: ``update(activate(mix(x, h kernel)), states)``.
+    """A cell's equations, given the recurrent product: ``states' = update(activate(mix(x, h kernel)), states)``.
 
-    ``mix`` is linear; ``activate`` is elementwise, with the derivative ``slope`` of what it returned; ``update`` is
-    elementwise but for the gates' places. All take one step or all steps at once.
+    ``mix`` is linear; ``activate`` is elementwise, with its derivative ``slope`` as a function of its output;
+    ``update`` is elementwise across the gates. All of them accept a single step or all steps at once.
     """
 
     gates: int
@@ -46,14 +46,14 @@ RNN = Cell(1, jnp.add, jnp.tanh, lambda y: 1 - y**2, lambda y, _: (y,))
 
 
 def _lstm_rows(gates: Array) -> tuple[Any, Any]:
-    """The rows a and b with which ``a tanh(a x) + b`` is tanh(x) for the candidate, sigmoid(x) for the other gates."""
+    """Rows a and b such that ``a tanh(a x) + b`` is tanh(x) for the candidate and sigmoid(x) for the other gates."""
     leading, size = (1,) * (gates.ndim - 1), gates.shape[-1] // 4
     rows = np.repeat(np.array([[0.5, 0.5, 1, 0.5], [0.5, 0.5, 0, 0.5]], gates.dtype), size, axis=1)
     return rows[0].reshape(*leading, -1), rows[1].reshape(*leading, -1)
 
 
 def _lstm_activate(gates: Array) -> Array:
-    a, b = _lstm_rows(gates)  # one tanh: XLA computes sigmoids for each use anew, 6.3 ms on a CPU instead of 3.4
+    a, b = _lstm_rows(gates)  # one tanh: XLA recomputes sigmoids for each use, 6.3 ms on a CPU instead of 3.4
     return a * jnp.tanh(a * gates) + b
 
 
@@ -94,16 +94,16 @@ GRU = Cell(3, _gru_mix, _gru_activate, _gru_slope, _gru_update)
 
 
 def project(x: Float[Array, "T B I"], kernel: Float[Array, "I G"]) -> Sequence:
-    """``x kernel`` of all steps: what the scans take. ValueError for shapes that don't fit."""
+    """``x kernel`` for all steps, the scans' input [T, B, G]. Raises ValueError for incompatible shapes."""
     if kernel.shape[0] != x.shape[-1]:
         raise ValueError(f"kernel {kernel.shape} for x {x.shape}: give [{x.shape[-1]}, G]")
     return _project(x, kernel)
 
 
 def rnn_step(x: Gates, h: Hidden, kernel: Kernel, bias: Bias = None) -> Hidden:
-    """The simple cell (Elman 1990, doi 10.1207/s15516709cog1402_1): ``h' = tanh(x + h kernel + bias)``; kernel [H, H].
+    """The Elman cell (Elman 1990, doi 10.1207/s15516709cog1402_1): ``h' = tanh(x + h kernel + bias)``; kernel [H, H].
 
-    As `torch.nn.RNNCell` with bias_hh. Raises ValueError for shapes or dtypes that don't fit.
+    ``bias`` is `torch.nn.RNNCell`'s bias_hh. Raises ValueError for incompatible shapes or dtypes.
     """
     return _step(RNN, x, (h,), kernel, bias)[0]
 
@@ -112,19 +112,19 @@ def lstm_step(x: Gates, state: tuple[Hidden, Hidden], kernel: Kernel, bias: Bias
     """The LSTM cell (Hochreiter and Schmidhuber 1997; forget gate: Gers et al. 2000): (h, c) to (h', c').
 
     ``i, f, g, o = split(x + h kernel + bias)``; ``c' = sigmoid(f) c + sigmoid(i) tanh(g)``;
-    ``h' = sigmoid(o) tanh(c')``; kernel [H, 4 H]. As `torch.nn.LSTMCell` with bias_hh. Raises ValueError for shapes or
-    dtypes that don't fit.
+    ``h' = sigmoid(o) tanh(c')``; kernel [H, 4 H]. ``bias`` is `torch.nn.LSTMCell`'s bias_hh. Raises ValueError for
+    incompatible shapes or dtypes.
     """
     h, c = _step(LSTM, x, state, kernel, bias)
     return h, c
 
 
 def gru_step(x: Gates, h: Hidden, kernel: Kernel, bias: Bias = None) -> Hidden:
-    """The GRU cell (Cho et al. 2014, arXiv:1406.1078, with the reset gate behind the product): h to h'.
+    """The GRU cell (Cho et al. 2014, arXiv:1406.1078, with the reset gate applied after the product): h to h'.
 
-    ``g = h kernel + bias``, x and g in thirds: ``r, z = sigmoid(x_r + g_r), sigmoid(x_z + g_z)``;
-    ``n = tanh(x_n + r g_n)``; ``h' = (1 - z) n + z h``; kernel [H, 3 H]. As `torch.nn.GRUCell` with bias_hh. Raises
-    ValueError for shapes or dtypes that don't fit.
+    ``g = h kernel + bias``; x and g are split in thirds: ``r, z = sigmoid(x_r + g_r), sigmoid(x_z + g_z)``;
+    ``n = tanh(x_n + r g_n)``; ``h' = (1 - z) n + z h``; kernel [H, 3 H]. ``bias`` is
+    `torch.nn.GRUCell`'s bias_hh. Raises ValueError for incompatible shapes or dtypes.
     """
     return _step(GRU, x, (h,), kernel, bias)[0]
 
@@ -132,7 +132,7 @@ def gru_step(x: Gates, h: Hidden, kernel: Kernel, bias: Bias = None) -> Hidden:
 def rnn(
     x: Sequence, h: Hidden, kernel: Kernel, bias: Bias = None, *, lengths: Lengths = None, reverse: bool = False
 ) -> tuple[Float[Array, "T B H"], Hidden]:
-    """`rnn_step` over x [T, B, H] from the state h: outputs [T, B, H] and the last state, as `lstm` says."""
+    """Scan `rnn_step` over x [T, B, H] from state h: outputs [T, B, H] and the last state; options as in `lstm`."""
     outputs, states = _scan(RNN, x, (h,), kernel, bias, lengths, reverse)
     return outputs, states[0]
 
@@ -146,13 +146,13 @@ def lstm(
     lengths: Lengths = None,
     reverse: bool = False,
 ) -> tuple[Float[Array, "T B H"], tuple[Hidden, Hidden]]:
-    """`lstm_step` over x [T, B, 4 H] from the state (h, c): outputs [T, B, H] and the last state.
+    """Scan `lstm_step` over x [T, B, 4 H] from state (h, c): outputs [T, B, H] and the last state.
 
-    Steps past a row's length, of ``lengths`` int [B], leave its state as it is and output 0, as PyTorch's packed
-    sequences do. ``reverse`` goes from the end (of each row) to the beginning; outputs stay in their places.
+    Steps past a row's length, from ``lengths`` int [B], keep its state and output 0, as PyTorch's packed sequences do.
+    ``reverse`` scans each row from its end to its beginning; output t still belongs to input t.
 
-    Derivatives of all orders and modes. The kernel's gradient is one product after the loop, not a sum inside
-    (Appleyard et al. 2016, arXiv:1604.01946). Raises ValueError for shapes or dtypes that don't fit.
+    Differentiable in forward and reverse mode to any order. The kernel's gradient is one product after the loop, not a
+    sum inside (Appleyard et al. 2016, arXiv:1604.01946). Raises ValueError for incompatible shapes or dtypes.
 
     >>> x, zeros, kernel = jnp.ones((5, 2, 12)), jnp.zeros((2, 3)), jnp.ones((3, 12))
     >>> outputs, (h, c) = lstm(x, (zeros, zeros), kernel, lengths=jnp.array([5, 3]))
@@ -166,7 +166,7 @@ def lstm(
 def gru(
     x: Sequence, h: Hidden, kernel: Kernel, bias: Bias = None, *, lengths: Lengths = None, reverse: bool = False
 ) -> tuple[Float[Array, "T B H"], Hidden]:
-    """`gru_step` over x [T, B, 3 H] from the state h: outputs [T, B, H] and the last state, as `lstm` says."""
+    """Scan `gru_step` over x [T, B, 3 H] from state h: outputs [T, B, H] and the last state; options as in `lstm`."""
     outputs, states = _scan(GRU, x, (h,), kernel, bias, lengths, reverse)
     return outputs, states[0]
 
@@ -205,16 +205,16 @@ def _project_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) ->
 
 
 def _times(x: Array, dkernel: Array) -> Array:
-    """x [T, B, I] times the tangent of a kernel [I, G], for the sake of its transpose, the kernel's gradient.
+    """x [T, B, I] times the tangent of a kernel [I, G], written so that its transpose, the kernel's gradient, is fast.
 
-    Steps and rows stay two axes: a batch that is split over devices had to be gathered to merge them. The barrier keeps
-    XLA from turning the gradient's product round: with two CPU devices a step of char-rnn took a sixth longer.
+    The axes T and B are not merged: a batch sharded over devices would have to be gathered for that. The barrier keeps
+    XLA from transposing the gradient's product, with which char-rnn's step on two CPU devices takes a sixth longer.
     """
     return lax.dot_general(x, _as_it_lies(dkernel.T), (((2,), (1,)), ((), ())))
 
 
 def _as_it_lies(x: Array) -> Array:
-    """x, on a CPU in an array of its own, so that a transposition is not left to the product."""
+    """On CPU, materialise x, so that a transpose is not fused into its consumer."""
     return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
 
 
@@ -227,7 +227,7 @@ def _recur(h: Array, kernel: Array, bias: Array | None) -> Array:
 def _states(
     cell: Cell, reverse: bool, x: Array, states: States, kernel: Array, bias: Array | None, real: Array | None
 ) -> tuple[States, States, Any]:
-    """The states before each step [T, B, H], the last ones [B, H], and each step's activated gates."""
+    """The states before each step [T, B, H], the last states [B, H], and each step's activated gates."""
 
     def body(states: States, inputs: tuple[Array, Array | None]) -> tuple[States, tuple[States, Any]]:
         x, real = inputs
@@ -240,15 +240,15 @@ def _states(
 
 @_states.defjvp
 def _states_jvp(cell: Cell, reverse: bool, primals: Any, tangents: Any) -> tuple[Any, Any]:
-    """Tangents by a scan of their own over known states: all that isn't recurrent is one product outside of it.
+    """Compute tangents by a separate scan over the known states; non-recurrent terms are one product outside of it.
 
-    Transposed, so in the backward pass, the kernel's gradient then is one product over all steps, where the transpose
-    of the plain scan adds a small one at each step. Inside the loop the derivatives of ``update`` are computed anew, by
-    `jax.checkpoint`: cheaper than to store and load them.
+    In the backward pass, its transpose, the kernel's gradient is then one product over all steps; the transpose of the
+    plain scan would add a small product at each step. Inside the loop `jax.checkpoint` recomputes the derivatives of
+    ``update``, which is cheaper than storing and loading them.
     """
     (_, _, kernel, _, real), (dx, dstates, dkernel, dbias, _) = primals, tangents
     before, last, y = _states(cell, reverse, *primals)
-    # The backward loop's product takes the kernel's transpose as it lies: on a CPU in two thirds of the time, or half.
+    # Materialised once, the transposed kernel makes the backward loop's product 1.5 to 2 times as fast on a CPU.
     transposed = _as_it_lies(kernel.T)
 
     def activated(y: Any, dh: Array, dgates: Any) -> Any:
@@ -257,7 +257,7 @@ def _states_jvp(cell: Cell, reverse: bool, primals: Any, tangents: Any) -> tuple
 
     @partial(jax.checkpoint, prevent_cse=False)  # pyright: ignore[reportPrivateImportUsage]
     def move(y: Any, states: States, dgates: Any, dstates: States) -> States:
-        # On a CPU slices of a slice of all steps are read element by element: the loops took a quarter longer.
+        # Without this, XLA on CPU reads the gates from the stacked array element by element: loops a quarter longer.
         y, states = jax.tree.map(_as_it_lies, (y, states))
         dy = activated(y, dstates[0], dgates)
         return jax.jvp(cell.update, (y, states), (dy, dstates))[1]

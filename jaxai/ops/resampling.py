@@ -1,4 +1,4 @@
-"""Resampling of images: bicubic interpolation, and squares of pixels as channels."""
+"""Resampling of images: bicubic interpolation, space-to-depth and depth-to-space."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,9 @@ from jaxai.typing import Array, Images
 
 
 def space_to_depth(images: Images, size: int) -> Float[Array, "B rows columns F"]:
-    """Squares of ``size`` x ``size`` pixels as channels (space to depth). ValueError where they don't fit."""
+    """Move squares of ``size`` x ``size`` pixels to channels: [B, height, width, C] to [B, height / size, width / size,
+    size^2 C]. Raises ValueError if ``size`` does not divide height and width.
+    """
     B, height, width, C = images.shape
     if size < 1 or height % size or width % size:
         raise ValueError(f"fold={size} does not divide images of {height}x{width}: crop them to a multiple")
@@ -17,22 +19,22 @@ def space_to_depth(images: Images, size: int) -> Float[Array, "B rows columns F"
 
 
 def depth_to_space(maps: Float[Array, "B rows columns F"], size: int) -> Images:
-    """The inverse of `space_to_depth` (depth to space)."""
+    """The inverse of `space_to_depth`."""
     B, rows, columns, F = maps.shape
     x = maps.reshape(B, rows, columns, size, size, F // size**2).swapaxes(2, 3)
     return x.reshape(B, rows * size, columns * size, -1)
 
 
 def pad_to_multiple(images: Images, size: int) -> Float[Array, "B rows columns C"]:
-    """Repeat the last row and the last column until ``size`` divides height and width."""
+    """Pad at the bottom and right with copies of the last row and column until ``size`` divides height and width."""
     _, height, width, _ = images.shape
     return jnp.pad(images, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)), mode="edge")
 
 
 def downscaled(images: Images, scale: int) -> Float[Array, "B rows columns C"]:
-    """Every ``scale`` pixels one, by bicubic interpolation (Keys, a = -0.5) with antialiasing, as MATLAB's imresize.
+    """Divide height and width by ``scale``: antialiased bicubic interpolation (Keys, a = -0.5), as MATLAB's imresize.
 
-    ValueError where ``scale`` does not divide the sizes.
+    Raises ValueError if ``scale`` does not divide height and width.
     """
     B, height, width, C = images.shape
     if scale < 1 or height % scale or width % scale:
@@ -41,6 +43,6 @@ def downscaled(images: Images, scale: int) -> Float[Array, "B rows columns C"]:
 
 
 def upscaled(images: Images, scale: int) -> Float[Array, "B rows columns C"]:
-    """Every pixel ``scale`` pixels wide and high, by bicubic interpolation (Keys, a = -0.5)."""
+    """Multiply height and width by ``scale``, by bicubic interpolation (Keys, a = -0.5)."""
     B, height, width, C = images.shape
     return jax.image.resize(images, (B, scale * height, scale * width, C), "cubic")

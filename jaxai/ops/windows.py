@@ -1,4 +1,4 @@
-"""Windows over images: padding, sizes, shifted views; and the choice between implementations."""
+"""Sliding windows over images: padding, sizes and shifted views; and the choice between implementations."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
@@ -13,10 +13,10 @@ type Padding = str | Sequence[Pair]
 
 
 def taps(x: Array, window: Pair, strides: Pair, dilation: Pair = (1, 1)) -> list[Array]:
-    """The `kh * kw` shifted views of x [B, H, W, C] that a window sees, row by row, each [B, H', W', C].
+    """The `kh * kw` shifted views of x [B, H, W, C], one per element of the window in row order, each [B, H', W', C].
 
-    Strides are taken by splitting the axes, H -> (H', stride): the gradient of a plain slice of that is a plain pad,
-    where a strided slice's is a pad with holes (second derivatives in twice the time).
+    Strides are applied by splitting the axes, H -> (H', stride), so that the gradient is a plain pad; that of a strided
+    slice is a pad with interior zeros, with which second derivatives take twice the time.
     """
     (b, h, w, c), (sh, sw), (dh, dw) = x.shape, strides, dilation
     last_row, last_column = (window[0] - 1) * dh, (window[1] - 1) * dw
@@ -38,7 +38,7 @@ def shift_pad(x: Array, pads: Sequence[Pair], fill: float = 0.0) -> Array:
 
 
 def window_pads(shape: Sequence[int], window: Sequence[int], strides: Pair, padding: Any) -> list[Pair]:
-    """`padding` as ((low, high), (low, high)) for a window over the middle axes of `shape` [B, H, W, C]."""
+    """Resolve `padding` to ((low, high), (low, high)) for a window over the middle axes of `shape` [B, H, W, C]."""
     check_padding(padding)
     named = isinstance(padding, str)
     pads = lax.padtype_to_pads(shape[1:3], window, strides, padding) if named else list(padding)
@@ -50,14 +50,14 @@ def window_pads(shape: Sequence[int], window: Sequence[int], strides: Pair, padd
 
 
 def check_padding(padding: object) -> None:
-    """ValueError unless it is a known name or a pair for each axis."""
+    """Raise ValueError unless `padding` is "SAME", "VALID" or a pair for each axis."""
     pairs = _is_pair(padding) and all(map(_is_pair, padding))
     if padding not in ("SAME", "VALID") and not pairs:
         raise ValueError(f"padding={padding!r}: give 'SAME', 'VALID' or two pairs ((low, high), (low, high))")
 
 
 def pair(name: str, value: Any) -> Pair:
-    """One positive integer for both axes, or one for each; else ValueError."""
+    """Return a pair from one positive integer for both axes or one for each; raise ValueError otherwise."""
     values = value if _is_pair(value) else (value, value)
     if not all(isinstance(number, int) and number > 0 for number in values):
         raise ValueError(f"{name}={value!r}: give a positive integer or a pair of them")
@@ -69,7 +69,7 @@ def _is_pair(value: object) -> TypeGuard[Sequence[Any]]:
 
 
 def choose(implementations: dict[str, Callable[..., Array]], name: str | None, fast: bool) -> Callable[..., Array]:
-    """The implementation called `name`; None is, on CPU and if it is `fast` there, the one beside "lax"."""
+    """The implementation called `name`; None selects the non-lax implementation on CPU when `fast` is set."""
     if name is not None and name not in implementations:
         raise ValueError(f"implementation={name!r} is unknown; choose one of {sorted(implementations)} or None")
     if name is not None:
@@ -77,5 +77,5 @@ def choose(implementations: dict[str, Callable[..., Array]], name: str | None, f
     if not fast:
         return implementations["lax"]
     other = next(key for key in implementations if key != "lax")
-    # Resolved while lowering: XLA sees the chosen form alone, and a CPU host can export the other for a GPU.
+    # Resolved at lowering: XLA sees only the chosen form, and a CPU host can export the other one for a GPU.
     return lambda *args: lax.platform_dependent(*args, cpu=implementations[other], default=implementations["lax"])
