@@ -1,17 +1,17 @@
 """Attention against jax.nn, tokamax and PyTorch: times, derivatives, sparsity, memory, decoding.
 
-    python benchmarks/attention.py --peers PYTHON             # every section
-    python benchmarks/attention.py speed --peers PYTHON       # forward and with gradient, T = 64 ... 16384
+    python benchmarks/attention.py --peers PYTHON             # all sections
+    python benchmarks/attention.py speed --peers PYTHON       # forward pass, and with gradient, T = 64 ... 16384
     python benchmarks/attention.py orders                     # jvp, Hessian-vector product, gradient penalty
-    python benchmarks/attention.py sparse                     # causal, window and packed segments against full
+    python benchmarks/attention.py sparse                     # causal, window and packed segments relative to full
     python benchmarks/attention.py memory                     # temporaries up to T = 131072, compiled but not run
     python benchmarks/attention.py decode --peers PYTHON      # tokens/s with a cache
 
-PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``, a C++
-compiler for FlexAttention); tokamax is the extra ``bench``. There are 8 heads of 64, B is 1, all is float32, on an idle
-CPU (benchmarks/gpu.py is for GPUs). Each section writes JSON to --out, ``speed`` a plot.
+PYTHON is the interpreter of a separate environment (Python 3.11, ``pip install -r benchmarks/peers.txt``, a C++
+compiler for FlexAttention); tokamax is the extra ``bench``. All is float32 with B = 1 and 8 heads of 64, on an idle CPU
+(benchmarks/gpu.py is for GPUs). Each section writes JSON to --out, ``speed`` also a plot.
 Each section first checks its programs against jax.nn in float32 at a small T; then they take turns, in ``speed`` with a
-matrix product. Operations count 4 B N T T H forward, 3.5 times that with the gradient of sum(out * w), half if causal.
+matrix product. The forward pass counts 4 B N T T H operations, with gradient 3.5 times as many, half if causal.
 """
 
 import dataclasses
@@ -57,23 +57,23 @@ from jaxai.errors import UserError
 PEER = Path(__file__).parent / "peers" / "torch_attention.py"
 HEADS, HEAD_SIZE = 8, 64
 LENGTHS = (64, 512, 1024, 2048, 4096, 8192, 16384)
-CHECK_TOKENS = 1190  # ragged blocks, quarters of them in groups, three segments
+CHECK_TOKENS = 1190  # gives ragged blocks and three segments
 MOST_GIB = 6
-"""Programs with more temporaries are left out."""
+"""Programs with more temporaries are skipped."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure, and against what."""
+    """Options of the benchmark."""
 
     what: tyro.conf.Positional[Literal["all", "speed", "orders", "sparse", "memory", "decode"]] = "all"
     peers: Path | None = None
-    """The interpreter that has PyTorch; without it PyTorch is left out."""
+    """An interpreter that has PyTorch; by default PyTorch is skipped."""
     out: Path = Path("runs/benchmarks/attention")
     rounds: int = 5
-    """Turns of each program."""
+    """Turns per program."""
     longest: int = 16384
-    """Cut T to this, or leave it out; memory goes to eight times as much."""
+    """The largest T; memory goes up to eight times this."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -89,14 +89,14 @@ def main(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     names = [name for name in SECTIONS if config.what in (name, "all")]
     if not config.peers and {"speed", "decode"} & set(names):
-        print("PyTorch is left out: give --peers PYTHON (see the head of benchmarks/attention.py)", flush=True)
+        print("PyTorch is skipped: give --peers PYTHON (see the head of benchmarks/attention.py)", flush=True)
     with peer_process(config.peers, PEER) as torch:
         for name in names:
             write(config.out / f"{name}.json", SECTIONS[name](config, torch))
 
 
 def inputs(tokens: int) -> Data:
-    """Data of this size."""
+    """Random q, k, v, weights, direction and segments for this T."""
     shape = (1, tokens, HEADS, HEAD_SIZE)
     q, k, v, w, *direction = (jax.random.normal(key, shape) for key in jax.random.split(jax.random.key(0), 7))
     segments = jnp.arange(tokens, dtype=jnp.int32)[None] // 512
@@ -104,20 +104,20 @@ def inputs(tokens: int) -> Data:
 
 
 def plain(attend: Callable[..., jax.Array], causal: bool) -> Attend:
-    """Without segments."""
+    """Adapt ``attend`` to a signature whose segments it ignores."""
     return lambda q, k, v, segments: attend(q, k, v, is_causal=causal)
 
 
 def word(causal: bool) -> str:
-    """For messages."""
+    """The mask's name in messages."""
     return "causal" if causal else "full"
 
 
-# How it is timed and whether it is right.
+# Timing and numerics.
 
 
 def contender(attend: Attend, kind: str, data: Data) -> tuple[Turn, float]:
-    """Turns of a program, and the seconds of its compilation. NotAvailable if it needs too much memory."""
+    """Turns of a program and its compilation time in seconds. NotAvailable if it needs too much memory."""
     program, seconds = build(partial(KINDS[kind], attend), data)
     needed = program.memory_analysis().temp_size_in_bytes / 2**30
     if needed > MOST_GIB:
@@ -126,14 +126,14 @@ def contender(attend: Attend, kind: str, data: Data) -> tuple[Turn, float]:
 
 
 def difference(attend: Attend, reference: Attend, kinds: Sequence[str]) -> float:
-    """The largest, over all results, from the reference's. ValueError if it is not small."""
+    """The largest difference from the reference over all results. UserError above 1e-4."""
     data = inputs(CHECK_TOKENS)
     got, wanted = ([build(partial(KINDS[kind], f), data)[0](data) for kind in kinds] for f in (attend, reference))
     return relative(jax.tree.leaves(got), jax.tree.leaves(wanted), 1e-4)
 
 
 def torch_difference(torch: Ask, op: str, causal: bool) -> float:
-    """The same of PyTorch's output and, for op sdpa, gradients."""
+    """The same for PyTorch's output and, for op sdpa, its gradients."""
     data, reference = inputs(CHECK_TOKENS), plain(jax.nn.dot_product_attention, causal)
     wanted = {"out": forward(reference, data)}
     wanted |= dict(zip(("dq", "dk", "dv"), gradient(reference, data)[1], strict=True))
@@ -150,7 +150,7 @@ def torch_difference(torch: Ask, op: str, causal: bool) -> float:
 
 
 def torch_contender(torch: Ask, op: str, kind: str, tokens: int, causal: bool) -> tuple[Turn, float]:
-    """Turns, and the seconds of the first call, which compiles FlexAttention."""
+    """Turns and the seconds of the first call, which compiles FlexAttention."""
     ask = partial(torch, ask="time", op=op, kind=kind, tokens=tokens, causal=causal)
     return lambda repeats: ask(repeats=repeats)["seconds"], ask(repeats=1)["first_seconds"]
 
@@ -163,11 +163,11 @@ SPEED_WANTED = {
     ("gradient", False): {"jax.nn": 2, "torch_sdpa": 1.3, "product": 0.6},
     ("gradient", True): {"jax.nn": 4, "torch_sdpa": 1.3, "product": 0.6},
 }
-"""From T = 4096 on: how many times faster than a peer, and the share of the matrix product's rate."""
+"""Lower bounds from T = 4096 on: speed relative to a peer, and share of the matrix product's rate."""
 
 
 def speed(config: Config, torch: Ask | None) -> dict[str, Any]:
-    """Forward and gradient of everyone at every T."""
+    """Time forward pass and gradient of every library at every T."""
     programs = libraries()
     differences, reasons = available(speed_checks(programs, torch))
     size = min(4096, config.longest)
@@ -193,18 +193,18 @@ def speed(config: Config, torch: Ask | None) -> dict[str, Any]:
 
 
 def libraries() -> dict[str, Callable[..., jax.Array]]:
-    """Ours, and what else runs in JAX."""
+    """The JAX implementations by name, jaxai first."""
     programs = {"jaxai": dot_product_attention, "jax.nn": jax.nn.dot_product_attention}
     try:
         import tokamax  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        print(f"tokamax is left out: {error} (pip install -e '.[bench]')", flush=True)
+        print(f"tokamax is skipped: {error} (pip install -e '.[bench]')", flush=True)
         return programs
     return programs | {"tokamax": partial(tokamax.dot_product_attention, implementation="xla_chunked")}
 
 
 def speed_checks(programs: Mapping[str, Callable[..., jax.Array]], torch: Ask | None) -> dict[str, Callable[[], float]]:
-    """Largest differences from jax.nn, to be computed."""
+    """Functions that compute the largest difference from jax.nn, by library."""
 
     def by_jax(attend: Callable[..., jax.Array]) -> float:
         pairs = [(plain(attend, causal), plain(jax.nn.dot_product_attention, causal)) for causal in (False, True)]
@@ -223,7 +223,7 @@ def speed_row(
     product: tuple[Turn, float],
     rounds: int,
 ) -> dict[str, Any]:
-    """One race. Rates are in 10^9 useful operations a second; "times_faster" is how much the first is than others."""
+    """Time one case. Rates are 10^9 useful operations/s; "times_faster" is the first contender's speed over others'."""
     made, reasons = available(makers)
     seconds = race({name: turn for name, (turn, _) in made.items()} | {"product": product[0]}, rounds)
     products = seconds.pop("product")
@@ -242,7 +242,7 @@ def speed_row(
 
 
 def speed_figures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Against what is wanted."""
+    """The figures with their bounds."""
     figures = []
     for row in rows:
         case = f"{row['kind']} {word(row['causal'])} T={row['tokens']}"
@@ -258,7 +258,7 @@ def speed_figures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def plot(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rates over T, a panel for each kind, and the matrix product's."""
+    """Plot rates over T, one panel per kind, with the matrix product's rate."""
     canvas = Figure(figsize=(10, 6), layout="constrained")
     panels = canvas.subplots(2, 2, sharex=True, sharey=True)
     cases = itertools.product(("forward", "gradient"), (False, True))
@@ -279,7 +279,7 @@ def plot(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 class Variant(NamedTuple):
-    """A program, what it must agree with, and how many times another one's time it may take."""
+    """A program, its reference, and an upper bound ``most`` on its time relative to variant ``base``."""
 
     kind: str
     attend: Attend
@@ -289,7 +289,7 @@ class Variant(NamedTuple):
 
 
 def compare(variants: Mapping[str, Variant], tokens: int, rounds: int) -> dict[str, Any]:
-    """All of them, checked and raced."""
+    """Check and time all variants."""
     differences = {name: difference(v.attend, v.reference, [v.kind]) for name, v in variants.items()}
     data = inputs(tokens)
     made = {name: contender(v.attend, v.kind, data) for name, v in variants.items()}
@@ -305,7 +305,7 @@ def compare(variants: Mapping[str, Variant], tokens: int, rounds: int) -> dict[s
 
 
 def orders(config: Config, torch: Ask | None) -> dict[str, Any]:
-    """Derivatives of higher order against those below."""
+    """Time higher derivatives relative to those of lower order."""
     most = {"jvp": ("forward", 3.0), "hvp": ("gradient", 2.3), "penalty": ("gradient", 4.0)}
     variants = {}
     for causal, kind in itertools.product((False, True), KINDS):
@@ -316,7 +316,7 @@ def orders(config: Config, torch: Ask | None) -> dict[str, Any]:
 
 
 def sparse(config: Config, torch: Ask | None) -> dict[str, Any]:
-    """Masks against full attention."""
+    """Time masks relative to full attention."""
     ours, theirs = dot_product_attention, jax.nn.dot_product_attention
 
     def packed(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
@@ -341,11 +341,11 @@ def sparse(config: Config, torch: Ask | None) -> dict[str, Any]:
 
 
 MEMORY_WANTED = {"forward": 60, "gradient": 150, "jvp": 250, "hvp": 400, "penalty": 700}
-"""MiB of temporaries at T = 16384."""
+"""Upper bounds on temporaries at T = 16384 in MiB."""
 
 
 def memory(config: Config, torch: Ask | None) -> dict[str, Any]:
-    """Temporaries by XLA's own account."""
+    """Temporaries as XLA counts them."""
     rows, figures = [], []
     lengths = [tokens for tokens in (4096, 16384, 65536, 131072) if tokens <= 8 * config.longest]
     for causal, (kind, bound) in itertools.product((False, True), MEMORY_WANTED.items()):
@@ -362,13 +362,13 @@ def memory(config: Config, torch: Ask | None) -> dict[str, Any]:
             figures.append(figure(f"{case} at T=16384 in MiB", mib[16384], "<=", bound))
         if (longest := mib.get(131072)) is not None:
             figures.append(
-                figure(f"{case} of a token at T=131072, times T=16384's", longest / mib[16384] / 8, "<=", 1.1)
+                figure(f"{case} per token at T=131072, times T=16384's", longest / mib[16384] / 8, "<=", 1.1)
             )
     return {"rows": rows, "figures": figures}
 
 
 def decode(config: Config, torch: Ask | None) -> dict[str, Any]:
-    """Tokens/s at the end of a cache of 4096, batch 8: one update and one attention for each."""
+    """Tokens/s at the end of a cache of 4096, batch 8: one update and one attention per token."""
     batch, capacity = 8, min(4096, config.longest)
     steps = min(64, capacity // 2)
     turn, compile_seconds, largest = decode_contender(batch, capacity, steps)

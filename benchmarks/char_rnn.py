@@ -2,11 +2,11 @@
 
     python benchmarks/char_rnn.py --peers PYTHON                # losses, then characters/s, 2 minutes
 
-PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``). Run it on
+PYTHON is the interpreter of a separate environment (Python 3.11, ``pip install -r benchmarks/peers.txt``). Run it on
 an otherwise idle machine. Network and training are those of Karpathy 2015 (github.com/karpathy/char-rnn): two LSTM
-layers of 128 over one-hot characters, 50 sequences of 50 characters a step, the state carried from step to step,
-RMSprop, gradients clipped element by element. First the losses of 50 steps from the same weights on the same text must
-agree, then both train turn and turn about, input and optimiser included. It writes JSON to --out.
+layers of 128 over one-hot characters, 50 sequences of 50 characters per step, the state carried from step to step,
+RMSprop, gradients clipped elementwise. First the losses of 50 steps from the same weights on the same text must agree,
+then both train in turns, input and optimiser included. Writes JSON to --out.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ from jaxai.nn.decoding import empty_state
 from jaxai.train import TrainState, carried_loss, init_state, train_step
 
 PEER = Path(__file__).parent / "peers" / "torch_char_rnn.py"
-VOCABULARY, BATCH, LENGTH = 68, 50, 50  # the plays that the package carries have 68 characters
+VOCABULARY, BATCH, LENGTH = 68, 50, 50  # the embedded plays have 68 characters
 NETWORK = RecurrentLanguageModel(VOCABULARY, RNNConfig())
 TX = optax.chain(optax.clip(5.0), optax.rmsprop(2e-3, decay=0.95, eps=1e-8, eps_in_sqrt=False))
 CHECKED = 50  # steps
@@ -51,15 +51,15 @@ STEPS_PER_CALL = 10
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to compare, and with what."""
+    """Options of the benchmark."""
 
     peers: Path | None = None
-    """The interpreter that has PyTorch; without it there is nobody to compare with."""
+    """An interpreter that has PyTorch; by default only jaxai is measured."""
     out: Path = Path("runs/benchmarks/char_rnn")
     rounds: int = 9
-    """Turns of each."""
+    """Turns per program."""
     devices: int = 2
-    """Devices that the CPU is split into, one for a core: inside a loop XLA gives a small product one core."""
+    """CPU devices, one per core: inside a loop XLA runs a small product on one core."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.devices < 1:
@@ -95,7 +95,7 @@ def main(config: Config) -> None:
 
 
 def first_state() -> TrainState:
-    """Parameters, optimiser and the network's state before the first step."""
+    """The training state before the first step, with the network's recurrent state."""
     params = NETWORK.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     return init_state(params, TX, jax.random.key(1), carry=empty_state(NETWORK, BATCH, 0))
 
@@ -104,7 +104,7 @@ STEP = partial(train_step, loss_fn=partial(carried_loss, NETWORK), tx=TX)
 
 
 def difference(ask: Ask) -> float:
-    """The largest relative difference of the peer's losses from ours over some steps of real text."""
+    """The largest relative difference of the peer's losses from ours over CHECKED steps of real text."""
     text = load_text().string
     stream = streams(characters(text).encode(text), BATCH, LENGTH)
     losses, apart = losses_apart(STEP, first_state(), [next(stream) for _ in range(CHECKED)], ask)

@@ -1,9 +1,9 @@
-"""What a checkpoint costs: copying the state, for which the training waits, writing, verifying, restoring.
+"""The cost of a checkpoint: copying the state, which blocks training, writing, verifying and restoring.
 
     python benchmarks/checkpoint.py            # one minute
 
-States of random float32 numbers, from 33 MiB (the main job's) to 1 GiB, are saved, verified and restored in turn.
-At one save a minute a save may take 1.2 seconds, 2 % of the training. It writes JSON to --out.
+States of random float32 numbers, from 33 MiB (the digit GAN's) to 1 GiB, are saved, verified and restored in turn.
+At one save per minute, the bound of 2 % of the time is 1.2 seconds per save. Writes JSON to --out.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from jaxai.typing import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How large, and how often."""
+    """Sizes of the states and number of rounds."""
 
     mebibytes: tuple[int, ...] = (33, 256, 1024)
     rounds: int = 5
@@ -49,14 +49,14 @@ def main(config: Config) -> None:
     for row in rows:
         print(row, flush=True)
     figures = [
-        figure("share of a minute that the main job's save takes, %", rows[0]["save_seconds"]["median"] / 0.6, "<=", 2),
-        figure("GB verified a second, the largest", rows[-1]["verify_gb_a_second"]["median"], ">=", 1),
+        figure("digit GAN's save, share of a minute, %", rows[0]["save_seconds"]["median"] / 0.6, "<=", 2),
+        figure("GB verified per second, largest state", rows[-1]["verify_gb_a_second"]["median"], ">=", 1),
     ]
     write(config.out / "checkpoint.json", {"rows": rows, "figures": figures})
 
 
 def measure(config: Config, mebibytes: int) -> dict[str, Any]:
-    """Seconds to copy the state and to save it (copy and files), and gigabytes verified and restored a second."""
+    """Seconds to copy and to save the state (copy and files), and GB/s of verifying and restoring it."""
     copies, saves, verified, restored = [], [], [], []
     state = random_state(mebibytes)
     with tempfile.TemporaryDirectory() as folder, closing(Checkpoints(Path(folder), keep=1)) as checkpoints:
@@ -79,7 +79,7 @@ def measure(config: Config, mebibytes: int) -> dict[str, Any]:
 
 
 def random_state(mebibytes: int) -> PyTree:
-    """Sixteen equal arrays."""
+    """A state of sixteen equally large arrays."""
     rng = np.random.default_rng(0)
     return {f"array_{n}": jax.numpy.asarray(rng.random((mebibytes, 2**14), np.float32)) for n in range(16)}
 

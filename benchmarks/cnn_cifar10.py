@@ -1,12 +1,12 @@
-"""The whole experiment on CIFAR-10 against the article's own program in Keras on TensorFlow: time and test accuracy.
+"""The whole CIFAR-10 experiment against the Keras baseline, the program of an introductory article on CNNs.
 
     python benchmarks/cnn_cifar10.py --peers PYTHON --data-dir DIR        # 3 seeds, 15 minutes
 
-PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``); DIR holds
+PYTHON is the interpreter of a separate environment (Python 3.11, ``pip install -r benchmarks/peers.txt``); DIR holds
 CIFAR-10's official binary files. Run it on an otherwise idle machine. For each seed ``experiments/cnn_cifar10.py`` and
-Keras's program run in turn, as a person starts them, with all the threads they take by themselves; a time goes from the
-start of the process to its line "Test accuracy". Ours starts with an empty compilation cache, so compiling counts.
-At the end the input pipeline alone is compared with the training that it feeds. It writes JSON to --out.
+the Keras baseline run in turn as commands, with their default number of threads; the time is from the start of the
+process to its line "Test accuracy". Ours starts with an empty compilation cache, so the time includes compilation.
+Finally the speed of the input pipeline is compared with that of training. Writes JSON to --out.
 """
 
 import dataclasses
@@ -43,19 +43,19 @@ PRESETS = load_experiment("cnn_cifar10").PRESETS
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to compare, and with what."""
+    """Options of the benchmark."""
 
     peers: Path
-    """The interpreter that has Keras and TensorFlow."""
+    """An interpreter that has Keras and TensorFlow."""
     data_dir: Path
     """A folder with CIFAR-10's official binary files."""
     out: Path = Path("runs/benchmarks/cnn_cifar10")
     seeds: tuple[int, ...] = (0, 1, 2)
     """One run of each program per seed."""
     presets: tuple[str, ...] = ("article", "fast")
-    """Of our experiment."""
+    """Presets of our experiment."""
     epochs: float = EPOCHS
-    """Less than 10 shortens every program, for trying out; below 1 it is a part of the first epoch."""
+    """Fewer than 10 shorten every program, for a trial; below 1: a fraction of the first epoch."""
 
     def __post_init__(self) -> None:
         if not self.seeds or not self.presets:
@@ -94,7 +94,7 @@ def main(config: Config) -> None:
 
 
 def official_folder(data_dir: Path) -> Path:
-    """The folder in which the peer finds the files of both splits."""
+    """The folder that holds the official files of both splits. MissingFileError if there is none."""
     found = [official.find_official("cifar10", split, data_dir) for split in ("train", "test")]
     if not all(found):
         raise MissingFileError(f"--data-dir {data_dir} has no data_batch_1.bin ... data_batch_5.bin, test_batch.bin")
@@ -102,13 +102,13 @@ def official_folder(data_dir: Path) -> Path:
 
 
 def refusal(line: Sequence[str | Path]) -> str:
-    """The last message of a program that can't even say how it is used; "" if it can."""
+    """Run a program with --help; return its last message if it fails, else ""."""
     asked = subprocess.run([*line, "--help"], capture_output=True, text=True)
     return last_line(asked.stderr) if asked.returncode else ""
 
 
 def run_ours(config: Config, preset: str, seed: int) -> dict[str, Any]:
-    """Time and accuracy of our experiment, and the figures of its training."""
+    """Time and accuracy of our experiment, with its steps, compilation and training time."""
     with tempfile.TemporaryDirectory() as scratch:
         workdir = Path(scratch) / "run"
         options = {"--preset": preset, "--data-dir": config.data_dir, "--workdir": workdir, "--seed": seed}
@@ -122,23 +122,23 @@ def run_ours(config: Config, preset: str, seed: int) -> dict[str, Any]:
 
 
 def run_keras(config: Config, folder: Path, seed: int) -> dict[str, Any]:
-    """Time and accuracy of the article's program, and its versions."""
+    """Time and accuracy of the Keras baseline, with its versions."""
     options = {"--data-dir": folder, "--seed": seed, "--epochs": config.epochs}
     result, said = timed([config.peers, PEER, *flat(options)], {})
     return result | json.loads(said[-1])
 
 
 def flat(options: Mapping[str, Any]) -> list[str]:
-    """Options as a command takes them."""
+    """Options as command-line arguments."""
     return [str(part) for option in options.items() for part in option]
 
 
 def timed(line: Sequence[str | Path], variables: Mapping[str, str]) -> tuple[dict[str, float], list[str]]:
-    """Seconds to the line "Test accuracy" and the accuracy it tells; all the program's lines.
+    """Seconds until the line "Test accuracy", its accuracy, and all lines of the program's output.
 
-    ValueError with the program's last message where it fails or never tells.
+    UserError with the program's last message if it fails, or if there is no such line.
     """
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **variables}  # else the line waits in the pipe's buffer
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **variables}  # else the line is delayed in the pipe's buffer
     result: dict[str, float] = {}
     said = []
     with tempfile.TemporaryFile("w+") as messages:
@@ -161,12 +161,12 @@ def timed(line: Sequence[str | Path], variables: Mapping[str, str]) -> tuple[dic
 
 
 def last_line(text: str) -> str:
-    """The last line of what a program wrote."""
+    """The last line of a program's output."""
     return (text.strip().splitlines() or ["no message"])[-1]
 
 
 def compare(rows: Sequence[Mapping[str, Any]], presets: Sequence[str]) -> dict[str, Any]:
-    """Times over Keras's times, mean accuracies and their differences, and what is wanted of them."""
+    """Times relative to Keras's, mean accuracies and their differences, and figures with their bounds."""
     result: dict[str, Any] = {"time_ratio": {}, "accuracy": {}, "accuracy_difference": {}, "figures": []}
     seconds, accuracies = ({name: [row[name][what] for row in rows] for name in ("keras", *presets)} for what in KEYS)
     for name, values in accuracies.items():
@@ -184,13 +184,13 @@ def compare(rows: Sequence[Mapping[str, Any]], presets: Sequence[str]) -> dict[s
             widest = max(max(accuracies[name]) - min(accuracies[name]) for name in ("keras", preset))
             result["figures"] += [
                 figure(f"{preset}: time, times Keras's", against["median"], "<=", 0.7),
-                figure(f"{preset}: mean accuracy apart, spread of seeds", abs(difference), "<=", round(widest, 4)),
+                figure(f"{preset}: mean accuracy difference, spread of seeds", abs(difference), "<=", round(widest, 4)),
             ]
     return result
 
 
 def pipeline(data: ImageDataset, count: int = 1000, rounds: int = 7) -> dict[str, float]:
-    """Examples/s of the input alone: batches of 64 made and put on the device, in each of some turns."""
+    """Examples/s of the input alone: making batches of 64 and putting them on the device, over several turns."""
     sharding = batch_sharding(make_mesh(1))
     stream = batches(data, BATCH, seed=0)
     rates = []
@@ -205,7 +205,7 @@ def pipeline(data: ImageDataset, count: int = 1000, rounds: int = 7) -> dict[str
 def table(rows: Sequence[Mapping[str, Any]], presets: Sequence[str]) -> str:
     """The rows of the README's table."""
     versions = rows[0]["keras"]
-    programs = {"keras": f"the article's program, Keras {versions['keras']} on TensorFlow {versions['tensorflow']}"}
+    programs = {"keras": f"Keras baseline, Keras {versions['keras']} on TensorFlow {versions['tensorflow']}"}
     programs |= {preset: f"`experiments/cnn_cifar10.py --preset {preset}`" for preset in presets}
     lines = ["| program | seconds to the test accuracy | test accuracy, % |", "|---|---|---|"]
     for name, program in programs.items():

@@ -1,14 +1,14 @@
-"""Convolution and pooling against jax.lax, Keras and PyTorch: numbers first, then the speed of each case.
+"""Convolution and pooling against jax.lax, Keras and PyTorch: numerics, then speed of each case.
 
     python benchmarks/convolution.py --peers PYTHON               # every case, 5 minutes
-    python benchmarks/convolution.py --peers PYTHON --rounds 0    # only whether the numbers agree
+    python benchmarks/convolution.py --peers PYTHON --rounds 0    # numerics only
     python benchmarks/convolution.py                              # without Keras and PyTorch
 
-PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``). Run it on
-an otherwise idle machine. Everyone computes y, and the gradients of sum(y * w) by images and kernel, in float32. A line
-for each case tells the largest difference from everyone, relative to the largest entry; a second one, after turn and
-turn about, examples/s and how many times faster we are than each. A case that a library has not is said so: Keras pads
-by names, PyTorch both sides alike. It writes JSON to --out; the exit status is 1 if a difference is over 1e-5.
+PYTHON is the interpreter of a separate environment (Python 3.11, ``pip install -r benchmarks/peers.txt``). Run it on
+an otherwise idle machine. Each library computes y and the gradients of sum(y * w) in images and kernel, in float32. One
+line per case prints the largest differences, relative to the largest entry; a second one, measured in alternating
+turns, examples/s and jaxai's speed over each library's. Cases that a library lacks are marked: Keras has named paddings
+only, PyTorch pads both sides equally. Writes JSON to --out; the exit code is 1 if a difference exceeds 1e-5.
 """
 
 import dataclasses
@@ -33,12 +33,12 @@ from jaxai.ops.pool import avg_pool, max_pool
 PEER = Path(__file__).parent / "peers" / "convolution.py"
 LIBRARIES = ("keras", "torch")
 BOUND = 1e-5
-"""Sums of up to 16,384 products of float32 in another order."""
+"""Bound on differences: float32 sums of up to 16,384 products in another order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An op at a shape; `kernel` is a pool's window, a number for `padding` means zeros on every side."""
+    """An op at a shape; `kernel` is a pool's window; an integer `padding` is the number of zeros on every side."""
 
     op: str
     x: tuple[int, ...]
@@ -76,14 +76,14 @@ CASES = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure, and against what."""
+    """Options of the benchmark."""
 
     peers: Path | None = None
-    """The interpreter that has Keras and PyTorch; without it there is jax.lax to compare with."""
+    """An interpreter that has Keras and PyTorch; without it the only peer is jax.lax."""
     out: Path = Path("runs/benchmarks/convolution")
     batch: int = 16
     rounds: int = 5
-    """Turns of each library; 0 measures nothing."""
+    """Turns per library; 0 checks numerics only."""
     threads: int = os.cpu_count() or 1
     """Threads that the peers may use."""
 
@@ -131,7 +131,7 @@ def inputs(case: Case) -> tuple[list[jax.Array], jax.Array]:
 
 
 def everything(case: Case, implementation: str | None) -> Callable[..., Sequence[jax.Array]]:
-    """y, and the gradient of sum(y * w) by every array."""
+    """A function that computes y and the gradient of sum(y * w) in every array."""
 
     def compute(arrays: list[jax.Array], w: jax.Array) -> Sequence[jax.Array]:
         y, pull = jax.vjp(operation(case, implementation), *arrays)
@@ -141,7 +141,7 @@ def everything(case: Case, implementation: str | None) -> Callable[..., Sequence
 
 
 def check(name: str, case: Case, asks: dict[str, Ask]) -> dict[str, Any]:
-    """The largest differences."""
+    """Print and return the largest difference of each library from jaxai."""
     arrays, w = inputs(case)
     ours = jax.jit(everything(case, None))(arrays, w)
     theirs = {"lax": partial(jax.jit(everything(case, "lax")), arrays, w)}
@@ -153,13 +153,13 @@ def check(name: str, case: Case, asks: dict[str, Ask]) -> dict[str, Any]:
 
 
 def difference(ours: Sequence[Any], compute: Callable[[], Sequence[Any]]) -> float:
-    """The largest, relative to the largest entry of its array."""
+    """The largest difference, relative to the largest entry of its array."""
     pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(ours, compute(), strict=True)]
     return float(f"{max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs):.2g}")
 
 
 def asked(ask: Ask, case: Case, arrays: list[jax.Array], w: jax.Array) -> list[np.ndarray]:
-    """A peer's results."""
+    """A peer's y and gradients on these arrays."""
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: str(Path(folder) / f"{name}.npz") for name in ("inputs", "outputs")}
         np.savez(paths["inputs"], w=w, **dict(zip(("x", "kernel"), arrays, strict=False)))
@@ -169,7 +169,7 @@ def asked(ask: Ask, case: Case, arrays: list[jax.Array], w: jax.Array) -> list[n
 
 
 def speed(name: str, case: Case, asks: dict[str, Ask], rounds: int) -> dict[str, Any]:
-    """Examples/s of everyone."""
+    """Examples/s of each library."""
     arrays, w = inputs(case)
 
     def here(implementation: str | None) -> Turn:
@@ -177,7 +177,7 @@ def speed(name: str, case: Case, asks: dict[str, Ask], rounds: int) -> dict[str,
 
     def there(ask: Ask) -> Turn:
         request = partial(ask, ask="time", case=dataclasses.asdict(case) | {"y": w.shape})
-        request(repeats=1)  # whether it can
+        request(repeats=1)  # raises NotAvailable here if unsupported
         return lambda repeats: request(repeats=repeats)["seconds"]
 
     makers = {"jaxai": partial(here, None), "lax": partial(here, "lax")}

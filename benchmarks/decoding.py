@@ -1,4 +1,4 @@
-"""Turns of decoding with a cache: one update and one attention for each token."""
+"""Turns of decoding with a cache: one update and one attention per token."""
 
 import itertools
 import time
@@ -14,7 +14,7 @@ HEADS, HEAD_SIZE = 8, 64
 
 
 def decode_contender(batch: int, capacity: int, steps: int) -> tuple[Turn, float, float]:
-    """Turns of `steps` tokens, the seconds of compilation, the difference from jax.nn."""
+    """Turns of ``steps`` tokens, the compilation time in seconds, and the largest difference from jax.nn."""
     keys, old = jax.random.split(jax.random.key(0), 5), capacity - steps - 1
     q, *new = (jax.random.normal(key, (batch, 1, HEADS, HEAD_SIZE)) for key in keys[:3])
     prompt = [jax.random.normal(key, (batch, old, HEADS, HEAD_SIZE)) for key in keys[3:]]

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
-"""``f(q, k, v, segments)``; segments are an input, lest a compiler learn from them."""
+"""``f(q, k, v, segments)``; segments are an input so that they aren't constants to the compiler."""
 
 
 class Data(NamedTuple):
-    """q, k, v, weights of the sum, a direction for q, k, v, all random; segments [B, T], or whatever attend takes."""
+    """Random q, k, v, weights of the sum and direction for q, k, v; segments [B, T], or the fourth input of attend."""
 
     qkv: tuple[jax.Array, ...]
     w: jax.Array
@@ -26,7 +26,7 @@ def forward(attend: Attend, data: Data) -> jax.Array:
 
 
 def gradient(attend: Attend, data: Data) -> Any:
-    """The sum and its gradient: without the sum, XLA drops the product with v where the gradient doesn't need it."""
+    """The sum and its gradient. Without the sum as an output, XLA could drop the product with v."""
 
     def weighted_sum(qkv: tuple[jax.Array, ...]) -> jax.Array:
         return jnp.sum(forward(attend, data._replace(qkv=qkv)) * data.w, dtype=jnp.float32)
@@ -40,7 +40,7 @@ def jvp(attend: Attend, data: Data) -> Any:
 
 
 def hvp(attend: Attend, data: Data) -> Any:
-    """The derivative of the gradient along the direction, alone, as Hessian-free optimisers ask for it."""
+    """The Hessian-vector product along the direction, the only output, as in Hessian-free optimisation."""
     return jax.jvp(lambda *qkv: gradient(attend, data._replace(qkv=qkv)), data.qkv, data.direction)[1]
 
 

@@ -1,18 +1,18 @@
-"""The main job against the article's own program in Keras on TensorFlow.
+"""The digit GAN against the Keras baseline, the program of an introductory article on GANs.
 
-    python benchmarks/gan_mnist.py speed --peers PYTHON --data-dir DIR      # examples/s, in turn, 3 minutes
+    python benchmarks/gan_mnist.py speed --peers PYTHON --data-dir DIR      # examples/s in turns, 3 minutes
     python benchmarks/gan_mnist.py quality --peers PYTHON --data-dir DIR    # MNIST-FD after the same time, 40 minutes
 
-PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``); DIR holds
-the four official MNIST files. Run it on an otherwise idle machine. It writes JSON and a plot to --out.
+PYTHON is the interpreter of a separate environment (Python 3.11, ``pip install -r benchmarks/peers.txt``); DIR holds
+the four official MNIST files. Run it on an otherwise idle machine. Writes JSON and a plot to --out.
 
-``speed`` first checks that both build the same networks: Keras's initial weights, carried over, must give Keras's
-images and logits. A step is what each program does for 32 real images: Keras's updates the discriminator twice (real,
-generated) and the generator once on fresh noise; ours updates each network once, the discriminator on the joint batch,
-the generator on the images of the discriminator's turn.
+``speed`` first checks that both build the same networks: with Keras's initial weights, ours must give Keras's images
+and logits. A step processes 32 real images in each program: Keras updates the discriminator twice (real, generated) and
+the generator once on fresh noise; jaxai updates each network once, the discriminator on the joint batch, the generator
+on the images that the discriminator's update used.
 
-``quality`` trains preset ``default`` and gives Keras as many seconds of pure training as ours took with compilation;
-finished runs under --out are taken as they are.
+``quality`` trains preset ``default`` and gives Keras as many seconds of pure training as jaxai took with compilation;
+finished runs under --out are reused.
 """
 
 import dataclasses
@@ -54,18 +54,18 @@ BATCH = 32
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to compare, and with what."""
+    """Options of the benchmark."""
 
     what: tyro.conf.Positional[Literal["speed", "quality"]]
     peers: Path
-    """The interpreter that has Keras and TensorFlow."""
+    """An interpreter that has Keras and TensorFlow."""
     data_dir: Path
     """A folder with the four official MNIST files."""
     out: Path = Path("runs/benchmarks/gan_mnist")
     rounds: int = 15
-    """speed: turns of each program."""
+    """speed: turns per program."""
     turn: int = 20
-    """speed: steps in a turn."""
+    """speed: steps per turn."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """quality: one run of each program per seed."""
 
@@ -85,7 +85,7 @@ def main(config: Config) -> None:
 
 
 def speed(config: Config) -> dict[str, Any]:
-    """Examples/s of both programs, turn and turn about, in one session."""
+    """Examples/s of both programs in alternating turns."""
     init_fn = config.out / "keras_initial.npz"
     command = [str(config.peers), str(PEER), "--data-dir", str(config.data_dir), "--turns", str(config.turn)]
     with subprocess.Popen(
@@ -107,7 +107,7 @@ def speed(config: Config) -> dict[str, Any]:
             rates["keras"].append(line["examples_per_second"])
         keras.stdin.close()
     ratios = [a / b for a, b in zip(rates["jaxai"], rates["keras"], strict=True)]
-    plot(config.out / "speed.png", rates, "examples/s, a point a turn")
+    plot(config.out / "speed.png", rates, "examples/s, one point per turn")
     return {
         "largest_difference": difference,
         "compile_seconds": round(ours.compile_seconds, 2),
@@ -137,7 +137,7 @@ class Article:
         self.compile_seconds = time.perf_counter() - before
 
     def turn(self, steps: int) -> float:
-        """Examples/s over so many steps."""
+        """Examples/s over ``steps`` steps."""
         before = time.perf_counter()
         for _ in range(steps):
             self._state, metrics = self._step(self._state, next(self._batches))
@@ -147,7 +147,7 @@ class Article:
 
 
 def largest_difference(path: Path) -> float:
-    """Of images and logits, relative to their size, when our networks get Keras's weights. ValueError above 1e-4."""
+    """The largest relative difference of images and logits with Keras's weights. UserError above 1e-4."""
     with np.load(path) as saved:
         arrays = {name: saved[name] for name in saved.files}
     generator = parameters(
@@ -158,16 +158,16 @@ def largest_difference(path: Path) -> float:
     logits = ArticleDiscriminator().apply({"params": discriminator}, arrays["images"])
     pairs = [(images, arrays["images"]), (logits, arrays["logits"][:, 0])]
     difference = max(float(np.abs(np.asarray(a) - b).max() / np.abs(b).max()) for a, b in pairs)
-    if difference > 1e-4:  # float32 sums of up to 50,176 products in another order give some 1e-6
+    if difference > 1e-4:  # float32 sums of up to 50,176 products in another order differ by some 1e-6
         raise UserError(f"{path}: our networks differ from Keras's by {difference:.1e} with the same weights")
     return difference
 
 
 def parameters(weights: Sequence[np.ndarray], layers: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Keras's kernels and biases, layer by layer, under the names and in the layout of our modules."""
+    """Convert Keras's kernels and biases, layer by layer, to our modules' names and layout."""
     params: dict[str, dict[str, np.ndarray]] = {}
     for kernel, bias, kind in zip(weights[::2], weights[1::2], layers, strict=True):
-        if kind == "ConvTranspose":  # Keras holds the kernel of the convolution whose gradient this is
+        if kind == "ConvTranspose":  # Keras stores the kernel of the transposed convolution's adjoint
             kernel = kernel[::-1, ::-1].swapaxes(2, 3)
         number = sum(name.startswith(f"{kind}_") for name in params)
         params[f"{kind}_{number}"] = {"kernel": kernel, "bias": bias}
@@ -175,7 +175,7 @@ def parameters(weights: Sequence[np.ndarray], layers: Sequence[str]) -> dict[str
 
 
 def quality(config: Config) -> dict[str, Any]:
-    """Scores of preset ``default`` and of the article's program after the same time, once per seed."""
+    """Scores of preset ``default`` and of the Keras baseline after the same time, once per seed."""
     train, test = (load("mnist", split, data_dir=config.data_dir) for split in ("train", "test"))
     rows = []
     for seed in config.seeds:
@@ -188,7 +188,7 @@ def quality(config: Config) -> dict[str, Any]:
         print(json.dumps(row), flush=True)
         rows.append(row)
     distances = {name: [row[name]["mnist_fd"] for row in rows] for name in ("jaxai", "keras")}
-    plot(config.out / "quality.png", distances, "MNIST-FD after the same time, a point a seed", logarithmic=True)
+    plot(config.out / "quality.png", distances, "MNIST-FD after the same time, one point per seed", logarithmic=True)
     return {"runs": rows, "fd_ratio": spread([row["fd_ratio"] for row in rows])}
 
 
@@ -203,7 +203,7 @@ def run_default(config: Config, seed: int) -> dict[str, Any]:
 
 
 def run_keras(config: Config, seed: int, seconds: float, count: int) -> np.ndarray:
-    """Samples of the article's program after so many seconds of training, uint8 [count, 28, 28, 1]."""
+    """Samples of the Keras baseline after ``seconds`` of training, uint8 [count, 28, 28, 1]."""
     path = config.out / f"keras_seed{seed}_{seconds:.0f}s.npz"
     if not path.exists():
         options = {"--seconds": f"{seconds:.0f}", "--samples": str(count), "--seed": str(seed), "--out": str(path)}
@@ -215,13 +215,13 @@ def run_keras(config: Config, seed: int, seconds: float, count: int) -> np.ndarr
 
 
 def scores(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures to compare."""
+    """The scores to compare."""
     names = ["mnist_fd", "mnist_fd_floor", "precision", "recall", "density", "coverage", "histogram_kl", "digits"]
     return {name: summary[name] for name in names}
 
 
 def plot(path: Path, series: Mapping[str, Sequence[float]], label: str, *, logarithmic: bool = False) -> None:
-    """Each program's values as points."""
+    """Plot each program's values as points."""
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()
     for name, values in series.items():

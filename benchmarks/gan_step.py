@@ -1,15 +1,15 @@
-"""A training step of the main job, with R1 and R2, against the same networks and training in PyTorch.
+"""A training step of the digit GAN with R1 and R2 against the same networks and training in PyTorch.
 
     python benchmarks/gan_step.py --peers PYTHON                # losses, then examples/s, 3 minutes
 
-PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``). Run it on
-an otherwise idle machine. The step is that of experiments/gan_mnist.py's preset ``default``: relativistic loss, R1 and
-R2 on every step, Adam for both networks, the generator's moving average, 64 embedded digits. First the
-losses of 20 steps on the same digits and noise: of the first, of each from our state before it, and of all in a row,
-where the last bits grow a thousandfold in ten steps (Adam without momentum begins by moving each weight by its
-gradient's sign alone); ours from weights that differ in the last bit stand beside these. Then all train turn and turn
-about, input and noise included: PyTorch in three forms (plain; channels last; the discriminator's gradient by
-`torch.func` and `torch.compile`), of which the fastest counts. It writes JSON to --out.
+PYTHON is the interpreter of a separate environment (Python 3.11, ``pip install -r benchmarks/peers.txt``). Run it on
+an otherwise idle machine. The step is that of experiments/gan_mnist.py's preset ``default`` on embedded digits:
+relativistic loss, R1 and R2 on every step, Adam for both networks, the generator's moving average. First the losses of
+20 steps on the same digits and noise are compared: of the first step, of each step from our state, and of all steps in
+sequence. In the sequence rounding errors grow a thousandfold in ten steps, because Adam without momentum begins with
+the sign of the gradient; for scale, our own steps are repeated from weights that differ in the last bit. Then all
+programs train in turns, input and noise included: PyTorch in three forms (plain; channels last; the discriminator's
+gradient by `torch.func` and `torch.compile`), the fastest of which is compared. Writes JSON to --out.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ CHECKED, TIMED = 20, 20  # steps
 
 
 class Job(NamedTuple):
-    """A preset of the experiment, its generator and its training."""
+    """A preset of gan_mnist, its generator, step and initialiser."""
 
     preset: Any
     generator: Any
@@ -67,7 +67,7 @@ class Job(NamedTuple):
 
 
 def job(name: str) -> Job:
-    """Of this preset."""
+    """Build the Job of a preset."""
     preset = EXPERIMENT.PRESETS[name]
     generator, discriminator = EXPERIMENT.networks(preset)
     trainer = EXPERIMENT.trainer(preset, generator, discriminator)
@@ -79,17 +79,17 @@ MAIN = job("default")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to compare, and with what."""
+    """Options of the benchmark."""
 
     peers: Path | None = None
-    """The interpreter that has PyTorch; without it there is nobody to compare with."""
+    """An interpreter that has PyTorch; by default only jaxai is measured."""
     out: Path = Path("runs/benchmarks/gan_step")
     rounds: int = 9
-    """Turns of each."""
+    """Turns per program."""
     devices: int = 1
-    """Devices that the CPU is split into; one, as the experiment has it, takes all cores."""
+    """CPU devices; one, the experiment's default, uses all cores."""
     forms: tuple[str, ...] = FORMS
-    """Which of PyTorch's forms to compare with."""
+    """PyTorch's forms to compare with."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.devices < 1:
@@ -122,17 +122,17 @@ def main(config: Config) -> None:
     row["figures"] = figures(row)
     for name, rates in row["examples_per_second"].items():
         faster = row["times_faster"].get(name, {}).get("median", "")
-        print(f"{name:14} {rates['median']:8} examples/s ({rates['min']} to {rates['max']}), ours / its {faster}")
+        print(f"{name:14} {rates['median']:8} examples/s ({rates['min']} to {rates['max']}), ours over its {faster}")
     write(config.out / "gan_step.json", row)
 
 
 def peer_turns(ask: Ask, form: str, repeats: int) -> list[float]:
-    """The seconds of so many turns of the peer."""
+    """The seconds of ``repeats`` turns of the peer."""
     return [ask(ask="time", form=form, steps=TIMED)["seconds"] for _ in range(repeats)]
 
 
 def figures(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The figures that are wanted; none without a peer."""
+    """The figures with their bounds; none without a peer."""
     if not row["times_faster"]:
         return []
     differences = [row["largest_difference"][form] for form in row["times_faster"]]
@@ -148,7 +148,7 @@ def figures(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def compared(ask: Ask, digits: ImageDataset, forms: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
-    """How far each of the peer's forms is from us, and why others don't run. ValueError if a first step differs."""
+    """The differences of the peer's forms from jaxai, and why others don't run. UserError if a first step differs."""
     inputs, states, ours = our_steps(MAIN, digits)
     perturbed = our_steps(MAIN, digits, last_bit=True)[2]
     found: dict[str, Any] = {"ours_from_other_last_bits": apart(perturbed, ours)}
@@ -181,10 +181,10 @@ def compared(ask: Ask, digits: ImageDataset, forms: tuple[str, ...]) -> tuple[di
 def our_steps(
     job: Job, digits: ImageDataset, count: int = CHECKED, *, last_bit: bool = False
 ) -> tuple[dict[str, np.ndarray], list[Any], Losses]:
-    """Rows of the digits and noise of each of our first steps, the state before each and after all, and their losses.
+    """Take ``count`` steps; return their inputs (rows of the digits, noise), all states and all losses.
 
-    A preset without penalty has one of 0. With ``last_bit`` the discriminator begins with weights that are larger by
-    float32's epsilon.
+    Without a penalty in the preset its value is 0. With ``last_bit`` the discriminator's initial weights are multiplied
+    by 1 + float32's epsilon.
     """
     stream = batches(digits, job.preset.batch_size, seed=job.preset.seed)
     state, take = jax.jit(job.init)(), jax.jit(job.step)
@@ -203,13 +203,13 @@ def our_steps(
 
 
 def asked(ask: Ask, form: str, state: Any, **inputs: np.ndarray) -> Losses:
-    """The peer's losses on these inputs from our state, and ``drawn``, what its average makes of the last noise."""
+    """The peer's losses on these inputs from our state, and ``drawn``: images from its average and the last noise."""
     trees = {name: getattr(state, name) for name in ("generator", "discriminator")}
     trees["average"] = state.ema_params
     for name in ("generator", "discriminator"):
         moments, zeros = getattr(state, f"{name}_opt"), jax.tree.map(jnp.zeros_like, trees[name])
         trees[f"{name}_nu"] = optax.tree.get(moments, "nu")
-        trees[f"{name}_mu"] = optax.tree.get(moments, "mu", zeros)  # without momentum it is the last gradient
+        trees[f"{name}_mu"] = optax.tree.get(moments, "mu", zeros)  # irrelevant without momentum
     leaves = jax.tree_util.tree_leaves_with_path(trees)
     arrays: dict[str, Any] = {"step": np.asarray(state.step), **inputs}
     arrays |= {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(x) for path, x in leaves}
@@ -222,13 +222,13 @@ def asked(ask: Ask, form: str, state: Any, **inputs: np.ndarray) -> Losses:
 
 
 def drawn(state: Any, noise: np.ndarray) -> np.ndarray:
-    """What the moving average makes of noise [B, latent]."""
+    """Images that the generator's moving average makes from noise [B, latent]."""
     return np.asarray(jax.jit(partial(apply, MAIN.generator))(state.ema_params, noise))
 
 
 def apart(theirs: Losses, ours: Losses) -> dict[str, float]:
-    """The largest relative difference of each loss over their steps."""
-    # A penalty that both leave out is 0 in both.
+    """The largest relative difference of each loss over the steps of ``theirs``."""
+    # Without a penalty, its value is 0 in both programs and is skipped.
     pairs = {name: (theirs[name], ours[name][: len(theirs[name])]) for name in LOSSES if theirs[name].any()}
     largest = {name: np.abs(mine / yours - 1).max() for name, (mine, yours) in pairs.items()}
     return {name: float(f"{value:.2g}") for name, value in largest.items()}

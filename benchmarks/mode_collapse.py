@@ -1,14 +1,14 @@
-"""The remedies for mode collapse, alone and some together, and four losses on the 1000-mode benchmark: tables.
+"""Regularizers against mode collapse, alone and combined, and four losses on the 1000-mode benchmark.
 
-    python benchmarks/mode_collapse.py grid                      # 25 Gaussians, five GANs a row, 12 minutes
-    python benchmarks/mode_collapse.py ring                      # eight on a circle
-    python benchmarks/mode_collapse.py stacked --data-dir DIR    # three digits as colours, hours on a CPU
+    python benchmarks/mode_collapse.py grid                      # 25 Gaussians, five GANs per row, 12 minutes
+    python benchmarks/mode_collapse.py ring                      # eight Gaussians on a circle
+    python benchmarks/mode_collapse.py stacked --data-dir DIR    # three digits as colour channels, hours on a CPU
 
-A row of the first two is one run of ``experiments/gan_toy2d.py --preset collapse`` with the row's options, all of one
-size and length; the last row is its preset ``default``, with twice the batch and three times the steps. A row of
-``stacked`` is one run of ``experiments/gan_stacked_mnist.py``: all of one size and length. Packed rows have as many
-packs in a batch as the others have points, as PacGAN has; the Wasserstein row updates its discriminator once a step, as
-all do. It writes table.md, mode_collapse.json and the runs to --out; an interrupted benchmark goes on where it was.
+A row of ``grid`` and ``ring`` is one run of ``experiments/gan_toy2d.py --preset collapse`` with the row's options, all
+with the same networks and number of steps; the last row is its preset ``default``, with twice the batch and three times
+the steps. A row of ``stacked`` is one run of ``experiments/gan_stacked_mnist.py``. With packing, a batch has as many
+packs as the other rows have points, as in PacGAN; every row, also the Wasserstein row, updates its discriminator once
+per step. Writes table.md, mode_collapse.json and the runs to --out; an interrupted benchmark resumes.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ AVERAGE = ("--ema-half-life", "10000")
 TEN = ("--penalty-weight", "10")
 PACKED = ("--packing", "4", "--batch-size", "256")
 Row = dict[str, Any]
-CURE = "preset default: these three, rates that fall, longer"
+CURE = "preset `default`: these three, decaying learning rates, more steps"
 POINTS: dict[str, tuple[str, ...]] = {
     "the GAN of 2014, non-saturating": (),
     "saturating": ("--loss", "saturating"),
@@ -42,24 +42,24 @@ POINTS: dict[str, tuple[str, ...]] = {
     "relativistic, average": ("--loss", "relativistic_average"),
     "R1": ("--penalty", "r1", *R1_R2[2:]),
     "R1 and R2": R1_R2,
-    "R1 and R2 by differences": ("--penalty", "approximate_r1_r2", *R1_R2[2:]),
+    "R1 and R2 by finite differences": ("--penalty", "approximate_r1_r2", *R1_R2[2:]),
     "DRAGAN": ("--penalty", "dragan", *TEN),
     "consistency": ("--penalty", "consistency", *TEN),
     "instance noise": ("--noise", "1"),
     "packing, 2": ("--packing", "2", "--batch-size", "128"),
     "packing, 4": PACKED,
-    "minibatch deviation": ("--minibatch-stddev",),
+    "minibatch standard deviation": ("--minibatch-stddev",),
     "spectral normalisation": ("--spectral",),
     "unrolling, 5": ("--unroll", "5", "--unroll-rate", "0.01"),
-    "average of the generator": AVERAGE,
+    "moving average of the generator": AVERAGE,
     "two time scales": ("--generator-optimizer.learning-rate", "2.5e-4"),
     "larger generator": ("--generator", *["192"] * 6),
     "larger batch": ("--batch-size", "256"),
     "packing, 4, instance noise": (*PACKED, "--noise", "1"),
     "packing, 4, R1 and R2": (*PACKED, *R1_R2),
-    "R1 and R2, average": (*R1_R2, *AVERAGE),
+    "R1 and R2, moving average": (*R1_R2, *AVERAGE),
     "relativistic, R1 and R2": ("--loss", "relativistic", *R1_R2),
-    "relativistic, R1 and R2, average": ("--loss", "relativistic", *R1_R2, *AVERAGE),
+    "relativistic, R1 and R2, moving average": ("--loss", "relativistic", *R1_R2, *AVERAGE),
     CURE: ("--preset", "default"),
 }
 STACKS: dict[str, tuple[str, ...]] = {
@@ -85,24 +85,24 @@ PUBLISHED = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to run."""
+    """Options of the benchmark."""
 
     section: tyro.conf.Positional[Literal["grid", "ring", "stacked"]] = "grid"
     steps: int = 8000
-    """Of every GAN; of the preset's, three times as many."""
+    """Steps of every GAN; the row of preset `default` takes three times as many."""
     gans: int = 5
-    """For each row of points; stacked digits have one GAN, scored from three noises."""
+    """GANs per row of grid and ring; stacked trains one, scored with three draws of latents."""
     penalty: float | None = None
-    """For ``stacked``: the penalties' weight at every step, instead of the preset's."""
+    """For ``stacked``: a constant penalty weight, instead of the preset's schedule."""
     data_dir: Path | None = None
-    """All of MNIST, for ``stacked``; without it the embedded digits."""
+    """A folder with all of MNIST, for ``stacked``; by default the embedded digits."""
     out: Path = Path("runs/benchmarks/mode_collapse")
 
     def __post_init__(self) -> None:
         if min(self.steps, self.gans) < 1:
             raise UserError(f"--steps and --gans must be at least 1, got {self.steps} and {self.gans}")
         if self.penalty is not None and self.section != "stacked":
-            raise UserError("--penalty is for stacked alone: the rows of points have their own")
+            raise UserError("--penalty is for stacked only: the rows of grid and ring have their own penalties")
 
     @property
     def experiment(self) -> str:
@@ -110,14 +110,14 @@ class Config:
 
     @property
     def folder(self) -> Path:
-        """Where the rows of one size and length lie."""
+        """The folder of the runs with these sizes."""
         gans = "" if self.section == "stacked" else f"_{self.gans}_gans"
         penalty = "" if self.penalty is None else f"_penalty_{self.penalty}"
         return self.out / f"{self.section}{gans}_{self.steps}_steps{penalty}"
 
 
 def main(config: Config) -> None:
-    """Run all rows, print the table, write it."""
+    """Run all rows, print and write the table."""
     rows = {}
     for name, options in (STACKS if config.section == "stacked" else POINTS).items():
         rows[name] = run(config, name, options)
@@ -151,9 +151,9 @@ def run(config: Config, name: str, options: tuple[str, ...]) -> Row:
 
 
 def line(config: Config, name: str, row: Row) -> str:
-    """A row in Markdown: means and deviations over GANs or noises."""
+    """Format a row in Markdown: means and standard deviations over GANs or draws of latents."""
     if "diverged" in row:
-        return f"| {name} | not finite at step {row['diverged']} | | | |"
+        return f"| {name} | non-finite at step {row['diverged']} | | | |"
     cells = []
     for column in COLUMNS[config.experiment]:
         mean, deviation = np.mean(row[column]), np.std(row[column])
@@ -164,9 +164,9 @@ def line(config: Config, name: str, row: Row) -> str:
 
 
 def table(config: Config, rows: dict[str, Row]) -> str:
-    """In Markdown."""
+    """Format the table in Markdown."""
     titles = [column.replace("_", " ") for column in COLUMNS[config.experiment]]
-    head = [f"| remedy | {' | '.join(titles)} | training |", "|---|---|---|---|---|"]
+    head = [f"| regularizer | {' | '.join(titles)} | training |", "|---|---|---|---|---|"]
     one = next((row for row in rows.values() if "diverged" not in row), {})
     quality = f"{100 * one['real_high_quality']:.1f} %" if "real_high_quality" in one else ""
     real = f"| real examples | {one.get('of_modes', 1000)} | {quality} | {one.get('real_kl', 0):.4f} | |"
@@ -175,14 +175,14 @@ def table(config: Config, rows: dict[str, Row]) -> str:
 
 
 def figures(config: Config, rows: dict[str, Row]) -> list[dict[str, Any]]:
-    """What was wanted of the grid."""
+    """The figures of ``grid`` with their bounds."""
     cured, sick = (rows[name] for name in (list(rows)[-1], next(iter(rows))))
     if config.section != "grid" or "diverged" in cured or "diverged" in sick:
         return []
     return [
-        figure("modes of the cure, least of its GANs", min(cured["modes"]), ">=", cured["of_modes"]),
-        figure("its share of high quality, mean", float(np.mean(cured["high_quality"])), ">=", 0.96),
-        figure("its KL, mean", float(np.mean(cured["kl"])), "<=", 0.01),
+        figure("modes of preset `default`, minimum over its GANs", min(cured["modes"]), ">=", cured["of_modes"]),
+        figure("high quality of preset `default`, mean", float(np.mean(cured["high_quality"])), ">=", 0.96),
+        figure("KL of preset `default`, mean", float(np.mean(cured["kl"])), "<=", 0.01),
         figure("modes of the GAN of 2014, mean", float(np.mean(sick["modes"])), "<=", 21.9),
     ]
 

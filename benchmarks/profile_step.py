@@ -1,11 +1,10 @@
-"""Where the time of a training step of the article's classifier goes, op by op.
+"""Time of a training step of the Keras baseline's classifier, op by op.
 
     python benchmarks/profile_step.py                    # batch 64, a minute
 
-XLA's own profile of the compiled step on CPU, one step a call: each op's time and share and what it was made from;
-beside it the FLOPs of the whole step at the rate of a large matrix product, below which no step of this arithmetic can
-come. A product may work on behind the next op's back, so shares needn't sum to 1. It prints a table in Markdown and
-writes JSON to --out.
+XLA's profile of the compiled step on CPU, one step per call: each op's time, share and source. For comparison, the time
+of the step's FLOPs at the rate of a large matrix product, a lower bound for this arithmetic. The profile shows a
+product's calling thread only, so shares need not sum to 1. Prints a table in Markdown and writes JSON to --out.
 """
 
 import dataclasses
@@ -30,14 +29,14 @@ from jaxai.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to look at."""
+    """Options of the benchmark."""
 
     out: Path = Path("runs/benchmarks/profile_step")
     batch_size: int = 64
     steps: int = 50
-    """Over which times are averaged."""
+    """Steps over which times are averaged."""
     top: int = 20
-    """Rows of the table; the rest is one row."""
+    """Rows of the table; other ops are summed in one row."""
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.steps, self.top) < 1:
@@ -81,7 +80,7 @@ def product_rate() -> float:
 
 
 def profile(compiled: Any, state: Any, batch: Any, steps: int) -> tuple[list[dict[str, Any]], float]:
-    """The trace's events over so many steps, and the seconds they took."""
+    """The profiler's events over ``steps`` steps, and their total seconds."""
     metrics = None
     for _ in range(10):
         state, metrics = compiled(state, batch)
@@ -102,7 +101,7 @@ def profile(compiled: Any, state: Any, batch: Any, steps: int) -> tuple[list[dic
 
 
 def shares(program: str, events: list[dict[str, Any]], seconds: float, steps: int) -> list[dict[str, Any]]:
-    """Milliseconds a step and share of every op of the compiled program, largest first."""
+    """Milliseconds per step and share of every op of the compiled program, largest first."""
     line = r'%(?P<name>[\w.\-]+) = (?P<shape>\w+\[[\d,]*\]).*?op_name="(?P<source>[^"]*)"'
     ops = {found["name"]: found for found in re.finditer(line, program)}
     times = Counter()
@@ -123,8 +122,8 @@ def shares(program: str, events: list[dict[str, Any]], seconds: float, steps: in
 
 
 def table(rows: list[dict[str, Any]], top: int) -> str:
-    """In Markdown."""
-    lines = ["| op | result | made from | ms | share |", "|---|---|---|---|---|"]
+    """Format the table in Markdown."""
+    lines = ["| op | result | source | ms | share |", "|---|---|---|---|---|"]
     rest = rows[top:]
     others = {"op": f"{len(rest)} others", "result": "", "from": ""}
     others |= {name: sum(row[name] for row in rest) for name in ("milliseconds", "share")}

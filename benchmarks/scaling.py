@@ -1,18 +1,18 @@
-"""What a training step says to the other devices, against the least that it must, and what that means for many GPUs.
+"""Communication volume of a training step against its minimum, and a prediction for many GPUs.
 
     python benchmarks/scaling.py            # 10 minutes
 
-For the article's classifier, a Transformer and the main job's GAN (with R1 and R2, and without), the step is compiled
-for 1, 2, 4 and 8 devices, replicated and with sharded parameters; the collectives and their bytes are read from the
-compiled program. The least for data parallelism is one all-reduce of the gradients and the metrics; for sharded
-parameters the same gradients once and the parameters gathered once. Then the classifier trains on 1, 2, 4 and 8 devices
-of one process and on 1, 2 and 4 processes; on a machine with few cores that shows the cost of dividing, not a speed-up.
-Last, the time of a step of GPT-2 small's size on N GPUs is predicted with the formula
+For the classifier of the Keras baseline, a Transformer and the digit GAN (with and without R1 and R2), the step is
+compiled for 1, 2, 4 and 8 devices, with replicated and sharded parameters; the collectives and their bytes are read
+from the compiled program. The minimum with data parallelism is one all-reduce of gradients and metrics; with sharded
+parameters also one all-gather of the parameters per change. Then the classifier trains on 1, 2, 4 and 8 devices of one
+process and on 1, 2 and 4 processes; with few cores this measures the cost of splitting a step, not a speed-up.
+Finally the time of a step of a model of GPT-2 small's size on N GPUs is predicted with the formula
 
     seconds = FLOPs / (peak * efficiency) + 2 (N - 1) / N * bytes / link
 
-for a fixed batch on each GPU, nothing overlapped: H100, 989 TFLOP/s in bfloat16 of which 40 % are reached, links of
-450 GB/s among the 8 GPUs of a node and of 50 GB/s a GPU between nodes. These are stated, not measured. It writes JSON
+for a fixed batch per GPU, without overlap: H100, 989 TFLOP/s in bfloat16 at an efficiency of 40 %, links of 450 GB/s
+between the 8 GPUs of a node and of 50 GB/s per GPU between nodes. These are assumptions, not measurements. Writes JSON
 to --out.
 """
 
@@ -56,12 +56,12 @@ KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 PEAK, EFFICIENCY, NODE, WITHIN, BETWEEN = PEAKS["NVIDIA H100 80GB HBM3"], 0.4, 8, 450e9, 50e9
 GPUS = tuple(8 * 2**n for n in range(10))
 Program = tuple[Callable[..., Any], Callable[[], PyTree], dict[str, np.ndarray]]
-"""A step, the first state, a batch."""
+"""A step, a function that makes the first state, a batch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure. ``train`` is what the benchmark starts itself with."""
+    """Options of the benchmark. The section ``train`` is for the processes that the benchmark starts."""
 
     section: tyro.conf.Positional[Literal["all", "train"]] = "all"
     out: Path = Path("runs/benchmarks/scaling")
@@ -86,7 +86,7 @@ def main(config: Config) -> None:
         print(json.dumps(row), flush=True)
     times = [timed(config, 1, count) for count in COUNTS] + [timed(config, count, 1) for count in PROCESSES[1:]]
     figures = [
-        figure(f"{row['step']} on 8 devices, times the least bytes", row["times_least"], "<=", 1.0)
+        figure(f"{row['step']} on 8 devices, bytes over minimum", row["times_least"], "<=", 1.0)
         for row in rows
         if row["devices"] == 8 and not row["sharded"]
     ]
@@ -96,7 +96,7 @@ def main(config: Config) -> None:
 
 
 def classifier() -> Program:
-    """The article's classifier on random pixels."""
+    """The classifier of the Keras baseline on random pixels."""
     network, tx = ArticleCNN(), optimizer(Adam(), decay_steps=1000)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(BATCH, 32, 32, 3)).astype(np.float32)
@@ -132,7 +132,7 @@ def transformer() -> Program:
 
 
 def gan(penalty: str) -> Program:
-    """The main job's step."""
+    """The digit GAN's step."""
     experiment = load_experiment("gan_mnist")
     preset = dataclasses.replace(experiment.PRESETS["default"], penalty=penalty)
     trainer = experiment.trainer(preset, *experiment.networks(preset))
@@ -148,7 +148,7 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
 
 
 def collectives(name: str, count: int, sharded: bool) -> dict[str, Any]:
-    """The collectives of a step compiled for so many devices: how many, their bytes, and the least."""
+    """Compile a step for ``count`` devices; return its collectives, their bytes and the minimum."""
     step, init, batch = PROGRAMS[name]()
     mesh = make_mesh(count, batch_size=BATCH)
     with jax.set_mesh(mesh):
@@ -176,7 +176,7 @@ def described(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
 
 
 def communicated(program: str) -> dict[str, dict[str, int]]:
-    """How many collectives of each kind a compiled program has, and the bytes of their results."""
+    """The number of collectives in a compiled program and the bytes of their results, by kind."""
     counts, sizes = Counter(), Counter()
     for shapes, kind in re.findall(rf"= (\S.*?) ({KINDS})(?:-start)?\(", program):
         counts[kind] += 1
@@ -186,9 +186,9 @@ def communicated(program: str) -> dict[str, dict[str, int]]:
 
 
 def least_bytes(state: PyTree, shardings: PyTree, metrics: int) -> int:
-    """Every gradient and metric (float32) once; each parameter that is split, as often as it changes, to have it whole.
+    """The minimum: every gradient and metric (float32) once, each split parameter once per change, to gather it.
 
-    A discriminator changes in the middle of a step: the generator looks through the new one.
+    A discriminator counts twice: it changes within a step, and the generator's update uses the new one.
     """
     total = 4 * metrics
     for name, gathered in {"params": 1, "generator": 1, "discriminator": 2}.items():
@@ -200,7 +200,7 @@ def least_bytes(state: PyTree, shardings: PyTree, metrics: int) -> int:
 
 
 def seconds_a_step(config: Config) -> dict[str, Any]:
-    """Of the classifier's training, in this process."""
+    """Milliseconds per step of the classifier's training in this process."""
     step, init, batch = classifier()
     own = processes(make_mesh(config.devices))
     count = BATCH // own["process_count"]
@@ -211,7 +211,7 @@ def seconds_a_step(config: Config) -> dict[str, Any]:
 
 
 def timed(config: Config, count: int, devices: int) -> dict[str, Any]:
-    """Milliseconds a step on so many processes of so many devices, started as commands."""
+    """Milliseconds per step with ``count`` processes of ``devices`` devices, started as commands."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -230,7 +230,7 @@ def timed(config: Config, count: int, devices: int) -> dict[str, Any]:
 
 
 def predicted() -> list[dict[str, Any]]:
-    """A step of a Transformer of GPT-2 small's size with 16 x 1,024 tokens on each GPU, by the formula."""
+    """The formula's times per step of a Transformer of GPT-2 small's size, 16 x 1,024 tokens per GPU."""
     parameters, tokens = 124e6, 16 * 1024
     compute = 6 * parameters * tokens / (PEAK * EFFICIENCY)
     rows = []
@@ -249,19 +249,19 @@ def predicted() -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]], times: list[dict[str, Any]], guesses: list[dict[str, Any]]) -> str:
-    """In Markdown."""
-    lines = ["| step | devices | parameters | collectives | bytes | least | times |", "|---|---|---|---|---|---|---|"]
+    """Format the tables in Markdown."""
+    lines = ["| step | devices | parameters | collectives | bytes | minimum | ratio |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         kinds = ", ".join(f"{count} {kind}" for kind, count in row["counts"].items()) or "none"
         place = "sharded" if row["sharded"] else "replicated"
         total = sum(row["bytes"].values())
         cells = (row["step"], row["devices"], place, kinds, f"{total:,}", f"{row['least']:,}", row["times_least"])
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    lines += ["", "| processes | devices of each | ms a step |", "|---|---|---|"]
+    lines += ["", "| processes | devices per process | ms per step |", "|---|---|---|"]
     for row in times:
         ms = row["ms_a_step"]
         lines.append(f"| {row['processes']} | {row['devices_each']} | {ms['median']} ({ms['min']} to {ms['max']}) |")
-    lines += ["", "| GPUs | compute, ms | exchange, ms | step, ms | share of compute |", "|---|---|---|---|---|"]
+    lines += ["", "| GPUs | compute, ms | communication, ms | step, ms | share of compute |", "|---|---|---|---|---|"]
     lines += [f"| {' | '.join(str(value) for value in row.values())} |" for row in guesses]
     return "\n".join(lines)
 

@@ -1,10 +1,10 @@
-"""From the command to the first training step, with a cold and with a warm compilation cache.
+"""Time from the command to the first training step, with a cold and with a warm compilation cache.
 
     python benchmarks/startup.py                    # 3 rounds, 2 minutes
 
-Starts ``experiments/gan_mnist.py`` (preset default) in a process of its own, waits for step 1 in its metrics.jsonl and
-stops it: once with an empty compilation cache, once with the cache that this left. Imports, data, the first pictures
-and compilation are all in the figure. Writes JSON to --out.
+Starts ``experiments/gan_mnist.py`` (preset default) as a process, waits for step 1 in its metrics.jsonl and kills it:
+once with an empty compilation cache, once with the cache of the first start. The time includes imports, data, the first
+pictures and compilation. Writes JSON to --out.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ SCRIPT = Path(__file__).parent.parent / "experiments" / "gan_mnist.py"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How often."""
+    """Options of the benchmark."""
 
     rounds: int = 3
     out: Path = Path("runs/benchmarks/startup.json")
@@ -71,7 +71,7 @@ def first_step(workdir: Path, cache: Path) -> float:
 
 
 def has_step(path: Path) -> bool:
-    """Whether step 1 is written."""
+    """Return whether step 1 is in metrics.jsonl."""
     return path.exists() and '"step": 1,' in path.read_text()
 
 

@@ -1,16 +1,15 @@
-"""The small language model of nanoGPT's documented CPU command, against the same network and run in PyTorch.
+"""The small language model of nanoGPT's documented CPU command, against the same network and training in PyTorch.
 
-    python benchmarks/text_generation.py step --peers PYTHON                # ms an iteration, 2 minutes
+    python benchmarks/text_generation.py step --peers PYTHON                # ms per iteration, 2 minutes
     python benchmarks/text_generation.py run --peers PYTHON --text FILE     # whole runs, three seeds, 16 minutes
     python benchmarks/text_generation.py sampling                           # tokens/s with and without the cache
     python benchmarks/text_generation.py context                            # 16,384 characters in 24 GiB, 10 minutes
 
-PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``), FILE the
-text, such as the one that nanoGPT trains on. Run it on an otherwise idle machine. ``step`` first compares the losses of
-20 steps from the same weights on the same batches. ``run`` times processes from their start to their last line, ours
-with an empty compilation cache, so compiling counts. ``context`` trains the same network on windows of 16,384
-characters in a process that may have 24 GiB, with `jaxai.attention` and with `jax.nn`'s dense attention. Each section
-writes its JSON to --out.
+PYTHON is the interpreter of a separate environment (Python 3.11, ``pip install -r benchmarks/peers.txt``), FILE a text,
+such as nanoGPT's. Run it on an otherwise idle machine. ``step`` first compares the losses of 20 steps from the same
+weights on the same batches. ``run`` times whole processes, ours with an empty compilation cache, so the time includes
+compilation. ``context`` trains the same network on windows of 16,384 characters in a process limited to 24 GiB, with
+`jaxai.attention` and with `jax.nn`'s dense attention. Each section writes JSON to --out.
 """
 
 import dataclasses
@@ -66,18 +65,18 @@ CONTEXT, CONTEXT_STEPS, CONTEXT_GIB = 16_384, 10, 24
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to compare, and with what."""
+    """Options of the benchmark."""
 
     section: tyro.conf.Positional[Literal["step", "run", "sampling", "context"]]
     peers: Path | None = None
-    """The interpreter that has PyTorch."""
+    """An interpreter that has PyTorch."""
     text: Path | None = None
-    """The text of the whole runs, and of ``context``; without it that takes the embedded plays."""
+    """The text for ``run`` and ``context``; the default for ``context`` is the embedded plays."""
     out: Path = Path("runs/benchmarks/text_generation")
     seeds: tuple[int, ...] = (0, 1, 2)
-    """One whole run of each program per seed."""
+    """run: one run of each program per seed."""
     rounds: int = 9
-    """Turns of each in the other sections."""
+    """Turns per program in the sections step and sampling."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or not self.seeds:
@@ -98,7 +97,7 @@ def main(config: Config) -> None:
 
 
 def first_state(network: LanguageModel = NETWORK) -> TrainState:
-    """Parameters and optimiser before the first step."""
+    """The training state before the first step."""
     params = network.init(jax.random.key(0), jnp.zeros((1, PRESET.length), jnp.int32))["params"]
     return init_state(params, TX, jax.random.key(1))
 
@@ -113,7 +112,7 @@ def random_windows() -> Any:
 
 
 def step(config: Config) -> dict[str, Any]:
-    """Losses of the first steps compared, then ms an iteration with input and optimiser."""
+    """Compare the losses of the first steps, then measure ms per iteration with input and optimiser."""
     with peer_process(config.peers, PEER) as ask:
         contenders = {"jaxai": training_turns(STEP, first_state, random_windows(), TIMED, PRESET.steps_per_call)}
         row: dict[str, Any] = {}
@@ -134,7 +133,7 @@ def step(config: Config) -> dict[str, Any]:
 
 
 def whole_runs(config: Config) -> dict[str, Any]:
-    """Seconds and validation loss of each program's run, turn and turn about."""
+    """Seconds and validation loss of whole runs of each program, in alternation."""
     assert config.peers
     rows = []
     for seed in config.seeds:
@@ -157,7 +156,7 @@ def whole_runs(config: Config) -> dict[str, Any]:
 
 
 def timed(line: list[Any], variables: dict[str, str]) -> dict[str, float]:
-    """Seconds of a program, and the validation loss that it tells."""
+    """The seconds of a program and the validation loss that it prints."""
     before = time.perf_counter()
     job = subprocess.run([str(part) for part in line], capture_output=True, text=True, env={**os.environ, **variables})
     seconds = round(time.perf_counter() - before, 2)
@@ -168,7 +167,7 @@ def timed(line: list[Any], variables: dict[str, str]) -> dict[str, float]:
 
 
 def sampling(config: Config) -> dict[str, Any]:
-    """Tokens/s of the 16 tokens up to a length of 256, with the cache and by reading the whole prefix each time."""
+    """Tokens/s for the last 16 tokens of 256, with the cache and by recomputing the whole prefix."""
     transformer = PRESETS["nanogpt"].transformer
     network = LanguageModel(VOCABULARY, transformer)
     prompt = np.random.default_rng(0).integers(0, VOCABULARY, (1, 240)).astype(np.int32)
@@ -188,7 +187,7 @@ def sampling(config: Config) -> dict[str, Any]:
         return tokens[:, 240:]
 
     if not np.array_equal(cached(), read_again()):
-        raise UserError("the cache gives other tokens than reading the prefix again")
+        raise UserError("the cache gives other tokens than recomputing the prefix")
 
     def turn(function: Any) -> Turn:
         def seconds(repeats: int) -> list[float]:
@@ -209,7 +208,7 @@ def sampling(config: Config) -> dict[str, Any]:
 
 
 def context(config: Config) -> dict[str, Any]:
-    """Losses, memory and seconds of some steps at the long context, with our attention and with dense attention."""
+    """Losses, memory and seconds of steps on long windows, with jaxai's and with dense attention."""
     found = with_either_attention(long_windows, config.text)
     mine, dense = found["jaxai"], found["jax.nn"]
     figures = [
@@ -220,7 +219,7 @@ def context(config: Config) -> dict[str, Any]:
 
 
 def long_windows(attention: str, text: Path | None) -> dict[str, Any]:
-    """Train on one long window a step in a process that may have so much memory; what came out, or why nothing did."""
+    """Train on one long window per step with limited memory; return the measurements, or the error."""
     loaded = load_text(text).string
     vocabulary = characters(loaded)
     network = LanguageModel(vocabulary.size, dataclasses.replace(PRESET.transformer, max_length=CONTEXT))

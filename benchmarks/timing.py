@@ -1,4 +1,4 @@
-"""What benchmarks share: programs that take turns, ratios of one round's turns, figures beside what was wanted."""
+"""Shared by the benchmarks: timing in alternating turns, ratios per round, figures with their bounds."""
 
 import contextlib
 import importlib.util
@@ -36,17 +36,17 @@ if TYPE_CHECKING:  # attention's benchmarks run without Flax and Optax, which ja
     from jaxai.train.feed import Batches
 
 Turn = Callable[[int], list[float]]
-"""The seconds of so many calls."""
+"""Run a number of calls and return the seconds of each, or of their mean."""
 Ask = Callable[..., dict[str, Any]]
-"""A question to a peer's process, and its answer, as JSON."""
+"""Send a request to a peer's process and return its answer, both as JSON objects."""
 
 
 class NotAvailable(Exception):
-    """A program can't do this; the message says why."""
+    """A program does not support this; the message gives the reason."""
 
 
 def load_experiment(name: str) -> ModuleType:
-    """The experiment of this name as a module, without running it: its presets, networks and trainer."""
+    """Import an experiment as a module, without running it."""
     path = Path(__file__).parent.parent / "experiments" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"experiment_{name}", path)
     if spec is None or spec.loader is None:
@@ -57,7 +57,7 @@ def load_experiment(name: str) -> ModuleType:
 
 
 def build(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """The compiled program, and the seconds that took. NotAvailable where a library refuses."""
+    """Compile a function; return the program and the seconds. NotAvailable if the library or XLA refuses."""
     before = time.perf_counter()
     try:
         program = jax.jit(function).lower(*arguments).compile()
@@ -67,7 +67,7 @@ def build(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
 
 
 def turns(program: Callable[..., Any], *arguments: Any) -> Turn:
-    """Turns of a compiled program. A GPU's calls are queued and timed as one, else Python's share would show."""
+    """Turns of a compiled program. On a GPU calls are queued and timed together, to hide the launch overhead."""
     queued = jax.default_backend() == "gpu"
 
     def seconds(calls: int) -> float:
@@ -80,7 +80,7 @@ def turns(program: Callable[..., Any], *arguments: Any) -> Turn:
 
     def turn(repeats: int) -> list[float]:
         if repeats > 1:
-            seconds(1)  # the caches held another program's data
+            seconds(1)  # warm-up: the caches hold another program's data
         return [seconds(repeats)] if queued else [seconds(1) for _ in range(repeats)]
 
     return turn
@@ -95,7 +95,7 @@ def training_turns(
     *,
     devices: int = 1,
 ) -> Turn:
-    """Turns of so many steps with their input, as `jaxai.train.loop` runs them."""
+    """Turns of ``steps`` training steps including input, as `jaxai.train.loop` runs them."""
     from jaxai.train.compiled_step import CompiledStep
     from jaxai.train.feed import feed_of
 
@@ -132,7 +132,7 @@ def matrix_product(size: int, dtype: Any) -> Turn:
 
 
 def race(contenders: Mapping[str, Turn], rounds: int, turn_seconds: float = 0.2) -> dict[str, list[float]]:
-    """The median seconds of a call in each round, turn and turn about; a turn takes ``turn_seconds`` or one call."""
+    """Let programs take turns of ``turn_seconds`` or one call; return the median seconds per call in each round."""
     repeats = {}
     for name, turn in contenders.items():
         turn(1)
@@ -140,13 +140,13 @@ def race(contenders: Mapping[str, Turn], rounds: int, turn_seconds: float = 0.2)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, turn in contenders.items():
-            time.sleep(0.01)  # threads that wait for more work keep the cores busy for some milliseconds
+            time.sleep(0.01)  # idle worker threads keep spinning for some milliseconds
             seconds[name].append(statistics.median(turn(repeats[name])))
     return seconds
 
 
 def available[T](makers: Mapping[str, Callable[[], T]]) -> tuple[dict[str, T], dict[str, str]]:
-    """What each makes, and why others don't; the first is ours and must."""
+    """Call each maker; return the results, and the reasons where one raises NotAvailable. The first must not."""
     made, reasons = {}, {}
     for name, make in makers.items():
         try:
@@ -159,29 +159,29 @@ def available[T](makers: Mapping[str, Callable[[], T]]) -> tuple[dict[str, T], d
 
 
 def ratio(above: Sequence[float], below: Sequence[float], scale: float = 1.0) -> dict[str, float]:
-    """The spread of one program's seconds over another's in the same round."""
+    """The spread of the ratio of two programs' seconds in the same round."""
     return spread([scale * a / b for a, b in zip(above, below, strict=True)])
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and largest, to four digits."""
+    """Median, minimum and maximum, to four digits."""
     numbers = {"median": statistics.median(values), "min": min(values), "max": max(values)}
     return {name: float(f"{value:.4g}") for name, value in numbers.items()}
 
 
 def figure(what: str, value: float, wanted: Literal[">=", "<="], bound: float) -> dict[str, Any]:
-    """A figure and the bound that is wanted of it."""
+    """A figure with its bound, and whether it is within it."""
     met = value >= bound if wanted == ">=" else value <= bound
     return {"what": what, "value": float(f"{value:.4g}"), "wanted": f"{wanted} {bound}", "met": met}
 
 
 def relative(got: Sequence[Any], wanted: Sequence[Any], bound: float) -> float:
-    """The largest difference, relative to the largest entry of its array. ValueError if it exceeds the bound.
+    """The largest difference, relative to the largest entry of its array. UserError if it exceeds the bound.
 
-    float32 sums in another order give some 1e-6, in derivatives of a gradient 1e-5; bfloat16 has eight bits.
+    float32 sums in another order differ by some 1e-6, derivatives of a gradient by 1e-5; bfloat16 has eight bits.
     """
     pairs = [(np.asarray(a, np.float32), np.asarray(b, np.float32)) for a, b in zip(got, wanted, strict=True)]
-    # A sum of everything may cancel to near 0 and is left out.
+    # Scalars are skipped: a sum over everything may cancel to near 0.
     value = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs if a.ndim)
     if not value <= bound:
         raise UserError(f"results differ from jax.nn's by {value:.1e} of the largest entry, more than {bound}")
@@ -190,7 +190,10 @@ def relative(got: Sequence[Any], wanted: Sequence[Any], bound: float) -> float:
 
 @contextlib.contextmanager
 def peer_process(python: Path | None, script: Path, *options: str) -> Iterator[Ask | None]:
-    """A script run by another interpreter, to be asked; None without one. It keeps freed memory, as `cli` does."""
+    """Run a script with another interpreter; yield a function that queries it, or None without an interpreter.
+
+    The process keeps freed memory, as `jaxai.cli` does.
+    """
     if python is None:
         yield None
         return
@@ -218,9 +221,9 @@ def peer_process(python: Path | None, script: Path, *options: str) -> Iterator[A
 
 
 def start_cpu(devices: int) -> None:
-    """Start JAX on the CPU with so many devices: of several, threads wait for each other, so no more than cores.
+    """Start JAX on the CPU with several devices, with as many threads as cores.
 
-    With 4 threads on two cores, as `cli` gives two devices, a step of char-rnn's LSTM took 1.1 times as long.
+    With 4 threads on two cores, `cli`'s default for two devices, a step of char-rnn's LSTM took 1.1 times as long.
     """
     if devices > 1:
         os.environ.setdefault("PJRT_NPROC", str(max(devices, os.cpu_count() or 1)))
@@ -228,7 +231,7 @@ def start_cpu(devices: int) -> None:
 
 
 def with_either_attention(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, dict[str, Any]]:
-    """``function(attention, *arguments)`` in a process of its own, for ``jaxai`` and ``jax.nn``; each is printed."""
+    """Call ``function(attention, *arguments)`` in a new process for ``jaxai`` and ``jax.nn``; print each result."""
     found = {}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for name in ("jaxai", "jax.nn"):
@@ -246,10 +249,10 @@ def limited_steps(
     attention: str,
     gib: int,
 ) -> dict[str, Any]:
-    """Take a step of each input in this process, which may have so much memory from now on.
+    """Limit this process to ``gib`` GiB of memory and take a training step on each of ``inputs``.
 
-    ``attention``: ``jaxai``, or ``jax.nn`` for its dense attention in Transformers. Temporaries by XLA's account; then
-    what ``loss`` takes of each step's metrics, the peak and the seconds, or why there are none.
+    ``attention``: ``jaxai``, or ``jax.nn`` for its dense attention in Transformers. Return XLA's count of temporaries,
+    and either the error or ``loss`` of each step's metrics, the peak memory and the seconds per step.
     """
     resource.setrlimit(resource.RLIMIT_DATA, (gib * 2**30, gib * 2**30))
     dense = mock.patch("jaxai.nn.transformer.dot_product_attention", jax.nn.dot_product_attention)
@@ -272,7 +275,7 @@ def limited_steps(
 
 
 def losses_apart(step: "Step", state: Any, rows: Sequence[dict[str, np.ndarray]], ask: Ask) -> tuple[np.ndarray, float]:
-    """Our losses over these batches, and the largest relative difference of a peer's that starts from our weights."""
+    """Our losses on these batches, and a peer's largest relative difference, from the same weights."""
     named = jax.tree_util.tree_leaves_with_path(state.params)
     arrays: dict[str, Any] = {
         jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in named
@@ -294,7 +297,7 @@ def losses_apart(step: "Step", state: Any, rows: Sequence[dict[str, np.ndarray]]
 def peer_libraries(
     python: Path | None, script: Path, libraries: Sequence[str], threads: int
 ) -> Iterator[dict[str, Ask]]:
-    """A process of the script for each library, to be asked by its name; none without an interpreter."""
+    """Start the script once per library; yield the query functions by library, none without an interpreter."""
     with contextlib.ExitStack() as stack:
         asks: dict[str, Ask] = {}
         for library in libraries if python else ():
@@ -306,23 +309,23 @@ def peer_libraries(
 
 
 def check_interpreter(python: Path | None, script: str) -> None:
-    """FileNotFoundError for --peers that is no file; the script's head tells how to make the environment."""
+    """Raise MissingFileError if --peers is not a file."""
     if python and not python.is_file():
         raise MissingFileError(f"--peers {python} is not a file: see the head of {script}")
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
-    """A section's result with where and when it was measured; its figures are printed."""
+    """Write a section's result with date, machine and versions as JSON, and print its figures."""
     device = jax.devices()[0].device_kind if jax.default_backend() == "gpu" else machine()
     context = {"date": str(date.today()), "machine": device, "jax": version("jax"), "python": platform.python_version()}
     path.write_text(json.dumps(result | context, indent=2) + "\n")
     for row in result["figures"]:
-        print(f"{'met   ' if row['met'] else 'MISSED'} {row['what']}: {row['value']} (wanted {row['wanted']})")
+        print(f"{'within ' if row['met'] else 'outside'} {row['what']}: {row['value']} (bound {row['wanted']})")
     print(path, flush=True)
 
 
 def machine() -> str:
-    """Processor and number of cores."""
+    """The processor's name and the number of cores."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"

@@ -1,11 +1,11 @@
-"""A training step of the article's classifier against Keras and PyTorch, optimiser and input included.
+"""A training step of the Keras baseline's classifier against Keras and PyTorch, optimiser and input included.
 
     python benchmarks/train_step.py --peers PYTHON                   # batch 64 and 256, 6 minutes
 
-PYTHON is the interpreter of an environment of its own (Python 3.11, ``pip install -r benchmarks/peers.txt``). Run it on
-an otherwise idle machine. It first gives every library the same weights and one batch: loss and weights after a step of
-Adam must agree. Then the libraries train in turns, each in its own way over images in memory: Keras by ``fit``, PyTorch
-by a loop with fused Adam and channels last, plain and compiled, we by ``jaxai.train``. It writes JSON to --out.
+PYTHON is the interpreter of a separate environment (Python 3.11, ``pip install -r benchmarks/peers.txt``). Run it on
+an otherwise idle machine. First every library gets the same weights and one batch: loss and weights after a step of
+Adam must agree. Then the libraries train in turns on images in memory: Keras by ``fit``, PyTorch by a loop with fused
+Adam and channels last, eager and compiled, jaxai by ``jaxai.train``. Writes JSON to --out.
 """
 
 import dataclasses
@@ -38,16 +38,16 @@ STEPS_PER_CALL = 8  # as in experiments/cnn_cifar10.py
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure, and against what."""
+    """Options of the benchmark."""
 
     peers: Path | None = None
-    """The interpreter that has Keras and PyTorch; without it there is nobody to compare with."""
+    """An interpreter that has Keras and PyTorch; by default only jaxai is measured."""
     out: Path = Path("runs/benchmarks/train_step")
     batch_sizes: tuple[int, ...] = (64, 256)
     images: int = 25_600
-    """Images of one turn. With 6,400 half of Keras's time was the start of `fit`."""
+    """Images per turn. With 6,400, the start of `fit` takes half of Keras's time."""
     rounds: int = 3
-    """Turns of each library."""
+    """Turns per library."""
     threads: int = os.cpu_count() or 1
     """Threads that the peers may use."""
 
@@ -76,14 +76,14 @@ def main(config: Config) -> None:
 
 
 def random_data(count: int) -> ImageDataset:
-    """Pixels and labels of the size of CIFAR-10's."""
+    """Random pixels and labels with CIFAR-10's shapes."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
     return ImageDataset("random", "train", images, rng.integers(0, 10, count).astype(np.int32), 10, "random", False, "")
 
 
 def loss_fn(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-    """That of experiments/cnn_cifar10.py."""
+    """The loss of experiments/cnn_cifar10.py."""
     logits: Any = ArticleCNN().apply({"params": params}, batch["image"].astype(jnp.float32) / 255)
     return cross_entropy(logits, batch["label"])
 
@@ -98,7 +98,7 @@ STEP = partial(train_step, loss_fn=loss_fn, tx=optimizer(ADAM, 10**6))
 
 
 def difference(ask: Ask) -> float:
-    """A peer's loss on one batch and ours, relatively. ValueError where that or the weights after a step differ."""
+    """The relative difference of a peer's loss from ours. UserError if loss or weights after a step differ."""
     data, state = random_data(64), first_state()
     batch = {"image": data.images, "label": data.labels}
     after, metrics = jax.jit(STEP)(state, batch)
@@ -112,7 +112,7 @@ def difference(ask: Ask) -> float:
         with np.load(paths["outputs"]) as saved:
             loss = abs(float(saved["loss"]) / float(metrics["loss"]) - 1)
             theirs = {name: saved[name] for name in before}
-    # A first step of Adam is 1e-3 up or down where the gradient is large beside epsilon / sqrt(0.001): 3e-6 in Keras.
+    # Adam's first step is +-1e-3 where the gradient is large relative to epsilon / sqrt(0.001), 3e-6 in Keras.
     clear = {name: np.abs(grad) > 1e-3 for name, grad in grads.items()}
     apart = max(float(np.abs(theirs[name] - after[name])[clear[name]].max(initial=0)) for name in before)
     if loss > 1e-5 or apart > 2e-5:
@@ -121,12 +121,12 @@ def difference(ask: Ask) -> float:
 
 
 def flat(params: dict[str, dict[str, jax.Array]]) -> dict[str, Any]:
-    """Names as the peers have them."""
+    """Flatten parameters to the peers' names."""
     return {f"{layer}.{part}": np.asarray(x) for layer, parts in params.items() for part, x in parts.items()}
 
 
 def speed(config: Config, batch_size: int, asks: dict[str, Ask]) -> dict[str, Any]:
-    """Examples/s of everyone."""
+    """Examples/s of each library."""
     steps = config.images // batch_size
     contenders = {"jaxai": ours(batch_size, steps)}
     for library, ask in asks.items():
@@ -145,7 +145,7 @@ def speed(config: Config, batch_size: int, asks: dict[str, Ask]) -> dict[str, An
 
 
 def ours(batch_size: int, steps: int) -> Turn:
-    """Turns of so many steps with their input; large batches in parts of 64."""
+    """Turns of ``steps`` steps including input; large batches are split into parts of 64."""
     accumulation_steps = max(1, batch_size // 64) if batch_size % 64 == 0 else 1
     step = partial(STEP, gradient=partial(mean_gradient, accumulation_steps=accumulation_steps))
     stream = batches(random_data(steps * batch_size), batch_size, seed=0)

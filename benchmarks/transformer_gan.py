@@ -1,11 +1,10 @@
-"""A training step of two Transformers with R1 and R2 on 64x64 tokens: does it fit into 24 GiB?
+"""A training step of two Transformers with R1 and R2 on 64x64 tokens within 24 GiB of memory.
 
     python benchmarks/transformer_gan.py        # 2 minutes
 
 The penalties' gradients are second derivatives of attention. The same step is compiled with `jaxai.attention`, which
-needs O(T) memory for them, and with `jax.nn`'s dense attention, and taken in a process that may have so much memory.
-Images of 256x256 pixels, patches of 4x4, two blocks of 64 with four heads in each network, batch 2. Writes its JSON to
---out.
+needs O(T) memory for them, and with `jax.nn`'s dense attention, and run in a process with this memory limit. Images of
+256x256 pixels, patches of 4x4, two blocks of width 64 with four heads in each network, batch 2. Writes JSON to --out.
 """
 
 import dataclasses
@@ -36,7 +35,7 @@ SHAPE = TransformerConfig(
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to write, and where."""
+    """Options of the benchmark."""
 
     out: Path = Path("runs/benchmarks/transformer_gan")
 
@@ -54,7 +53,7 @@ def main(config: Config) -> None:
 
 
 def steps(attention: str) -> dict[str, Any]:
-    """Some steps in a process that may have so much memory; what came out, or why nothing did."""
+    """Take some steps with limited memory; return the measurements, or the error."""
     generator = TransformerGenerator(SHAPE, IMAGE, PATCH, hidden=64)
     discriminator = TransformerDiscriminator(SHAPE, PATCH)
     tx = optimizer(Adam(learning_rate=1e-3, beta1=0.0), decay_steps=1)

@@ -1,13 +1,13 @@
-"""The article's classifier in Keras or PyTorch, a line of JSON asked and a line answered; the peer of `train_step.py`.
+"""The Keras baseline's classifier in Keras or PyTorch, the peer of `train_step.py`: one line of JSON per request.
 
     python cnn.py --library keras --threads 2
 
     {"ask": "check", "inputs": "inputs.npz", "outputs": "outputs.npz"}
     {"ask": "time", "batch": 64, "steps": 100}
 
-`check` sets the weights, takes one step with Adam on one batch and gives loss and new weights; `time` gives the seconds
-of so many steps over images in memory, in the way of the library: `fit` in Keras, a loop over shuffled indices in
-PyTorch (channels last, fused Adam; library `torch_compiled`: the same through torch.compile). The first line tells the
+`check` sets the weights, takes one step with Adam on one batch and returns loss and new weights; `time` returns the
+seconds of `steps` steps on images in memory, with the library's idiom: `fit` in Keras, a loop over shuffled indices in
+PyTorch (channels last, fused Adam; library `torch_compiled`: the same through torch.compile). The first line has the
 versions. Weights are named as in Flax: kernels HWIO, dense kernels [in, out].
 """
 
@@ -129,7 +129,7 @@ def main():
     parser.add_argument("--library", choices=LIBRARIES, required=True)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    answers, sys.stdout = sys.stdout, sys.stderr  # messages must not look like answers
+    answers, sys.stdout = sys.stdout, sys.stderr  # keep messages out of the answers
     library = LIBRARIES[arguments.library](arguments.threads)
     print(json.dumps({**library.versions, "python": platform.python_version()}), file=answers, flush=True)
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""Convolution and pooling in Keras or PyTorch, a line of JSON asked and a line answered; the peer of `convolution.py`.
+"""Convolution and pooling in Keras or PyTorch, the peer of `convolution.py`: one line of JSON per request.
 
     python convolution.py --library keras --threads 2
     python convolution.py --library torch --device cuda
@@ -9,9 +9,9 @@
 CASE: {"op": "conv", "x": [16, 8, 8, 4], "kernel": [3, 3, 4, 6], "strides": 1, "padding": "SAME", "dilation": 1,
 "groups": 1}; op is "conv", "conv_transpose", "max_pool" or "avg_pool" (then kernel is the window's size), padding
 "SAME", "VALID" or the number of zeros on every side. Inputs are w and x (NHWC), and for convolutions kernel (HWIO);
-outputs are y, and dx and dkernel of sum(y * w). Kernels are turned from jaxai's conventions into the library's, their
-gradients back. `time` gives the seconds of computing y, dx and dkernel. The first line tells the versions; an answer
-that is {"error": ...} tells why the library can't do it.
+outputs are y, and dx and dkernel of sum(y * w). Kernels are converted from jaxai's layout to the library's, gradients
+back. `time` returns the seconds of computing y, dx and dkernel. The first line has the versions; {"error": ...} is the
+answer if the library does not support a case.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def depthwise(case):
 
 
 class Keras:
-    """`keras.ops` in a `tf.function`, as the layers of a model run; on a CPU alone."""
+    """`keras.ops` in a `tf.function`, as in a model's layers; CPU only."""
 
     device = "cpu"
 
@@ -45,7 +45,7 @@ class Keras:
         import keras
         import tensorflow
 
-        tensorflow.get_logger().setLevel("ERROR")  # a function for each case is what we want
+        tensorflow.get_logger().setLevel("ERROR")  # no warnings about a tf.function per case
         tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
         self.ops, self.tf = keras.ops, tensorflow
         self.versions = {"keras": keras.__version__, "tensorflow": tensorflow.__version__}
@@ -53,9 +53,9 @@ class Keras:
     def operation(self, case):
         op, padding = case["op"], case["padding"]
         if not isinstance(padding, str):
-            raise CannotDo("Keras pads by names alone")
+            raise CannotDo("Keras has named paddings only")
         if op == "avg_pool" and padding == "SAME":
-            raise CannotDo("Keras divides by the number of pixels inside")
+            raise CannotDo("Keras divides by the number of pixels inside the image")
         options = {"strides": case["strides"], "padding": padding.lower()}
         if op in ("max_pool", "avg_pool"):
             pool = self.ops.max_pool if op == "max_pool" else self.ops.average_pool
@@ -66,7 +66,7 @@ class Keras:
         return functools.partial(conv, dilation_rate=case["dilation"], **options)
 
     def turn(self, case, kernel):
-        if case["op"] == "conv_transpose":  # the gradient of a convolution, whose kernel is [kh, kw, F, C]
+        if case["op"] == "conv_transpose":  # the adjoint of a convolution with kernel [kh, kw, F, C]
             return kernel[::-1, ::-1].transpose(0, 1, 3, 2)
         return kernel.reshape(*kernel.shape[:2], case["groups"], -1) if depthwise(case) else kernel
 
@@ -74,7 +74,7 @@ class Keras:
         return self.turn(case, kernel) if case["op"] == "conv_transpose" else kernel.reshape(case["kernel"])
 
     def prepare(self, case, arrays, w):
-        """A call without arguments that gives y, dx and dkernel."""
+        """A call without arguments that returns y, dx and dkernel."""
         operation, tf = self.operation(case), self.tf
 
         @tf.function
@@ -94,7 +94,7 @@ class Keras:
 
 
 class Torch:
-    """Eager, channels last."""
+    """PyTorch, eager, channels last."""
 
     def __init__(self, threads, device):
         import torch
@@ -114,18 +114,18 @@ class Torch:
         return functools.partial(functional.conv2d, dilation=case["dilation"], groups=case["groups"], **options)
 
     def padding(self, case):
-        """Zeros on every side; of a transposed convolution those of the one whose gradient it is."""
+        """Zeros on every side; for a transposed convolution, those of its adjoint."""
         size, window, stride = case["x"][1], (case["kernel"][0] - 1) * case["dilation"] + 1, case["strides"]
         if case["padding"] != "SAME":
             return 0 if case["padding"] == "VALID" else case["padding"]
         pixels = size if case["op"] == "conv_transpose" else -(-size // stride)
         total = (pixels - 1) * stride + window - (size * stride if case["op"] == "conv_transpose" else size)
         if total < 0 or total % 2:
-            raise CannotDo("PyTorch pads both sides alike")
+            raise CannotDo("PyTorch pads both sides equally")
         return total // 2
 
     def turn(self, case, kernel):
-        if case["op"] == "conv_transpose":  # the gradient of a convolution, whose kernel is [C, F, kh, kw]
+        if case["op"] == "conv_transpose":  # the adjoint of a convolution with kernel [C, F, kh, kw]
             return np.ascontiguousarray(kernel[::-1, ::-1]).transpose(2, 3, 0, 1)
         return kernel.transpose(3, 2, 0, 1)
 
@@ -169,7 +169,7 @@ def answer_check(library, case, inputs, outputs):
 
 @functools.lru_cache(maxsize=1)
 def warm(library, case):
-    """The call, on random numbers, after its first run."""
+    """A call on random numbers, after a first run."""
     case = json.loads(case)
     rng = np.random.default_rng(0)
     shapes = [case["x"]] if case["op"].endswith("pool") else [case["x"], case["kernel"]]
@@ -183,8 +183,8 @@ def warm(library, case):
 def answer_time(library, case, repeats):
     call = warm(library, json.dumps(case))
     if repeats > 1:
-        call()  # the caches held the other process's data
-    if library.device == "cuda":  # calls are queued and timed as one
+        call()  # warm-up: the caches hold the other process's data
+    if library.device == "cuda":  # calls are queued and timed together
         library.wait()
         before = time.perf_counter()
         for _ in range(repeats):
@@ -209,7 +209,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
-    answers, sys.stdout = sys.stdout, sys.stderr  # messages must not look like answers
+    answers, sys.stdout = sys.stdout, sys.stderr  # keep messages out of the answers
     library = LIBRARIES[arguments.library](arguments.threads, arguments.device)
     print(json.dumps({**library.versions, "python": platform.python_version()}), file=answers, flush=True)
     for line in sys.stdin:

@@ -1,10 +1,10 @@
-"""The article's classifier of CIFAR-10 in Keras, from files to test accuracy; the peer of `cnn_cifar10.py`.
+"""The Keras baseline's CIFAR-10 classifier, from files to test accuracy; the peer of `cnn_cifar10.py`.
 
     python keras_cnn_cifar10.py --data-dir FOLDER --seed 0
 
 FOLDER holds the official binary files, data_batch_1.bin ... data_batch_5.bin and test_batch.bin. Pixels / 255, three
 convolutions with max pooling between them, two dense layers, Adam, 10 epochs of `fit` in batches of 64, `evaluate`.
-`--epochs` below 1 takes that part of the training images once. It prints "Test accuracy: 0.7", then versions as JSON.
+`--epochs` below 1 trains once on that fraction of the images. Prints "Test accuracy: 0.7", then versions as JSON.
 """
 
 import argparse
@@ -26,7 +26,7 @@ TRAIN, TEST = [f"data_batch_{number}.bin" for number in range(1, 6)], ["test_bat
 
 
 def load(folder, files):
-    """Images float32 [N, 32, 32, 3] in [0, 1] and labels [N]: a record is a label byte and three planes."""
+    """Images float32 [N, 32, 32, 3] in [0, 1] and labels [N]: a record is a label byte and three colour planes."""
     records = np.concatenate([np.fromfile(folder / file, np.uint8).reshape(-1, 3073) for file in files])
     images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return images.astype("float32") / 255, records[:, 0]

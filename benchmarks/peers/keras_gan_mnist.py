@@ -1,13 +1,13 @@
-"""The article's MNIST GAN in Keras, repaired where it doesn't run; the peer of `gan_mnist.py`.
+"""The MNIST GAN of the Keras baseline, repaired where it doesn't run; the peer of `gan_mnist.py`.
 
-Repaired: the reshape between the generator's dense layers and its transposed convolutions, a Dense of 7*7*128 for it,
-and one logit after the discriminator's 128 sigmoids. Keras 3 reads `trainable` when a model first trains, not when it
-is compiled, so the flag is set before each call: left at the article's one line, the discriminator never learns. The
-rest is the article's: four calls a step (`predict`, `train_on_batch` of the discriminator on real and on generated
+Repairs: a reshape between the generator's dense layers and its transposed convolutions, with a Dense of 7*7*128 before
+it, and one logit after the discriminator's 128 sigmoids. Keras 3 reads `trainable` when a model first trains, not when
+it is compiled, so the flag is set before each call; set once, as in the original, the discriminator never learns. The
+rest is unchanged: four calls per step (`predict`, `train_on_batch` of the discriminator on real and on generated
 images, and of the combined model with the discriminator frozen), Adam 1e-4, batch 32.
 
-    python keras_gan_mnist.py --data-dir FOLDER --steps 100         # one JSON line
-    python keras_gan_mnist.py --data-dir FOLDER --turns 20          # 20 steps for each line on stdin
+    python keras_gan_mnist.py --data-dir FOLDER --steps 100         # prints one line of JSON
+    python keras_gan_mnist.py --data-dir FOLDER --turns 20          # takes 20 steps per line on stdin
     python keras_gan_mnist.py --data-dir FOLDER --seconds 300 --samples 10000 --out keras.npz
 """
 
@@ -75,7 +75,7 @@ def build_discriminator():
 
 
 def build():
-    """Generator, discriminator and the combined model in which the discriminator is frozen."""
+    """Generator, discriminator, and the combined model with a frozen discriminator."""
     generator, discriminator = build_generator(), build_discriminator()
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
     discriminator.compile(optimizer=keras.optimizers.Adam(1e-4), loss=loss)
@@ -97,7 +97,7 @@ def train_step(models, images, rng):
 
 
 def timed_steps(models, images, rng, steps, seconds=None):
-    """Seconds of each step; ends at `steps`, or after `seconds` where that is given."""
+    """Seconds of each step; stops after `steps` steps, or after `seconds` if given."""
     times, losses, start = [], (0.0, 0.0), time.perf_counter()
     while len(times) < steps if seconds is None else time.perf_counter() - start < seconds:
         before = time.perf_counter()
@@ -149,7 +149,7 @@ def main():
     parser.add_argument("--turns", type=int, help="run this many steps for each line on stdin, until it closes")
     parser.add_argument("--samples", type=int, default=0, help="generated images to save at the end")
     parser.add_argument("--out", default="keras_gan_mnist.npz")
-    parser.add_argument("--initial", help="an .npz for the initial weights and what the networks make of some noise")
+    parser.add_argument("--initial", help="an .npz for the initial weights, some noise and its outputs")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     keras.utils.set_random_seed(arguments.seed)

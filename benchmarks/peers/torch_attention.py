@@ -1,4 +1,4 @@
-"""PyTorch's attention, a line of JSON asked and a line answered; the peer of `attention.py` and `gpu.py`.
+"""PyTorch's attention, the peer of `attention.py` and `gpu.py`: one line of JSON per request and per answer.
 
     python torch_attention.py --threads 2
     python torch_attention.py --device cuda
@@ -10,11 +10,11 @@
     {"ask": "versions"}
 
 `op` is "sdpa" (torch.nn.functional.scaled_dot_product_attention, the backend of PyTorch's choice), "sdpa_flash",
-"sdpa_cudnn" or "sdpa_efficient" (that backend alone) or "flex" (FlexAttention, compiled, static shapes); `kind` is
-"forward" or "gradient", that of q, k and v of sum(out * w). By default everything is float32, one sequence, 8 heads of
+"sdpa_cudnn" or "sdpa_efficient" (that backend only) or "flex" (FlexAttention, compiled, static shapes); `kind` is
+"forward" or "gradient", the gradient of sum(out * w) in q, k and v. The default is float32, one sequence, 8 heads of
 64, in the layout [B, N, T, H] that PyTorch prefers; `batch`, `heads`, `head_size` and `dtype` change that. For flex
-`pattern` is what to compute beside `causal`, a list of a name and numbers: see PATTERNS. The first line, before any
-question, tells the versions; an answer that is {"error": ...} tells why PyTorch refuses.
+`pattern` adds a mask or score function to `causal`, as a list of a name and numbers: see PATTERNS. The first line,
+before any request, has the versions; {"error": ...} is the answer if PyTorch does not support a request.
 """
 
 import argparse
@@ -40,7 +40,7 @@ BACKENDS = {
 
 @functools.cache
 def compiled_flex():
-    torch._dynamo.config.recompile_limit = 100  # one program for each shape; the default is to give up after 8
+    torch._dynamo.config.recompile_limit = 100  # one program per shape; by default it stops compiling after 8
     return torch.compile(flex_attention, dynamic=False)
 
 
@@ -61,17 +61,17 @@ def soft_cap(cap):
 
 
 def alibi(heads, device):
-    """Slopes 2^(-8 i / N), i = 1 ... N, of N heads, a power of two; there may be the first of them alone."""
+    """ALiBi with slopes 2^(-8 i / N), i = 1 ... N, for N heads, a power of two; inputs may have fewer heads."""
     slopes = 2.0 ** (-8 / heads * torch.arange(1, heads + 1, device=device))
     return lambda score, b, n, i, j: score - slopes[n] * (i - j).abs()
 
 
 PATTERNS = {"window": window, "segments": segments, "prefix": prefix}
-"""Masks by name, functions of numbers; "soft_cap" and "alibi" with a number change scores instead."""
+"""Functions of numbers that make masks, by name; "soft_cap" and "alibi" modify scores instead."""
 
 
 def flex(tokens, causal, pattern, device):
-    """FlexAttention with a causal mask, a pattern's mask, or both, and a pattern's change of scores."""
+    """FlexAttention with a causal mask, a pattern's mask or both, and a pattern's score function."""
     name, *numbers = pattern or [None]
     masks = [lambda b, n, i, j: i >= j] if causal else []
     masks += [PATTERNS[name](*numbers)] if name in PATTERNS else []
@@ -102,14 +102,14 @@ def gradient(attend, q, k, v, w):
 
 
 class Peer:
-    """Answers on one device."""
+    """Answers requests on one device."""
 
     def __init__(self, device):
         self.device = device
-        self.prepared = functools.lru_cache(maxsize=4)(self.prepare)  # the ops that take turns at one shape
+        self.prepared = functools.lru_cache(maxsize=4)(self.prepare)  # as many as take turns at one shape
 
     def prepare(self, op, kind, tokens, causal, pattern, batch, heads, head_size, dtype):
-        """The warm call, and the seconds that its first run took."""
+        """Build a call and run it once; return it and the seconds of that run."""
         torch.manual_seed(0)
         shape = (4, batch, heads, tokens, head_size)
         q, k, v, w = torch.randn(shape, device=self.device, dtype=getattr(torch, dtype)).unbind()
@@ -121,7 +121,7 @@ class Peer:
         return call, self.seconds(call, 1)[0]
 
     def seconds(self, call, repeats):
-        """Of each call; a GPU's are queued and timed as one."""
+        """The seconds of each call; on a GPU calls are queued and timed together."""
         if self.device == "cpu":
             return [timed(call) for _ in range(repeats)]
         torch.cuda.synchronize()
@@ -147,11 +147,11 @@ class Peer:
         sizes = (batch, heads, head_size, dtype)
         call, first = self.prepared(op, kind, tokens, causal, json.dumps(pattern), *sizes)
         if repeats > 1:
-            call()  # the caches held the other process's data
+            call()  # warm-up: the caches hold the other process's data
         return {"seconds": self.seconds(call, repeats), "first_seconds": first}
 
     def check(self, op, causal, inputs, outputs, pattern=None, dtype="float32", grads=None):
-        """Writes the output and, where ``grads`` or for sdpa, the gradients, as float32."""
+        """Write the output and, if ``grads`` (default: for op sdpa only), the gradients as float32."""
         with np.load(inputs) as saved:  # BTNH
             arrays = [torch.from_numpy(saved[name]).transpose(1, 2).contiguous() for name in "qkvw"]
         q, k, v, w = (x.to(self.device, getattr(torch, dtype)) for x in arrays)
@@ -166,7 +166,7 @@ class Peer:
 
     @torch.no_grad()
     def decode(self, batch, capacity, steps, heads=HEADS, head_size=HEAD_SIZE, dtype="float32"):
-        """Writes the last tokens of a full cache one by one; each attends to all before it and to itself."""
+        """Append the last ``steps`` tokens to a cache one by one; each attends to all tokens up to itself."""
         options = {"device": self.device, "dtype": getattr(torch, dtype)}
         keys, values = torch.randn(2, batch, heads, capacity, head_size, **options).unbind()
         q, k, v = torch.randn(3, batch, heads, 1, head_size, **options).unbind()
@@ -202,7 +202,7 @@ def main():
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    answers, sys.stdout = sys.stdout, sys.stderr  # a compiler's messages must not look like answers
+    answers, sys.stdout = sys.stdout, sys.stderr  # keep a compiler's messages out of the answers
     print(json.dumps(versions()), file=answers, flush=True)
     peer = Peer(arguments.device)
     asks = {"time": peer.time, "check": peer.check, "decode": peer.decode, "versions": peer.versions}

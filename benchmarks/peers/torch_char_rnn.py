@@ -1,14 +1,14 @@
 """char-rnn's LSTM and training in PyTorch, the peer of `char_rnn.py`.
 
-    python torch_char_rnn.py --threads 2          # or --device cuda; a line of JSON asked and a line answered:
+    python torch_char_rnn.py --threads 2          # or --device cuda; one line of JSON per request and per answer:
 
     {"ask": "check", "inputs": "inputs.npz", "outputs": "outputs.npz"}
     {"ask": "time", "steps": 20}
 
-`check` sets the weights and gives the loss of each of some steps; `time` gives the seconds of so many steps over
-consecutive parts of a text, with input and optimiser; the state is carried from step to step. Source:
-github.com/karpathy/char-rnn (2015): two LSTM layers of 128 over one-hot characters, RMSprop, gradients clipped element
-by element; nn.LSTM takes oneDNN's layers on a CPU. Weights are named as in Flax, kernels [in, out].
+`check` sets the weights and returns the loss of each step on the given batches; `time` returns the seconds of `steps`
+steps over consecutive parts of a text, with input and optimiser; the state is carried from step to step. Source:
+github.com/karpathy/char-rnn (2015): two LSTM layers of 128 over one-hot characters, RMSprop, gradients clipped
+elementwise; nn.LSTM uses oneDNN on a CPU. Weights are named as in Flax, kernels [in, out].
 """
 
 import argparse
@@ -37,7 +37,7 @@ class CharRNN(nn.Module):
         return functional.cross_entropy(logits.view(-1, VOCABULARY), targets.reshape(-1)), state
 
     def load(self, arrays):
-        """Our weights; of PyTorch's two biases the second becomes 0."""
+        """Load our weights; the second of PyTorch's two biases is set to 0."""
         for layer in range(LAYERS):
             kernels = {"weight_ih": "kernel", "weight_hh": "recurrent_kernel", "bias_ih": "bias"}
             for name, ours in kernels.items():
@@ -49,11 +49,11 @@ class CharRNN(nn.Module):
 
 
 class Training:
-    """Network, optimiser and the state after the last step."""
+    """Network, optimiser and the carried recurrent state."""
 
     def __init__(self, device):
         self.network, self.device = CharRNN().to(device), device
-        # Of the two biases only one learns, as in char-rnn both together would learn twice as fast as ours.
+        # Train one of PyTorch's two biases only: both together would learn twice as fast as our single one.
         learned = [p for name, p in self.network.named_parameters() if "bias_hh" not in name]
         self.optimizer = torch.optim.RMSprop(learned, lr=RATE, alpha=DECAY)
         self.state = tuple(torch.zeros(LAYERS, BATCH, WIDTH, device=device) for _ in range(2))
@@ -69,7 +69,7 @@ class Training:
 
 
 def batches(ids):
-    """Each row goes on where it ended in the batch before."""
+    """Yield batches in which each row continues that of the previous batch."""
     count = (len(ids) - 1) // (BATCH * LENGTH)
     starts = np.arange(BATCH) * count * LENGTH
     while True:
@@ -84,7 +84,7 @@ def main():
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    answers, sys.stdout = sys.stdout, sys.stderr  # messages must not look like answers
+    answers, sys.stdout = sys.stdout, sys.stderr  # keep messages out of the answers
     print(json.dumps({"torch": torch.__version__}), file=answers, flush=True)
     stream = batches(np.random.default_rng(0).integers(0, VOCABULARY, 1_000_000).astype(np.uint16))
     training = Training(arguments.device)

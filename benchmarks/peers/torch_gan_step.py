@@ -1,23 +1,23 @@
 """The GAN of gan_mnist.py's preset `default` or `article` and its training in PyTorch, the peer of `gan_step.py`.
 
-    python torch_gan_step.py --threads 2                       # a line of JSON asked and a line answered:
+    python torch_gan_step.py --threads 2                       # one line of JSON per request and per answer:
     python torch_gan_step.py --preset article --device cuda
 
     {"ask": "check", "form": "plain", "inputs": "inputs.npz", "outputs": "outputs.npz"}
     {"ask": "time", "form": "plain", "steps": 20}
 
-`check` sets weights, moments, average and step number, takes steps on given images and noise, and gives their losses
-and penalty and what the moving average draws; `time` goes on with that training, on random images and fresh noise, and
-gives the seconds of so many steps. Forms: `plain`; `channels_last`; `compiled`: channels last, the discriminator's
-gradient by torch.func within torch.compile, which refuses autograd's double backward ("torch.compile with aot_autograd
-does not currently support double backward"). To compile the generator and the generator's turn as well was slower.
+`check` sets weights, moments, average and step number, takes steps on given images and noise, and returns losses,
+penalties and images from the moving average; `time` continues this training on random images and fresh noise, and
+returns the seconds of `steps` steps. Forms: `plain`; `channels_last`; `compiled`: channels last, the discriminator's
+gradient by torch.func within torch.compile, which has no double backward of autograd ("torch.compile with aot_autograd
+does not currently support double backward"). Compiling the generator and its update as well was slower.
 
 The step: R3GAN's loss (arXiv 2501.05441), R1 and R2 on every step by torch.autograd.grad with create_graph, real and
-generated images in one batch there; the images are made once, and the generator learns through the new discriminator,
-whose own gradient is then switched off and whose logits of real images need no graph. Adam is fused, which was faster
-than foreach. Weights are named as in Flax: kernels HWIO, dense kernels [in, out], maps flattened HWC. The preset
-`article` has cross-entropies without penalty or average; there `compiled` compiles both networks. On a GPU images and
-noise are made on the device, and products may be TF32, as JAX has them there.
+generated images in one batch; both updates use the same generated images. The generator's update uses the new
+discriminator, without gradients of its parameters and without a graph for its logits of real images. Adam is fused,
+which was faster than foreach. Weights are named as in Flax: kernels HWIO, dense kernels [in, out], maps flattened HWC.
+The preset `article` has cross-entropies without penalty or average; there `compiled` compiles both networks. On a GPU
+images and noise are made on the device, and products may be TF32, JAX's default there.
 """
 
 import argparse
@@ -65,7 +65,7 @@ class Generator(nn.Module):
         return torch.tanh(x)
 
     def from_ours(self, arrays, prefix):
-        """Our arrays as those of `parameters()`."""
+        """Yield our arrays in the order and layout of `parameters()`."""
         for number in range(len(self.dense)):
             weight, bias = (torch.from_numpy(arrays[f"{prefix}.Dense_{number}.{x}"]) for x in ("kernel", "bias"))
             to_map = number == len(self.dense) - 1 and not self.channels_last
@@ -73,13 +73,13 @@ class Generator(nn.Module):
             yield channels_first(bias, 0, SIDE) if to_map else bias
         for number in range(len(self.convolutions)):
             kernel = torch.from_numpy(arrays[f"{prefix}.ConvTranspose_{number}.kernel"])
-            yield kernel.flip(0, 1).permute(2, 3, 0, 1)  # of the convolution whose gradient this is
+            yield kernel.flip(0, 1).permute(2, 3, 0, 1)  # the kernel of the transposed convolution's adjoint
             yield torch.from_numpy(arrays[f"{prefix}.ConvTranspose_{number}.bias"])
 
 
 class Discriminator(nn.Module):
     side = SIDE
-    """Of the map that is flattened."""
+    """Height and width of the flattened map."""
 
     def __init__(self, channels_last):
         super().__init__()
@@ -100,7 +100,7 @@ class Discriminator(nn.Module):
         return self.dense[1](activation(self.dense[0](x)))[:, 0]
 
     def from_ours(self, arrays, prefix):
-        """Our arrays as those of `parameters()`."""
+        """Yield our arrays in the order and layout of `parameters()`."""
         for number in range(len(self.convolutions)):
             yield torch.from_numpy(arrays[f"{prefix}.Conv_{number}.kernel"]).permute(3, 2, 0, 1)
             yield torch.from_numpy(arrays[f"{prefix}.Conv_{number}.bias"])
@@ -111,7 +111,7 @@ class Discriminator(nn.Module):
 
 
 def channels_first(x, axis, side):
-    """An axis of side * side * channels in the order of channels * side * side."""
+    """Reorder an axis from side * side * channels to channels * side * side."""
     return x.unflatten(axis, (side * side, -1)).transpose(axis, axis + 1).flatten(axis, axis + 1)
 
 
@@ -171,7 +171,7 @@ PRESETS = {
 
 
 class Training:
-    """Both networks, their optimisers, the moving average and the number of steps taken."""
+    """Both networks, their optimisers, the moving average and the step number."""
 
     def __init__(self, form, preset, device):
         layout = torch.contiguous_format if form == "plain" else torch.channels_last
@@ -188,7 +188,7 @@ class Training:
 
     @torch.no_grad()
     def load(self, arrays):
-        """Our state before a step."""
+        """Load our training state."""
         self.step_number = int(arrays["step"])
         names = ("generator", "discriminator")
         for name, network, optimizer in zip(names, (self.generator, self.discriminator), self.optimizers, strict=True):
@@ -204,7 +204,7 @@ class Training:
                 parameter.copy_(value)
 
     def step(self, real, noise):
-        """Discriminator's and generator's loss and the penalty of one update of both."""
+        """Update both networks; return the discriminator's loss, the generator's loss and the penalty."""
         share = 0.5 * (1 + math.cos(math.pi * min(1.0, self.step_number / HORIZON)))
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = self.preset.last_rate + share * (self.preset.rate - self.preset.last_rate)
@@ -246,11 +246,11 @@ class Training:
         return loss, penalty
 
     def learn_compiled(self, both, weight):
-        """The same by the compiled gradient."""
+        """Update the discriminator by the compiled gradient."""
         parameters = dict(self.discriminator.named_parameters())
         values = {name: x.detach() for name, x in parameters.items()}
         gradients, (loss, penalty) = self.compiled(values, both, torch.full((), weight, device=self.device))
-        for name, parameter in parameters.items():  # fused Adam reads a gradient in its parameter's layout
+        for name, parameter in parameters.items():  # fused Adam needs a gradient in its parameter's layout
             four = parameter.ndim == 4
             parameter.grad = gradients[name].contiguous(memory_format=self.layout if four else torch.contiguous_format)
         self.optimizers[1].step()
@@ -270,14 +270,14 @@ class Training:
 
 
 def weighted_loss(logits, gradient, weight):
-    """The relativistic loss with the penalty, 1/2 (|grad D(x)|^2 + |grad D(G)|^2) meant over the pairs; and that."""
+    """The relativistic loss with its penalty, and the penalty: the mean of 1/2 (|grad D(x)|^2 + |grad D(G)|^2)."""
     real, fake = logits.chunk(2)
     penalty = gradient.square().sum() / (2 * len(real))
     return functional.softplus(fake - real).mean() + weight * penalty, penalty
 
 
 class Peer:
-    """A training of each form, and the images in its layout."""
+    """Answers requests with a training per form and the images in its layout."""
 
     def __init__(self, preset, device):
         self.preset, self.device = PRESETS[preset], device
@@ -326,7 +326,7 @@ def main():
     torch.set_num_threads(arguments.threads)
     if arguments.device == "cuda":
         torch.set_float32_matmul_precision("high")
-    answers, sys.stdout = sys.stdout, sys.stderr  # messages must not look like answers
+    answers, sys.stdout = sys.stdout, sys.stderr  # keep messages out of the answers
     print(json.dumps({"torch": torch.__version__}), file=answers, flush=True)
     peer = Peer(arguments.preset, arguments.device)
     for line in sys.stdin:

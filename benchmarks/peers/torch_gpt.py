@@ -1,18 +1,18 @@
-"""nanoGPT's network and training in PyTorch, written anew after its description; the peer of `text_generation.py`.
+"""nanoGPT's network and training reimplemented in PyTorch, the peer of `text_generation.py`.
 
-    python torch_gpt.py --train FILE --seed 0     # the documented CPU command's run: prints losses as it goes
-    python torch_gpt.py --threads 2               # a line of JSON asked and a line answered:
+    python torch_gpt.py --train FILE --seed 0     # the run of the documented CPU command; prints losses
+    python torch_gpt.py --threads 2               # one line of JSON per request and per answer:
     python torch_gpt.py --preset nanogpt --device cuda
 
     {"ask": "check", "inputs": "inputs.npz", "outputs": "outputs.npz"}
     {"ask": "time", "steps": 20}
 
-`check` sets the weights and gives the loss of each of some steps; `time` gives the seconds of so many steps over random
-windows of text, with input and optimiser; with `"compiled": true` the network is compiled, and the answer's
-`first_seconds` are those of one step more, which compiles. Source: github.com/karpathy/nanoGPT: GPT-2's network without
-biases and with exact GELU, AdamW on matrices, clipped gradients, warm-up and cosine; float32, no torch.compile, as its
-README says for a CPU. `--preset nanogpt` is its configuration for a GPU, in bfloat16 by autocast; `check` leaves its
-dropout out. Weights are named as in Flax, kernels [in, out].
+`check` sets the weights and returns the loss of each step on the given batches; `time` returns the seconds of `steps`
+steps on random windows of text, with input and optimiser; with `"compiled": true` the network is compiled, and the
+first answer's `first_seconds` are those of an additional step, which compiles. Source: github.com/karpathy/nanoGPT:
+GPT-2's network without biases and with exact GELU, AdamW on matrices, clipped gradients, warm-up and cosine; float32
+without torch.compile, as its README has it for a CPU. `--preset nanogpt` is its configuration for a GPU, in bfloat16 by
+autocast; `check` omits its dropout. Weights are named as in Flax, kernels [in, out].
 """
 
 import argparse
@@ -38,7 +38,7 @@ class Sizes(NamedTuple):
     width: int
     dropout: float = 0.0
     half: bool = False
-    """Whether products are in bfloat16."""
+    """Compute products in bfloat16."""
 
 
 PRESETS = {
@@ -93,7 +93,7 @@ class GPT(nn.Module):
         return functional.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
 
     def parameters_by_our_names(self):
-        """(name, parameter, whether it is transposed) of each."""
+        """Yield (our name, parameter, whether it is transposed) of each parameter."""
         yield "embedding.tokens", self.tokens.weight, False
         yield "embedding.positions", self.positions.weight, False
         yield "decoder.norm.scale", self.norm.weight, False
@@ -108,7 +108,7 @@ class GPT(nn.Module):
 
 
 class Training:
-    """Network, optimiser and the number of steps taken."""
+    """Network, optimiser and step number."""
 
     def __init__(self, vocabulary, sizes, device="cpu", compiled=False):
         self.network, self.step_number = GPT(vocabulary, sizes).to(device), 0
@@ -139,7 +139,7 @@ class Training:
 
 
 def windows(ids, sizes):
-    """A batch of windows at random places."""
+    """A batch of windows at random offsets."""
     starts = torch.randint(len(ids) - sizes.length, (sizes.batch,))
     parts = torch.stack([torch.from_numpy(ids[start : start + sizes.length + 1].astype(np.int64)) for start in starts])
     return parts[:, :-1], parts[:, 1:]
@@ -151,7 +151,7 @@ def estimate(network, ids, sizes):
 
 
 def train(file, seed):
-    """The whole run; a checkpoint whenever the validation loss is the least so far, a line for every step."""
+    """The whole run: a checkpoint at each new lowest validation loss, a printed line per step."""
     torch.manual_seed(seed)
     text = Path(file).read_text()
     vocabulary = sorted(set(text))
@@ -177,7 +177,7 @@ def train(file, seed):
 
 
 class Peer:
-    """A training, and a compiled one where it is asked for, on random text."""
+    """Answers requests with an eager and a compiled training on random text."""
 
     def __init__(self, sizes, device):
         self.sizes, self.device, self.trainings = sizes, device, {}
@@ -185,7 +185,7 @@ class Peer:
         self.resident = torch.from_numpy(self.ids.astype(np.int64)).to(device)
 
     def batch(self):
-        """On a GPU the text is there already, else the windows are copied one by one, as nanoGPT does."""
+        """A random batch: gathered from text on a GPU, or copied window by window on a CPU, as in nanoGPT."""
         if self.device == "cpu":
             return windows(self.ids, self.sizes)
         starts = torch.randint(len(self.ids) - self.sizes.length, (self.sizes.batch, 1), device=self.device)
@@ -211,7 +211,7 @@ class Peer:
         return {"seconds": self.seconds(self.trainings[compiled], steps), **answer}
 
     def seconds(self, training, steps):
-        """On a CPU the loss is fetched at each step, on a GPU, whose steps are queued, at the end."""
+        """Time ``steps`` steps. The loss is fetched at each step on a CPU, and once at the end on a GPU."""
         loss, before = None, time.perf_counter()
         for _ in range(steps):
             loss = training.step(*self.batch())
@@ -222,8 +222,8 @@ class Peer:
 
 
 def serve(preset, device):
-    """Answer requests until there are no more."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # messages must not look like answers
+    """Answer requests until the input ends."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # keep messages out of the answers
     print(json.dumps({"torch": torch.__version__}), file=answers, flush=True)
     peer = Peer(PRESETS[preset], device)
     asks = {"check": peer.check, "time": peer.time}

@@ -1,9 +1,9 @@
-"""Writes tests/nn/recorded/torch_rnn.npz: what PyTorch's recurrent layers make of packed sequences, and their weights.
+"""Record outputs and weights of PyTorch's recurrent layers on packed sequences in tests/nn/recorded/torch_rnn.npz.
 
-    PEERS/bin/python benchmarks/peers/torch_rnn.py       # an environment with torch: benchmarks/peers.txt
+    PEERS/bin/python benchmarks/peers/torch_rnn.py       # the environment of benchmarks/peers.txt
 
-Two layers of width 4, inputs [3, 6, 3] of lengths 6, 1, 4, initial states that are not zero. For each cell and number
-of directions, such as lstm_2: x, the state dict's arrays, states, outputs, and last states [2 directions, 3, 4].
+Two layers of width 4, inputs [3, 6, 3] of lengths 6, 1, 4, nonzero initial states. For each cell and number of
+directions, such as lstm_2: x, the state dict's arrays, states, outputs, and last states [2 directions, 3, 4].
 """
 
 from pathlib import Path

@@ -4,7 +4,7 @@ import pytest
 
 from tests.faults.__main__ import ROWS
 
-ELSEWHERE = {"malformed", "soak", "offline", "mutations"}  # the first in test_malformed, soak and mutations in test_untrusted
+ELSEWHERE = {"malformed", "soak", "offline", "mutations"}  # in test_malformed; soak, mutations in test_untrusted
 SHORT = [name for name in ROWS if name not in ELSEWHERE]
 
 
