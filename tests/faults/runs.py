@@ -100,8 +100,8 @@ class Trial:
 
 
 def environment() -> dict[str, str]:
-    """No network, no prepared data, compiled programs kept; modules of this repository."""
-    return {**commands.environment(Path("/nonexistent/run")), "PYTHONPATH": str(REPOSITORY)}
+    """No network, no prepared data, compiled programs kept, XLA's usual optimisations; modules of this repository."""
+    return {**commands.environment(Path("/nonexistent/run")), "PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": ""}
 
 
 def whole_lines(path: Path) -> list[dict]:

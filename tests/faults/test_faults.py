@@ -1,11 +1,14 @@
-"""The short form of the table: every promise is put to the test in each run of the suite."""
+"""The short form of the table: flipped bits in each run of the suite, the others among the slow tests."""
 
 import pytest
 
 from tests.faults.__main__ import ROWS
 
 ELSEWHERE = {"malformed", "soak", "offline", "mutations"}  # the first in test_malformed, two in test_untrusted
-SHORT = [name for name in ROWS if name not in ELSEWHERE]
+SHORT = [
+    pytest.param(name, marks=[] if name == "flips" else pytest.mark.slow) for name in ROWS if name not in ELSEWHERE
+]
+"""Many starts of a command each, but for the flips."""
 
 
 @pytest.mark.parametrize("name", SHORT)
