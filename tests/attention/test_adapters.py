@@ -64,6 +64,7 @@ def torch_definition(query, key, value, score_mod, mask_mod, scale):
     ("score_mod", "mask_mod", "heads"),
     [*((name, "none", 4) for name in SCORE_MODS), *(("relative", name, 2) for name in MASK_MODS)],
 )
+@pytest.mark.grid(fast=4)
 def test_flex_attention_is_its_definition(score_mod, mask_mod, heads):
     query, key, value = numbers(2, 4, T, 6), numbers(2, heads, S, 6, seed=2), numbers(2, heads, S, 5, seed=3)
     mods = SCORE_MODS[score_mod], MASK_MODS[mask_mod]

@@ -129,6 +129,7 @@ def test_score_modifications_see_true_positions_in_a_ring():
 @pytest.mark.parametrize(("name", "bad"), [("query", np.nan), ("key", np.nan), ("key", -np.inf), ("value", np.nan)])
 @pytest.mark.parametrize(("window", "at", "shows"), [(2, 0, [True, True, False]), (None, 1, [False, True, True])])
 @pytest.mark.parametrize("chunks", [[1, 1, 1], [2, 1]])
+@pytest.mark.grid(fast=2)
 def test_nan_shows_where_it_is_seen_and_nowhere_else(name, bad, window, at, shows, chunks):
     """A NaN shows for queries that see it only: not for other key heads, outside the window, or earlier."""
     arrays = dict(zip(("query", "key", "value"), draw(t=3), strict=True))

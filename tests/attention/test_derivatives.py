@@ -46,6 +46,7 @@ FEW += ["bias", "bias of keys", "sinks"]
 
 @pytest.mark.parametrize("name", [*ALL, *FEW])
 @pytest.mark.usefixtures("x64")
+@pytest.mark.grid(fast=3)
 def test_derivatives_equal_those_of_the_oracle(name):
     case = CASES[name]
     battery = derivatives if name in ALL else few_derivatives
@@ -315,6 +316,7 @@ GROUPS = [["query"], ["key"], ["bias"], ["slope"], ["query", "value", "scale"], 
 
 @pytest.mark.parametrize("names", GROUPS, ids=lambda names: "+".join(names))
 @pytest.mark.usefixtures("x64")
+@pytest.mark.grid(fast=2)
 def test_vmap_over_each_argument(names):
     """Gradient of the vmap and vmap of the gradient, against separate calls."""
     arrays = stacked(VMAPPED, names)
@@ -335,6 +337,7 @@ def test_vmap_over_each_argument(names):
 
 @pytest.mark.parametrize("name", INTEGERS)
 @pytest.mark.usefixtures("x64")
+@pytest.mark.grid(fast=2)
 def test_vmap_over_masks_and_keys(name):
     arrays = Case((2, 9, 12, 1, 2, 2, 3)).draw()
     stack = INTEGERS[name]()
@@ -398,6 +401,7 @@ def on_devices(**how):
     ("implementation", "check_vma", "axis"),
     [("reference", True, "batch"), *(("blockwise", vma, axis) for vma in (True, False) for axis in ("batch", "heads"))],
 )
+@pytest.mark.grid(fast=2)
 def test_shard_map(implementation, check_vma, axis):
     """Forward, gradient inside and outside, and a second derivative; the score function's array is replicated."""
     query, key, value, _ = DEVICES.draw(dtype="float32").values()
@@ -505,6 +509,7 @@ MEMORY = {
         ("penalty", FunctionMask(lambda b, n, q, k: q * k > 9)),
     ],
 )
+@pytest.mark.grid(fast=2)
 def test_memory_grows_with_the_length_and_not_with_its_square(name, mask):
     def temporary(T):
         x = jax.ShapeDtypeStruct((1, T, 1, 8), "float32")

@@ -97,6 +97,7 @@ PROGRAMS = {"forward": forward, "gradient": gradient, "vmap": of_vmap, "scan and
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.grid(fast=4)
 def test_half_precision_runs_by_the_kernels_in_every_way(program, dtype, devices, gpu):
     f, mesh = PROGRAMS[program], mesh_of(devices)
     draws = [np.random.default_rng(n).uniform(-1, 1, shape) for n, shape in enumerate(QKV)]
@@ -226,6 +227,7 @@ def every_derivative(f, arrays, one, two):
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.usefixtures("x64")
+@pytest.mark.grid(fast=1)
 def test_derivatives_of_every_order_are_exact_and_never_of_a_kernel(name, gpu):
     case = KINDS[name]
     arrays, directions = case.draw(), [case.directions(seed) for seed in (1, 2)]
@@ -254,6 +256,7 @@ FEW = ["everything", "lengths", "segments", "causal, more queries, groups", "fun
 
 @pytest.mark.parametrize("name", FEW)
 @pytest.mark.usefixtures("x64")
+@pytest.mark.grid(fast=2)
 def test_the_loops_of_a_gpu_compute_the_same_and_know_their_length(name, gpu):
     case = CASES[name]
     arrays, direction = case.draw(), case.directions(1)

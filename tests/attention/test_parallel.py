@@ -50,6 +50,7 @@ def float64():
 
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("name", MASKS)
+@pytest.mark.grid(fast=3)
 def test_a_ring_of_four_devices_is_attention(name, check_vma, float64):
     """The result, the log-sum-exp, their gradients and a Hessian-vector product."""
     *primals, weights = arrays()
@@ -78,6 +79,7 @@ def test_a_ring_of_four_devices_is_attention(name, check_vma, float64):
 
 
 @pytest.mark.parametrize("name", MASKS)
+@pytest.mark.grid(fast=2)
 def test_one_token_on_each_device(name, float64):
     """A part along the keys then has size 1 and must still be fetched with them."""
     *primals, _ = arrays()
@@ -152,6 +154,7 @@ def test_ring_refuses_arrays_over_queries_and_keys():
         jax.shard_map(ring, mesh=mesh, in_specs=ALONG, out_specs=ALONG)(query, key, value)
 
 
+@pytest.mark.slow
 def test_a_ring_takes_positions_of_the_whole_sequence(float64):
     query, key, value, _, _ = arrays()
     mask = FunctionMask(lambda b, n, q, k: (q + k) % 3 > 0)

@@ -68,6 +68,7 @@ NUMBERS = np.nan, np.inf, -np.inf, 1e15
         ),
     ],
 )
+@pytest.mark.grid(fast=3)
 def test_hidden_numbers_change_nothing(name, implementation):
     options, queries, keys = HIDDEN[name]
     how = {"implementation": implementation, "return_residual": True, "sinks": jnp.array([0.3, -1])}

@@ -63,6 +63,7 @@ def assert_close(actual, desired, tolerance):
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.grid(fast=4)
 def test_statistics_are_those_of_the_dense_weights(case):
     with jax.enable_x64(True):
         (query, key), options = draw(), CASES[case]()
@@ -73,6 +74,7 @@ def test_statistics_are_those_of_the_dense_weights(case):
 @pytest.mark.parametrize(
     "case", ["rows that see nothing", "bias of rows", "function mask", "sinks", "relative bias", "alibi of segments"]
 )
+@pytest.mark.grid(fast=1)
 def test_gradients_are_those_of_the_dense_weights(case):
     """Gradients of queries, keys and each float array of the options, and a second derivative in one direction."""
     with jax.enable_x64(True):

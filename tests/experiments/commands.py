@@ -15,6 +15,7 @@ import pytest
 
 from jaxai import cli, experiment
 from jaxai.train.keys import Keys
+from tests.experiments import warm
 
 REPOSITORY = Path(__file__).parent.parent.parent
 SCRIPTS = REPOSITORY / "experiments"
@@ -58,9 +59,8 @@ def run_command(script: Path, workdir: Path, *arguments: str) -> subprocess.Comp
 
 
 def finish(line: list[str], workdir: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        line, capture_output=True, text=True, env=environment(workdir), cwd=workdir.parent, check=False
-    )
+    """The line's script in a fork of a process that has imported the libraries."""
+    return warm.run(line[1:], workdir.parent, environment(workdir))
 
 
 def watched(workdir: Path, step: int) -> bool:

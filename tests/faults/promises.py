@@ -271,12 +271,12 @@ def ranks(folder: Path, count: int) -> str:
     """
     alone = Trial("transformer", folder / "alone", STEPS, ("--devices", str(count)))
     assert alone.finish()[0] == 0, alone.said.read_text()
-    distributed_session = Team(folder / "joined", count)
-    assert distributed_session.finish() == [0] * count, distributed_session.said()
-    expected = distributed_session.trial.outcome()
-    difference = largest_difference(alone.folder, distributed_session.trial.folder)
+    team = Team(folder / "joined", count)
+    assert team.finish() == [0] * count, team.said()
+    expected = team.trial.outcome()
+    difference = largest_difference(alone.folder, team.trial.folder)
     assert difference < 1e-6, f"{count} devices of one process and of {count}: losses differ by {difference}"
-    distributed_session.check_equal()
+    team.check_equal()
     killed, longest = Team(folder / "killed", count, ("--checkpoint-seconds", "0.3")), 0.0
     for what in (signal.SIGKILL, signal.SIGSTOP):
         processes = killed.start()

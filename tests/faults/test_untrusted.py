@@ -45,5 +45,6 @@ def test_mutated_files(tmp_path):
     assert promises.mutations(tmp_path, 400)
 
 
+@pytest.mark.slow
 def test_soak(tmp_path):
     assert promises.soak(tmp_path, 400)

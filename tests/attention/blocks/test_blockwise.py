@@ -70,6 +70,7 @@ def blocks_of_16(monkeypatch):
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("T", [1, 7, 17, 24, 33, 50, 100])
+@pytest.mark.grid(fast=5)
 def test_the_forward_pass_takes_smaller_blocks_than_the_derivatives(mask, T, blocks_of_16):
     """Some blocks are all padding; a single block may have an odd number of queries."""
     arrays = draw(1, T, 38, 1, 2, 4, 4)
