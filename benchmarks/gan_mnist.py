@@ -86,15 +86,15 @@ def main(config: Config) -> None:
 
 def speed(config: Config) -> dict[str, Any]:
     """Examples/s of both programs in alternating turns."""
-    init_fn = config.out / "keras_initial.npz"
+    initial = config.out / "keras_initial.npz"
     command = [str(config.peers), str(PEER), "--data-dir", str(config.data_dir), "--turns", str(config.turn)]
     with subprocess.Popen(
-        [*command, "--initial", str(init_fn)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*command, "--initial", str(initial)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as keras:
         assert keras.stdin
         assert keras.stdout
         keras.stdout.readline()  # ready
-        difference = largest_difference(init_fn)
+        difference = largest_difference(initial)
         ours = Article(config.data_dir)
         ours.turn(config.turn)
         rates: dict[str, list[float]] = {"jaxai": [], "keras": []}
