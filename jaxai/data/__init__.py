@@ -1,6 +1,6 @@
-"""Data sets in memory and endless batches of them.
+"""In-memory data sets and endless iterators of batches.
 
-Names that need grain or JAX are imported when they are first used: loading and preparing data needs neither.
+Names that need grain or JAX are imported lazily, on first use: loading and preparing data needs neither.
 """
 
 import importlib
@@ -28,7 +28,7 @@ LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """The name from its module."""
+    """Import a lazy name from its module."""
     for module, names in LAZY.items():
         if name in names:
             return getattr(importlib.import_module(module), name)

@@ -15,30 +15,30 @@ from jaxai.data.images import prepare, tfds
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """Write the standard tensorflow-datasets folder from official files, without TensorFlow and without a network."""
+    """Write the standard tensorflow-datasets folder from official files, without TensorFlow or a network."""
 
     name: tyro.conf.Positional[str]
     """mnist, fashion_mnist or cifar10."""
     source: Annotated[Path, tyro.conf.arg(name="from")]
-    """Folder with the official files as downloaded (four idx.gz, or cifar-10-binary.tar.gz); checksums are checked."""
+    """Folder with the official files as downloaded (four idx.gz, or cifar-10-binary.tar.gz); checksums are verified."""
     data_dir: Path | None = None
-    """Where to write; by default tensorflow-datasets' own folder (TFDS_DATA_DIR, else ~/tensorflow_datasets)."""
+    """Output folder; the default is tensorflow-datasets' own (TFDS_DATA_DIR, else ~/tensorflow_datasets)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Show:
-    """Load a split and say where it came from, its shape and its fingerprint."""
+    """Load a split and print its source, shape and fingerprint."""
 
     name: tyro.conf.Positional[str]
     """mnist, fashion_mnist, cifar10 or digits8x8."""
     split: str = "train"
     """train or test."""
     data_dir: Path | None = None
-    """Folder to look in, and nowhere else; by default tensorflow-datasets' folder, the network, the embedded set."""
+    """The only folder to search; by default tensorflow-datasets' folder, the network, then the embedded set."""
 
 
 def run(asked: Prepare | Show) -> str:
-    """Do it, and return the line to print."""
+    """Execute the command and return the text to print."""
     if isinstance(asked, Show):
         dataset = load(asked.name, asked.split, data_dir=asked.data_dir)
         return f"{dataset.source}\nimages {list(dataset.images.shape)}, fingerprint {dataset.fingerprint}"
@@ -49,8 +49,8 @@ def run(asked: Prepare | Show) -> str:
 
 
 def main() -> None:
-    """The command line: exit code 0, or 2 with one line on stderr."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a half-made folder is removed
+    """Run the command line: exit code 0, or 2 with one line on stderr."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # raises SystemExit, so an unfinished folder is removed
     options = {"prog": "python -m jaxai.data", "description": __doc__}
     cli.guard(lambda: print(run(cli.read(Prepare | Show, sys.argv[1:], **options))))
 

@@ -1,4 +1,4 @@
-"""The contract of every data set, and the names of its splits."""
+"""The interface of all data sets, and the names of their splits."""
 
 import difflib
 from typing import Protocol
@@ -11,9 +11,8 @@ SPLITS = ("train", "test")
 class Dataset(Protocol):
     """A split of a data set in memory. Data sets subclass this protocol and add their arrays.
 
-    ``source`` says in one line where the examples came from, ``embedded`` whether the package carries them.
-    ``fingerprint`` is the start of the SHA-256 over all examples, in hexadecimal: equal for the same examples in the
-    same order.
+    ``source`` describes in one line where the examples came from; ``embedded`` is true if they ship with the package.
+    ``fingerprint`` is a prefix of the SHA-256 of all examples, in hexadecimal; it depends on their order.
     """
 
     name: str
@@ -22,7 +21,7 @@ class Dataset(Protocol):
     fingerprint: str
 
     def identity(self) -> dict[str, str | bool]:
-        """The values that must be equal when a run is continued: name, fingerprint, whether embedded."""
+        """The values that must match when a run is resumed: name, fingerprint and ``embedded``."""
         return {"name": self.name, "fingerprint": self.fingerprint, "embedded": self.embedded}
 
 

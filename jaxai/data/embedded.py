@@ -1,4 +1,4 @@
-"""The data that needs neither files nor a network: MNIST digits, scikit-learn's digits, plays, translated sentences."""
+"""The embedded data sets, which need no download: MNIST digits, scikit-learn's digits, plays, sentence pairs."""
 
 import gzip
 import hashlib
@@ -11,21 +11,21 @@ from jaxai.data.images.specs import SPECS, Arrays, check_arrays
 from jaxai.data.random import permutation
 from jaxai.errors import DamagedFileError, MissingFileError, UserError
 
-MNIST_FILE = "mnist_5k.npz"  # files/README.md: origin and licence; tools/make_mnist_5k.py makes it
+MNIST_FILE = "mnist_5k.npz"  # made by tools/make_mnist_5k.py; origin and licence: files/README.md
 MNIST_SHA256 = "3e63986ee8d54a175bb7260d8a95b5b524e901f7dd0bf662328afbeeac176a54"
 MNIST_TRAIN = 4_500
-TEXT_FILE = "shakespeare.txt.gz"  # tools/make_shakespeare.py makes it
+TEXT_FILE = "shakespeare.txt.gz"  # made by tools/make_shakespeare.py
 TEXT_SHA256 = "7d7bf4395d61eedbe42d728f3365289a3087b3cf49b140e91376617559c1d1f9"
-PAIRS_FILE = "libreoffice.tsv.gz"  # tools/make_libreoffice.py makes it
+PAIRS_FILE = "libreoffice.tsv.gz"  # made by tools/make_libreoffice.py
 PAIRS_SHA256 = "b4a346a6e7bd443fc16239f8e1e1e1676cc4ac7ff31d31949c683711a14171b9"
 PAIRS_SPLITS = ("train", "val", "test")
 LANGUAGES = ("en", "de", "fr")
 
 
 def mnist(split: str) -> Arrays:
-    """The shipped MNIST digits: uint8 [4500 or 500, 28, 28, 1] and int32 labels, the classes equally many.
+    """The shipped MNIST digits: uint8 [4500 or 500, 28, 28, 1] and int32 labels, with balanced classes.
 
-    Raises ``FileNotFoundError`` or ``OSError`` where the shipped file is missing or damaged.
+    Raises ``FileNotFoundError`` or ``OSError`` if the shipped file is missing or damaged.
     """
     source, content = _shipped(MNIST_FILE, MNIST_SHA256, "digits")
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
@@ -36,7 +36,7 @@ def mnist(split: str) -> Arrays:
 
 def digits8x8(split: str) -> Arrays:
     """scikit-learn's digits in a fixed shuffled order: uint8 [1500 or 297, 8, 8, 1], scaled from 0...16 to 0...255."""
-    from sklearn.datasets import load_digits  # imported here: it takes 1 s, and only this set needs it
+    from sklearn.datasets import load_digits  # imported here: the import takes 1 s, and only this set needs it
 
     bunch = load_digits()
     spec = SPECS["digits8x8"]
@@ -47,15 +47,15 @@ def digits8x8(split: str) -> Arrays:
 
 
 def shakespeare() -> str:
-    """Eight plays of Shakespeare in ASCII, 1,076,592 characters, 68 different ones; errors as in ``mnist``."""
+    """Eight plays of Shakespeare in ASCII: 1,076,592 characters, 68 distinct ones; errors as in ``mnist``."""
     return gzip.decompress(_shipped(TEXT_FILE, TEXT_SHA256, "plays")[1]).decode("ascii")
 
 
 def libreoffice(split: str, source: str, target: str) -> list[tuple[str, str]]:
     """LibreOffice's interface texts in two of English, German and French: 6,688 train, 500 val, 500 test pairs.
 
-    No two rows share a sentence in any language, case, punctuation and numbers aside. Raises ``ValueError`` for another
-    split or language and for one language twice, and as ``mnist`` does.
+    No two rows share a sentence in any language, ignoring case, punctuation and numbers. Raises ``ValueError`` for an
+    unknown split or language and for two equal languages; other errors as in ``mnist``.
     """
     for name, value, known in (
         ("split", split, PAIRS_SPLITS),
@@ -73,7 +73,7 @@ def libreoffice(split: str, source: str, target: str) -> list[tuple[str, str]]:
 
 
 def _shipped(name: str, sha256: str, what: str) -> tuple[str, bytes]:
-    """The path and the content of a shipped file that is as it was made."""
+    """The path and the content of a shipped file, after verifying its SHA-256."""
     source = resources.files("jaxai.data") / "files" / name
     again = "install jaxai again"
     try:

@@ -1,4 +1,4 @@
-"""The input pipeline: endless shuffled batches from arrays in memory, with a state that a checkpoint saves."""
+"""The input pipeline: endless shuffled batches from in-memory arrays, with a state that checkpoints can save."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -12,15 +12,15 @@ from jaxai.data.images.sources import ImageDataset
 from jaxai.data.random import permutation
 from jaxai.errors import UserError
 
-ENDLESS = 2**62  # batches: grain's indices are 64-bit, and next_index stays below
+ENDLESS = 2**62  # number of batches; grain's indices are 64-bit integers
 
 
 class Gathered(Iterator[dict[str, np.ndarray]]):
-    """An endless iterator over batches ``gather(arrays, rows)`` of arrays in memory.
+    """An endless iterator over batches ``gather(arrays, rows)`` of in-memory arrays.
 
-    ``rows`` iterates over dicts of what names a batch's examples, such as their numbers, int32 [B]; its state is the
-    state. ``next`` gathers on the host. ``gather`` takes JAX arrays too: a training loop may keep ``arrays`` on an
-    accelerator, send ``next(rows)`` alone and gather there. Both give the same batches.
+    ``rows`` iterates over dicts that identify a batch's examples, such as their indices, int32 [B]; the state of
+    ``rows`` is the iterator's state. ``next`` gathers on the host. ``gather`` accepts JAX arrays too: a training loop
+    may keep ``arrays`` on an accelerator, transfer only ``next(rows)`` and gather there, with the same result.
     """
 
     def __init__(
@@ -52,16 +52,16 @@ def batches(
 ) -> Gathered:
     """An endless iterator of dicts: image uint8 [B, height, width, C], and label, id and epoch int32 [B].
 
-    ``id`` is the example's row in the data set, ``epoch`` how often all examples have been seen before.
+    ``id`` is the example's row in the data set, ``epoch`` the number of full passes completed so far.
 
-    The epochs, each in its own order under ``seed``, follow each other without a gap: no example is left out, and a
-    batch may span two of them. ``batch_size`` is the global one: each of ``process_count`` processes gets its own
+    The epochs, each in its own order determined by ``seed``, follow each other without a gap: no example is dropped,
+    and a batch may span two epochs. ``batch_size`` is the global one: each of ``process_count`` processes gets its own
     ``batch_size / process_count`` rows of the same global batch. ``get_state()`` is ``{"next_index": steps}``, plain
-    JSON; after ``set_state`` the iterator continues exactly. The state names neither seed, batch size nor data: keep
-    them (``dataset.fingerprint``) beside it and compare before restoring.
+    JSON; after ``set_state`` the iterator continues with exactly the next batch. The state does not include the seed,
+    the batch size or the data: save these (``dataset.fingerprint``) with it and compare them when restoring.
 
-    Raises ``ValueError`` for a batch size that is not in 1 ... n or that ``process_count`` does not divide, a process
-    index that is not in 0 ... process_count - 1, and a negative seed.
+    Raises ``ValueError`` for a batch size outside 1 ... n or not divisible by ``process_count``, a process index
+    outside 0 ... process_count - 1, and a negative seed.
     """
     n = len(dataset.labels)
     if not 1 <= batch_size <= n:
@@ -88,15 +88,15 @@ def batches(
 
 
 def endless(batch: Callable[[int], dict[str, np.ndarray]]) -> grain.DatasetIterator:
-    """``batch(0)``, ``batch(1)``, ...: an iterator whose state is ``{"next_index": n}``."""
-    # An element is a whole batch: grain's own range, shuffle, repeat and batch over rows gave 77,000 images of 28x28 a
-    # second, this 2.6 million. It reads without threads, because making a batch takes less time than handing it over.
+    """An endless iterator over ``batch(0)``, ``batch(1)``, ..., whose state is ``{"next_index": n}``."""
+    # Each element is a whole batch: 2.6 million 28x28 images per second, against 77,000 with grain's own shuffle,
+    # repeat and batch over rows. No reader threads: making a batch takes less time than passing it between threads.
     pipeline = grain.MapDataset.range(ENDLESS).map(batch)
     return iter(pipeline.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
 
 def check_rows(batch_size: int, process_index: int, process_count: int, seed: int = 0) -> None:
-    """Raise ``ValueError`` unless each process can take its equal share of a batch's rows, and for a bad seed."""
+    """Raise ``ValueError`` unless a batch divides equally among the processes and the seed is not negative."""
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; choose at least 1")
     if not 0 <= process_index < process_count:
@@ -110,13 +110,13 @@ def check_rows(batch_size: int, process_index: int, process_count: int, seed: in
 
 
 def own_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-    """Which rows of a global batch are this process's."""
+    """This process's rows of a global batch."""
     local = batch_size // process_count
     return slice(process_index * local, (process_index + 1) * local)
 
 
 def _rows(order: Callable, n: int, start: int, count: int) -> Int64[np.ndarray, " count"]:
-    """Rows ``start`` ... ``start + count - 1`` of all epochs' orders put one behind the other; ``count <= n``."""
+    """Rows ``start`` ... ``start + count - 1`` of the concatenated epoch orders; ``count <= n``."""
     epoch, offset = divmod(start, n)
     rows = order(epoch)[offset : offset + count]
     if len(rows) < count:

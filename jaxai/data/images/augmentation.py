@@ -1,7 +1,7 @@
-"""Augmentation on the device: pure functions of a key and one batch, each image with draws of its own.
+"""Augmentation on the device: pure functions of a key and one batch, with independent draws for each image.
 
-Images are uint8 or float [B, H, W, C], from JAX or NumPy, and keep their shape and dtype. Every function is compiled as
-it is, and becomes part of a ``jit`` around it. Give each call a key of its own, split from ``fold_in(key, step)`` say.
+Images are uint8 or float [B, H, W, C], JAX or NumPy arrays, and keep their shape and dtype. Each function is jitted and
+can be called inside another ``jit``. Give each call its own key, for example one split from ``fold_in(key, step)``.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ AnyImages = UInt8[Array, "B height width C"] | Images
 
 @jax.jit
 def random_flip(key: Key[Array, ""], images: AnyImages) -> AnyImages:
-    """Each image mirrored left to right with probability 1/2. ValueError for images that are not as above."""
+    """Mirror each image left to right with probability 1/2. ValueError for images of another dtype or rank."""
     _check(images)
     return _flip(images, jax.random.bernoulli(key, shape=(len(images),)))
 
@@ -27,12 +27,12 @@ def random_flip(key: Key[Array, ""], images: AnyImages) -> AnyImages:
 def alternating_flip(
     key: Key[Array, ""], images: AnyImages, ids: Int[Array, " B"], epoch: Int[Array, "..."] | int
 ) -> AnyImages:
-    """airbench's flip: a hash of the example decides about even epochs, every odd one is the opposite.
+    """Alternating flip of airbench: a random bit per example, inverted in every odd epoch.
 
-    Mirrored where bit(key, id) != epoch mod 2, the bit being 1 for half of the examples. So two epochs in a row show
-    each example once in each orientation, where `random_flip` repeats one in half of the cases. ``key`` is one key for
-    the whole run, not one a step; ``ids`` [B] are the examples' positions in the data set; ``epoch`` is a number, or
-    [B] for a batch that spans two epochs.
+    An image is mirrored if bit(key, id) != epoch mod 2, where the bit is 1 for half of the examples. Two successive
+    epochs thus show each example once in each orientation; `random_flip` repeats the orientation in half of the cases.
+    Use one ``key`` for the whole run, not one per step. ``ids`` [B] are the examples' positions in the data set;
+    ``epoch`` is a scalar, or [B] for a batch that spans two epochs.
 
     Source: Jordan 2024, arXiv 2404.00498, section 3.6 (there an MD5 hash). ValueError for images, ids or epochs of
     other shapes or dtypes.
@@ -49,11 +49,11 @@ def alternating_flip(
 
 @partial(jax.jit, static_argnames="pixels")
 def random_translate(key: Key[Array, ""], images: AnyImages, pixels: int) -> AnyImages:
-    """Each image moved by -``pixels`` ... ``pixels`` in height and in width; what comes in is the image's reflection.
+    """Shift each image by -``pixels`` ... ``pixels`` in height and in width, with reflection padding.
 
-    A crop, at a uniform place, of ``np.pad(image, pixels, "reflect")``, which doesn't repeat the border, as in airbench
-    (Jordan 2024, arXiv 2404.00498). ValueError for images that are not as above, and for pixels that are not in
-    0 ... min(H, W) - 1.
+    This is a uniformly placed crop of ``np.pad(image, pixels, "reflect")``, which doesn't repeat the border, as in
+    airbench (Jordan 2024, arXiv 2404.00498). ValueError for images of another dtype or rank, and for ``pixels``
+    outside 0 ... min(H, W) - 1.
     """
     _check(images)
     _, *shape = images.shape
@@ -66,13 +66,13 @@ def random_translate(key: Key[Array, ""], images: AnyImages, pixels: int) -> Any
 
 @partial(jax.jit, static_argnames=("size", "value"))
 def cutout(key: Key[Array, ""], images: AnyImages, size: int, value: float = 0) -> AnyImages:
-    """Each image with a ``size`` x ``size`` square of ``value`` around a uniform pixel; it may hang over the border.
+    """Fill a ``size`` x ``size`` square around a uniformly drawn pixel of each image with ``value``.
 
-    Rows y - size // 2 ... y - size // 2 + size - 1 for the pixel (y, x), columns alike. ``value`` 0 is the mean of
-    standardised images, and black in uint8.
+    For the pixel (y, x) the square has rows y - size // 2 ... y - size // 2 + size - 1, and columns likewise; it may
+    extend beyond the image. ``value`` 0 is the mean of standardised images, and black in uint8.
 
-    Source: DeVries and Taylor 2017, arXiv 1708.04552, who found the squares beyond the border to matter. ValueError for
-    images that are not as above, a size that is not in 1 ... min(H, W), and a value that uint8 images can't hold.
+    Source: DeVries and Taylor 2017, arXiv 1708.04552, who found it important that squares may cross the border.
+    ValueError for images of another dtype or rank, a size outside 1 ... min(H, W), and a value that uint8 can't hold.
     """
     _check(images)
     count, height, width, _ = images.shape
@@ -91,7 +91,7 @@ def _flip(images: Array, flips: Array) -> Array:
 
 
 def _band(centre: Array, length: int, size: int) -> Array:
-    """Which of ``length`` pixels lie in the ``size`` around each centre [B, 1]: bool [B, length]."""
+    """Mask of the ``size`` pixels, of ``length``, around each centre [B, 1]: bool [B, length]."""
     offset = jnp.arange(length)[None] - (centre - size // 2)
     return (offset >= 0) & (offset < size)
 

@@ -1,4 +1,4 @@
-"""Domains of digits (inverted, coloured, small), and unpaired batches of two domains for unpaired translation."""
+"""Domains of digits (inverted, coloured, small), and batches of two domains for unpaired image translation."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -17,23 +17,23 @@ Domain = Literal["inverted", "coloured", "small"]
 
 SIDE, INNER = 28, 20
 INK = np.array([0, 30, 130.0])
-PAPER = np.array([[255, 235, 130], [255, 165, 190.0]])  # the first row of pixels, the last one
+PAPER = np.array([[255, 235, 130], [255, 165, 190.0]])  # the top row of pixels, the bottom row
 
 
 def inverted(images: Grey) -> Grey:
-    """Black for white; its own inverse."""
+    """Invert the grey values; its own inverse."""
     return 255 - images
 
 
 def coloured(images: Grey) -> Colour:
-    """Blue ink, where the image is white, on paper that goes from yellow at the top to pink at the bottom."""
+    """Map white to blue ink, and black to paper that fades from yellow at the top to pink at the bottom."""
     paper, height = papers(images.shape[1]), images.shape[1]
     colours = np.rint(paper + (INK - paper) * (np.arange(256)[None, :, None] / 255)).astype(np.uint8)
     return colours[np.arange(height)[:, None], images[..., 0]]
 
 
 def uncoloured(images: Colour) -> Grey:
-    """The grey values of `coloured`: exact for such images, for others those of the nearest points of its colours."""
+    """Invert `coloured`: exact for its images; other colours are projected onto the line from paper to ink."""
     paper = papers(images.shape[1])
     way = INK - paper
     share = ((images - paper) * way).sum(-1, keepdims=True) / (way**2).sum(-1, keepdims=True)
@@ -47,7 +47,7 @@ def papers(height: int) -> Float64[np.ndarray, "{height} 1 3"]:
 
 
 def upscaled(images: Grey) -> UInt8[np.ndarray, "n 28 28 1"]:
-    """Images of any size at 20x20, by bicubic interpolation, in the middle of 28x28: where MNIST's digits are."""
+    """Resize images to 20x20 (bicubic) and centre them in 28x28, as in MNIST."""
     size = (INNER, INNER)
     large = [np.asarray(Image.fromarray(x[..., 0]).resize(size, Image.Resampling.BICUBIC)) for x in images]
     edge = (SIDE - INNER) // 2
@@ -55,7 +55,7 @@ def upscaled(images: Grey) -> UInt8[np.ndarray, "n 28 28 1"]:
 
 
 def unchanged(images: Grey) -> Grey:
-    """The images: `upscaled` has no inverse."""
+    """Return the images unchanged: `upscaled` has no inverse."""
     return images
 
 
@@ -64,7 +64,7 @@ DRAWN: dict[Domain, Callable[[np.ndarray], np.ndarray]] = {
     "coloured": coloured,
     "small": upscaled,
 }
-"""From white digits on black to the domain, uint8 to uint8; ``small`` is for the digits of 8x8 pixels."""
+"""From white digits on black to the domain, uint8 to uint8; ``small`` is for the 8x8 digits."""
 
 TO_GREY: dict[Domain, Callable[[np.ndarray], np.ndarray]] = {
     "inverted": inverted,
@@ -75,7 +75,7 @@ TO_GREY: dict[Domain, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class Domains(NamedTuple):
-    """Images uint8 [n, height, width, C] of A and of B, and their digits [n], which only scores use."""
+    """Images uint8 [n, height, width, C] of domains A and B, and their digits [n], used only for scoring."""
 
     a: UInt8[np.ndarray, "n height width C"]
     a_digits: Int[np.ndarray, " n"]
@@ -84,7 +84,10 @@ class Domains(NamedTuple):
 
 
 def two_domains(mnist: ImageDataset, domain: Domain) -> tuple[Domains, ImageDataset]:
-    """A, every other digit of a split of MNIST, B, the others or the small digits in ``domain``, and B's data set."""
+    """Split an MNIST split into two domains; also return the data set that B comes from.
+
+    A is every other digit. B is ``domain`` applied to the remaining digits, or to the 8x8 digits for ``small``.
+    """
     a, a_digits = mnist.images[::2], mnist.labels[::2]
     if domain == "small":
         others = load("digits8x8", mnist.split)
@@ -103,8 +106,8 @@ def unpaired_batches(
 ) -> Gathered:
     """An endless iterator of ``a`` uint8 [B, height, width, C] and ``b`` uint8 [B, rows, columns, D].
 
-    Each image is drawn at random, by itself. State, restoring and the rows of several processes are those of
-    ``jaxai.data.pipeline.batches``. Raises ``ValueError`` as that does.
+    Images are drawn independently, with replacement. State and processes are handled as in
+    ``jaxai.data.pipeline.batches``, with the same errors.
     """
     check_rows(batch_size, process_index, process_count, seed)
     mine = own_rows(batch_size, process_index, process_count)

@@ -1,4 +1,4 @@
-"""Image files of the user's."""
+"""Reading the user's image files."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from jaxai.errors import MissingFileError, UserError
 def read_image(
     path: Path, channels: int, *, masked: bool = False
 ) -> tuple[UInt8[np.ndarray, "1 height width C"], Float32[np.ndarray, "1 height width 1"] | None]:
-    """An image file, upright, grey (1 channel) or in colour (3), and with ``masked`` 1 where it is transparent.
+    """Read an image, grey (1 channel) or in colour (3), rotated upright; with ``masked`` also a mask, 1 if transparent.
 
-    FileNotFoundError, or ValueError if it is no image or, with ``masked``, nowhere transparent.
+    Raises FileNotFoundError, and ValueError if the file is not an image or, with ``masked``, has no transparent pixel.
     """
     if not path.is_file():
         raise MissingFileError(f"--image {path} is missing: give an image file")

@@ -1,4 +1,4 @@
-"""Reading the official files: MNIST's and Fashion-MNIST's idx, CIFAR-10's binary version. Pickles are never read."""
+"""Reading the official files: idx for MNIST and Fashion-MNIST, binary for CIFAR-10. Pickles are never read."""
 
 import gzip
 import math
@@ -14,8 +14,8 @@ from jaxai.errors import MissingFileError, UserError
 
 IDX_STEMS = {"train": "train", "test": "t10k"}
 IDX_CONTENT = {1: "labels", 3: "images"}
-IDX_MAX_ITEMS = 1_000_000  # no header makes us allocate more than 784 MB
-GZIP_MAX_RATIO = 1_032  # deflate's limit
+IDX_MAX_ITEMS = 1_000_000  # limits what a false header makes us allocate to 784 MB
+GZIP_MAX_RATIO = 1_032  # the highest compression ratio of deflate
 CIFAR_FOLDER = "cifar-10-batches-bin"
 CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
 CIFAR_FILES = {
@@ -42,11 +42,11 @@ def _spellings(file: str) -> tuple[str, ...]:
 
 
 def find_official(name: str, split: str, data_dir: Path) -> tuple[Path, ...] | None:
-    """The official files of a split under ``data_dir`` or its subfolder ``name``; ``None`` where there is none.
+    """The official files of a split in ``data_dir`` or its subfolder ``name``; ``None`` if there are none.
 
-    Raises ``FileNotFoundError`` if a folder has some of them only.
+    Raises ``FileNotFoundError`` if a folder has only some of them.
     """
-    folders = [data_dir / name, data_dir]  # the subfolder first: Fashion-MNIST's file names are MNIST's
+    folders = [data_dir / name, data_dir]  # the subfolder first: Fashion-MNIST and MNIST have the same file names
     if name == "cifar10":
         folders = [inner for folder in folders for inner in (folder / CIFAR_FOLDER, folder)]
     wanted = expected_files(name, split)
@@ -65,9 +65,9 @@ def find_official(name: str, split: str, data_dir: Path) -> tuple[Path, ...] | N
 
 
 def read_official(spec: Spec, split: str, paths: tuple[Path, ...]) -> Arrays:
-    """Images uint8 [n, height, width, C] and labels int32 [n] of the files that ``find_official`` found.
+    """Images uint8 [n, height, width, C] and labels int32 [n] from the files found by ``find_official``.
 
-    Raises ``ValueError`` naming the file that is truncated, damaged, mislabelled or of the wrong shape.
+    Raises ``ValueError``, naming the file, if one is truncated, damaged, mislabelled or of the wrong shape.
     """
     if spec.name == "cifar10":
         return cifar_arrays({str(path): path.read_bytes() for path in paths}, spec)
@@ -78,10 +78,10 @@ def read_official(spec: Spec, split: str, paths: tuple[Path, ...]) -> Arrays:
 
 
 def read_idx(path: Path, ndim: int) -> UInt8[np.ndarray, "..."]:
-    """The array of an idx or idx.gz file: 1 dimension for labels, 3 for images; uint8, its shape as the header says.
+    """Read a uint8 array from an idx or idx.gz file: ``ndim`` is 1 for labels, 3 for images.
 
-    Whether it is compressed shows in its first bytes, not in its name. Memory is bounded by the file's size, never by
-    what its header claims. Raises ``ValueError`` naming the file and what is wrong with it.
+    Compression is detected from the first bytes, not from the file name. Memory is bounded by the file's size, whatever
+    its header claims. Raises ``ValueError`` with the file and what is wrong with it.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -127,7 +127,10 @@ def _idx_shape(header: bytes, ndim: int, path: Path) -> tuple[int, ...]:
 
 
 def _check_not_the_other(spec: Spec, split: str, labels: np.ndarray, path: Path) -> None:
-    """MNIST's and Fashion-MNIST's files share names and shapes; only Fashion-MNIST's classes are equally many."""
+    """Raise ``ValueError`` if MNIST and Fashion-MNIST are confused.
+
+    Their files have the same names and shapes, but only Fashion-MNIST's classes are balanced.
+    """
     if len(labels) != spec.counts[split]:
         return
     looks = "fashion_mnist" if np.all(np.bincount(labels, minlength=10) == len(labels) // 10) else "mnist"
@@ -139,7 +142,7 @@ def _check_not_the_other(spec: Spec, split: str, labels: np.ndarray, path: Path)
 
 
 def cifar_arrays(contents: dict[str, bytes], spec: Spec) -> Arrays:
-    """Images uint8 [n, 32, 32, 3] and labels int32 [n] from the files' bytes, by name, in the dictionary's order."""
+    """Images uint8 [n, 32, 32, 3] and labels int32 [n] from a dictionary of file names and bytes, in its order."""
     for file, content in contents.items():
         if len(content) != CIFAR_RECORD * CIFAR_RECORDS:
             relation = "truncated" if len(content) < CIFAR_RECORD * CIFAR_RECORDS else "too long"
@@ -160,7 +163,7 @@ def cifar_arrays(contents: dict[str, bytes], spec: Spec) -> Arrays:
 
 
 def read_cifar_archive(path: Path, split: str) -> dict[str, bytes]:
-    """The bytes of a split's files, by name, inside the official archive; nothing is unpacked to disk."""
+    """The bytes of a split's files in the official archive, by name; nothing is unpacked to disk."""
     try:
         with tarfile.open(path, "r:gz") as archive:
             return {file: _member(archive, f"{CIFAR_FOLDER}/{file}") for file in CIFAR_FILES[split]}
@@ -169,7 +172,7 @@ def read_cifar_archive(path: Path, split: str) -> dict[str, bytes]:
 
 
 def read_cifar_classes(path: Path) -> list[str]:
-    """The ten class names inside the official archive."""
+    """The ten class names in the official archive."""
     with tarfile.open(path, "r:gz") as archive:
         return _member(archive, f"{CIFAR_FOLDER}/batches.meta.txt").decode().split()
 

@@ -1,4 +1,4 @@
-"""Photographs that scikit-image ships, all in the public domain or CC0, and random crops of them.
+"""Photographs shipped with scikit-image, all in the public domain or CC0, and random crops of them.
 
 Colour: astronaut (NASA), coffee (Rachel Michetti), rocket (SpaceX), chelsea (Stefan van der Walt). Grey: brick, grass,
 gravel (cc0textures.com), camera (Lav Varshney).
@@ -16,7 +16,7 @@ from jaxai.data.random import Stream, integers
 from jaxai.errors import UserError
 
 PHOTOS = {"train": ("astronaut", "coffee", "rocket", "brick", "grass", "gravel"), "test": ("chelsea", "camera")}
-"""Names by split: no photograph is in both."""
+"""Photograph names by split; no photograph is in both."""
 
 Photo = UInt8[np.ndarray, "height width 3"]
 
@@ -30,8 +30,9 @@ def load_photos(split: str) -> dict[str, Photo]:
 
 
 def with_halves(photos: dict[str, Photo], least: int) -> dict[str, Photo]:
-    """The photographs, and each at half of its size too (bicubic) if its sides are then ``least`` pixels or more: what
-    is far away as well as what is near.
+    """Add a half-size copy (bicubic) of each photograph whose sides then have at least ``least`` pixels.
+
+    The copies vary the scale of the objects.
     """
     halves = {}
     for name, photo in photos.items():
@@ -44,7 +45,7 @@ def with_halves(photos: dict[str, Photo], least: int) -> dict[str, Photo]:
 
 
 def trimmed(photo: Photo, multiple: int) -> UInt8[np.ndarray, "rows columns 3"]:
-    """A photograph without the pixels that ``multiple`` leaves over at the right and at the bottom."""
+    """Crop a photograph at the right and the bottom so that ``multiple`` divides its height and width."""
     height, width = (size // multiple * multiple for size in photo.shape[:2])
     return photo[:height, :width]
 
@@ -52,7 +53,10 @@ def trimmed(photo: Photo, multiple: int) -> UInt8[np.ndarray, "rows columns 3"]:
 def photo_details(
     photos: Sequence[UInt8[np.ndarray, "1 _ _ 3"]], side: int, count: int
 ) -> UInt8[np.ndarray, "{count} {side} {side} 3"]:
-    """``count`` squares along the middle of the photographs, as many of each. They must be larger than ``side``."""
+    """Cut ``count`` squares along the horizontal midline of the photographs, equally many from each.
+
+    The photographs must be larger than ``side``.
+    """
     squares = []
     for (photo,) in photos:
         top, lefts = (photo.shape[0] - side) // 2, np.linspace(0, photo.shape[1] - side, count // len(photos))
@@ -69,11 +73,11 @@ def crop_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """An endless iterator of ``image`` uint8 [B, size, size, 3]: crops at random places, each in one of the
-    eight symmetries of a square.
+    """An endless iterator of ``image`` uint8 [B, size, size, 3]: random crops, each in one of the eight symmetries of a
+    square.
 
-    Every place of every photograph is as likely. State, restoring and the rows of several processes are those of
-    ``jaxai.data.pipeline.batches``. Raises ``ValueError`` as that does, and for a photograph smaller than a crop.
+    All positions in all photographs are equally likely. State and processes are handled as in
+    ``jaxai.data.pipeline.batches``, with the same errors; also ``ValueError`` for a photograph smaller than a crop.
     """
     check_rows(batch_size, process_index, process_count, seed)
     for name, photo in photos.items():

@@ -1,4 +1,4 @@
-"""Preparing tensorflow-datasets' standard folders without TensorFlow, from official files or from the network."""
+"""Prepare tensorflow-datasets' standard folders without TensorFlow, from official files or from the network."""
 
 import contextlib
 import importlib.util
@@ -18,18 +18,18 @@ from jaxai.data.images.tfds import one_line, prepared_folder, quiet, read_prepar
 from jaxai.errors import DamagedFileError, ExistingFileError, MissingFileError, UserError
 
 NAMES = ("mnist", "fashion_mnist", "cifar10")
-PROBE_SECONDS = 2.5  # a connection that takes longer counts as none
+PROBE_SECONDS = 2.5  # a slower connection counts as no network
 
 
 def prepare(name: str, source: Path | None, data_dir: Path) -> Path:
-    """Write ``data_dir/name/<version>/`` from the official files in ``source`` (``None``: from the network); its path.
+    """Write ``data_dir/name/<version>/`` from the official files in ``source``, or the network if it is ``None``.
 
-    tensorflow-datasets' checksums are checked. The work is done in a hidden folder beside and moved to its place when
-    it has been read back: nothing is overwritten, a failure leaves nothing behind, and a prepared folder that is
-    already there is left as it is.
+    Returns the folder. tensorflow-datasets' checksums are verified. The folder is built under a temporary name, read
+    back, and only then renamed: nothing is overwritten, and a failure leaves nothing behind. An existing prepared
+    folder is kept unchanged.
 
     Raises ``ValueError`` for an unknown name or a wrong checksum, ``FileNotFoundError`` for missing official files,
-    ``FileExistsError`` where another format is in the way, ``OSError`` for a full disk.
+    ``FileExistsError`` if the folder exists in another format, ``OSError`` for a full disk.
     """
     spec = spec_of(name, among=NAMES)
     if (existing := prepared_folder(name, data_dir)) is not None:
@@ -55,7 +55,7 @@ def prepare(name: str, source: Path | None, data_dir: Path) -> Path:
             try:
                 made.rename(final)
             except OSError:
-                if prepared_folder(name, data_dir) is None:  # else another process was quicker
+                if prepared_folder(name, data_dir) is None:  # else another process finished first
                     raise
     except Exception as error:
         raise _readable(error, name, data_dir) from error
@@ -68,7 +68,7 @@ def prepare(name: str, source: Path | None, data_dir: Path) -> Path:
 
 
 def _build(spec: Spec, source: Path | None, scratch: Path) -> Path:
-    """Let tensorflow-datasets prepare the folder under ``scratch``; its path."""
+    """Let tensorflow-datasets prepare the folder under ``scratch``, and return its path."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
@@ -91,7 +91,7 @@ def _url_infos(name: str) -> Mapping[str, Any]:
 
 
 def _builder_class(spec: Spec, infos: Mapping[str, Any]) -> Any:
-    """tensorflow-datasets' own builder, reading files and writing PNG with numpy and Pillow instead of TensorFlow."""
+    """tensorflow-datasets' own builder, changed to read files with NumPy and write PNG with Pillow, not TensorFlow."""
     import tensorflow_datasets as tfds
 
     base: Any = tfds.builder_cls(spec.name)
@@ -101,7 +101,7 @@ def _builder_class(spec: Spec, infos: Mapping[str, Any]) -> Any:
         url_infos = infos
 
         def _split_generators(self, dl_manager):
-            # One after the other: a failing download would leave the others writing into the folder being removed.
+            # Sequentially: parallel downloads would go on writing into the folder being removed when one of them fails.
             files = {info.filename: Path(dl_manager.download(url)) for url, info in infos.items()}
             if spec.name == "cifar10":
                 self.info.features["label"].names = official.read_cifar_classes(files[official.CIFAR_ARCHIVE])
@@ -123,7 +123,7 @@ def _read(spec: Spec, split: str, files: Mapping[str, Path]) -> Arrays:
 
 
 def _encode_png(image: np.ndarray) -> io.BytesIO:
-    """tensorflow-datasets stores what a file object holds as it is; for arrays it would call TensorFlow."""
+    """Encode an image as PNG in a file object, which tensorflow-datasets stores as is; an array needs TensorFlow."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -133,7 +133,7 @@ def _encode_png(image: np.ndarray) -> io.BytesIO:
 
 
 def _folder_with_files(name: str, source: Path) -> Path:
-    """``source`` or its subfolder ``name``, whichever holds the files whose checksums tensorflow-datasets knows."""
+    """The subfolder ``name`` of ``source``, or ``source`` itself, whichever holds all files that need a checksum."""
     if not source.is_dir():
         raise MissingFileError(f"--from {source}: no such folder; give the folder that holds {name}'s official files")
     wanted = sorted(info.filename for info in _url_infos(name).values())
@@ -149,7 +149,7 @@ def _folder_with_files(name: str, source: Path) -> Path:
 
 
 def _wrong_checksum(error: Exception, infos: Mapping[str, Any], source: Path | None) -> str:
-    """Name the file that tensorflow-datasets refused."""
+    """The error message for the file whose checksum is wrong."""
     from tensorflow_datasets.core.download.checksums import compute_url_info
 
     for info in infos.values() if source else ():
@@ -164,7 +164,7 @@ def _wrong_checksum(error: Exception, infos: Mapping[str, Any], source: Path | N
 
 
 def _readable(error: Exception, name: str, data_dir: Path) -> Exception:
-    """Our own messages as they are; anything else that ended a preparation as one line."""
+    """Turn an error of the preparation into one with a one-line message; our own errors are returned unchanged."""
     if isinstance(error, ValueError | FileNotFoundError) and "\n" not in str(error):
         return error
     text = one_line(error)
@@ -174,9 +174,10 @@ def _readable(error: Exception, name: str, data_dir: Path) -> Exception:
 
 
 def reachable(name: str) -> bool:
-    """Whether the server of the data set's first file answers within ``PROBE_SECONDS``, through proxies as configured.
+    """Whether the server of the data set's first file answers within ``PROBE_SECONDS``, through any configured proxy.
 
-    Without a network tensorflow-datasets would retry for 204 s. A thread asks, because nothing bounds a name look-up.
+    Without a network tensorflow-datasets would retry for 204 s. The request runs in a thread because the name look-up
+    has no time limit.
     """
     url = _first_url(name)
     answered = threading.Event()
@@ -196,7 +197,7 @@ def reachable(name: str) -> bool:
 
 
 def _first_url(name: str) -> str:
-    """Read from the package's checksum table, without importing it."""
+    """The URL of the first file, from tensorflow-datasets' checksum table, without importing the package."""
     found = importlib.util.find_spec("tensorflow_datasets")
     if found is None or found.origin is None:
         raise MissingFileError("tensorflow-datasets is not installed; install jaxai again")

@@ -1,4 +1,4 @@
-"""``load``, the one entry to the data sets: where it looks, in which order, and what it says."""
+"""``load``, the entry point for image data sets, and the order in which it searches their sources."""
 
 import dataclasses
 import hashlib
@@ -37,17 +37,17 @@ class ImageDataset(Dataset):
 def load(
     name: str, split: str, *, data_dir: str | os.PathLike | None = None, embedded_only: bool = False
 ) -> ImageDataset:
-    """The split ``train`` or ``test`` of ``mnist``, ``fashion_mnist``, ``cifar10`` or ``digits8x8``.
+    """Load the split ``train`` or ``test`` of ``mnist``, ``fashion_mnist``, ``cifar10`` or ``digits8x8``.
 
-    It takes the first of: a prepared tensorflow-datasets folder (under ``data_dir``, else in ``TFDS_DATA_DIR`` or
-    ~/tensorflow_datasets; ArrayRecord format); the official files under ``data_dir``; the network; the embedded set
-    (5,000 digits of MNIST). With a ``data_dir`` nothing outside it is used. ``digits8x8`` always comes from
-    scikit-learn. ``embedded_only`` looks nowhere else: for the second split beside an embedded first one, and for a run
-    that began with the embedded set. The choice is logged in one line (logger ``jaxai.data``).
+    The first available source is used: a prepared tensorflow-datasets folder (under ``data_dir``, else in
+    ``TFDS_DATA_DIR`` or ~/tensorflow_datasets; ArrayRecord format); the official files under ``data_dir``; the network;
+    the embedded set (5,000 digits of MNIST). With a ``data_dir`` nothing outside it is used. ``digits8x8`` always comes
+    from scikit-learn. ``embedded_only`` skips all other sources: use it if the other split is embedded, or to resume a
+    run that started on the embedded set. The source is logged in one line (logger ``jaxai.data``).
 
     Raises ``ValueError`` for an unknown name or split and for damaged, mislabelled or misshapen files,
-    ``FileNotFoundError`` where the set is nowhere, ``OSError`` for a damaged prepared folder. Without a network it
-    takes at most 3 s to find out.
+    ``FileNotFoundError`` if no source has the data set, ``OSError`` for a damaged prepared folder. A missing network is
+    detected within 3 s.
     """
     spec = spec_of(name)
     check_split(split)
@@ -71,7 +71,7 @@ def load(
 
 
 def _find(spec: Spec, split: str, folder: Path | None) -> tuple[Arrays, str] | None:
-    """The arrays and the end of the source line; None where only the embedded set is left."""
+    """The arrays and the end of the source line; None if only the embedded set remains."""
     root = tfds.default_dir() if folder is None else folder
     prepared = tfds.prepared_folder(spec.name, root)
     if prepared is not None:
@@ -97,7 +97,7 @@ def _find(spec: Spec, split: str, folder: Path | None) -> tuple[Arrays, str] | N
 
 
 def _embedded(spec: Spec, split: str) -> tuple[Arrays, str]:
-    """The set that the package carries, and the end of the source line. ValueError where it carries none."""
+    """The embedded arrays and the end of the source line. ValueError if the data set is not embedded."""
     if spec.name == "digits8x8":
         return embedded.digits8x8(split), "embedded 8x8 digits (scikit-learn)"
     if spec.name == "mnist":
@@ -130,7 +130,7 @@ def _not_under(name: str, split: str, folder: Path) -> str:
 
 
 def _nowhere(name: str, root: Path, failure: str) -> str:
-    """The message for a data set that is not here and cannot be fetched."""
+    """The message for a data set that is neither on this machine nor downloadable."""
     files = official.CIFAR_ARCHIVE if name == "cifar10" else "the four official idx.gz files"
     return (
         f"{name}: not in {root}, and not to be downloaded ({failure}). Three ways out: connect to the network (proxies:"

@@ -31,7 +31,7 @@ SPECS = {
 
 
 def spec_of(name: str, *, among: tuple[str, ...] = tuple(SPECS)) -> Spec:
-    """The properties of a data set; ``ValueError`` offers the nearest of ``among`` for an unknown name."""
+    """The properties of a data set; ``ValueError`` for a name not in ``among``, suggesting the closest one."""
     if name in among:
         return SPECS[name]
     near = difflib.get_close_matches(name.lower().replace("-", "_"), among, n=1, cutoff=0.4)
@@ -40,7 +40,9 @@ def spec_of(name: str, *, among: tuple[str, ...] = tuple(SPECS)) -> Spec:
 
 
 def check_arrays(images: np.ndarray, labels: np.ndarray, spec: Spec, where: str) -> Arrays:
-    """The arrays as uint8 [n, height, width, C] and int32 [n], or ``ValueError`` that begins with ``where``."""
+    """Return the arrays as uint8 [n, height, width, C] and int32 [n]; ``ValueError``, starting with ``where``, if
+    their shapes, dtypes or labels do not match ``spec``.
+    """
     if images.dtype != np.uint8 or images.shape[1:] != spec.shape:
         raise UserError(
             f"{where}: images are {images.dtype} {list(images.shape[1:])}, but {spec.name} has uint8"

@@ -1,4 +1,4 @@
-"""Stacked MNIST: three digits as the colours of one image, a thousand modes (Metz et al. 2017, arXiv 1611.02163)."""
+"""Stacked MNIST: three digits as the colour channels of one image, 1,000 modes (Metz et al. 2017, arXiv 1611.02163)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,13 +13,13 @@ from jaxai.typing import Array
 
 
 def stacked[A: (np.ndarray, Array)](images: A, rows: Int[Array | np.ndarray, "B 3"]) -> A:
-    """The images [n, 28, 28, 1] of each row of numbers as the channels of one, [B, 28, 28, 3]; numpy or JAX arrays."""
+    """Stack three images of [n, 28, 28, 1], indexed by each row, as channels: [B, 28, 28, 3]; NumPy or JAX arrays."""
     digits: Any = images[rows]  # [B, 3, 28, 28, 1]
     return digits[..., 0].transpose(0, 2, 3, 1)
 
 
 def fixed_rows(count: int, n: int, seed: int) -> Int64[np.ndarray, "{count} 3"]:
-    """Which images of n make each of ``count`` stacks."""
+    """Indices of the three images, of n, in each of ``count`` fixed stacks."""
     return integers(n, (count, 3), seed, Stream.FIXED_STACKS)
 
 
@@ -34,9 +34,9 @@ def stack_batches(
 ) -> Gathered:
     """An endless iterator of ``image`` uint8 [B, 28, 28, 3]: stacks of three images drawn at random.
 
-    With ``fixed`` only so many different stacks exist, as in a data set that was made once (128,000 in the
-    literature); else each is new. State, restoring and the rows of several processes are those of
-    ``jaxai.data.pipeline.batches``. Raises ``ValueError`` as that does, and for a negative ``fixed``.
+    ``fixed`` limits the data set to that many different stacks, as in the literature (128,000); with 0 each stack is
+    new. State and processes are handled as in ``jaxai.data.pipeline.batches``, with the same errors; also
+    ``ValueError`` for a negative ``fixed``.
     """
     check_rows(batch_size, process_index, process_count, seed)
     if fixed < 0:

@@ -1,7 +1,7 @@
-"""tensorflow-datasets' standard folders without TensorFlow: find and read them (ArrayRecord format).
+"""Find and read tensorflow-datasets' standard folders (ArrayRecord format) without TensorFlow.
 
-tensorflow-datasets is imported inside the functions that need it: a run on embedded data or official files does not
-pay its 0.4 s.
+tensorflow-datasets is imported inside the functions that need it: the import takes 0.4 s, and runs on embedded data or
+official files do without it.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from jaxai.errors import DamagedFileError, UserError
 
 
 def default_dir() -> Path:
-    """Where tensorflow-datasets keeps its folders: ``TFDS_DATA_DIR``, else ~/tensorflow_datasets."""
+    """tensorflow-datasets' data folder: ``TFDS_DATA_DIR``, else ~/tensorflow_datasets."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
@@ -35,7 +35,7 @@ def prepared_folder(name: str, data_dir: Path) -> Path | None:
 def read_prepared(spec: Spec, split: str, folder: Path) -> Arrays:
     """All examples of a prepared folder, decoded: uint8 [n, height, width, C] and int32 [n], in the folder's order.
 
-    Raises ``OSError`` naming the folder where it is damaged.
+    Raises ``OSError``, naming the folder, if it is damaged.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.decode import DeserializeMethod
@@ -43,7 +43,7 @@ def read_prepared(spec: Spec, split: str, folder: Path) -> Arrays:
 
     parse = tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
 
-    raw = DeserializeMethod.RAW_BYTES  # tfds decodes 2,800 images/s, Pillow by itself ten times as many
+    raw = DeserializeMethod.RAW_BYTES  # tfds decodes 2,800 images/s, Pillow alone ten times as many
     try:
         with quiet():
             builder: Any = tfds.builder_from_directory(folder)
@@ -56,7 +56,7 @@ def read_prepared(spec: Spec, split: str, folder: Path) -> Arrays:
             images[row] = _decode_png(feature["image"].bytes_list.value[0], spec)
             labels[row] = feature["label"].int64_list.value[0]
         return check_arrays(images, labels, spec, str(folder))
-    except Exception as error:  # JSON, protobuf, ArrayRecord and Pillow each have errors of their own
+    except Exception as error:  # JSON, protobuf, ArrayRecord and Pillow each raise their own exceptions
         raise DamagedFileError(
             f"{folder}: the prepared folder of {spec.name} cannot be read ({one_line(error)}); move it away and"
             f" prepare it again: python -m jaxai.data prepare {spec.name} --from DIR"
@@ -64,7 +64,7 @@ def read_prepared(spec: Spec, split: str, folder: Path) -> Arrays:
 
 
 def _decode_png(content: bytes, spec: Spec) -> np.ndarray:
-    """One image, uint8 [height, width, C]; its size is checked before it is decoded."""
+    """Decode one image, uint8 [height, width, C], after checking its size."""
     from PIL import Image
 
     height, width, channels = spec.shape
@@ -77,13 +77,13 @@ def _decode_png(content: bytes, spec: Spec) -> np.ndarray:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of someone else's exception, at most 300 characters without a line break."""
+    """The message of any exception as one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 @contextlib.contextmanager
 def quiet(*, progress: bool = False) -> Iterator[None]:
-    """Keep tensorflow-datasets' notices and absl's warnings off the terminal; ``progress`` leaves the bars on."""
+    """Keep tensorflow-datasets' notices and absl's warnings off the terminal; ``progress`` keeps the progress bars."""
     import tensorflow_datasets as tfds
     from absl import logging as absl_logging
 

@@ -1,4 +1,4 @@
-"""One batch again and again: all examples of a data set so small that every step sees them all."""
+"""Full-batch iteration: the same batch in every step, for data sets so small that it holds all examples."""
 
 from collections.abc import Mapping
 
@@ -11,9 +11,9 @@ from jaxai.data.pipeline import check_rows, endless, own_rows
 def constant_batches(
     examples: Mapping[str, np.ndarray], *, process_index: int = 0, process_count: int = 1
 ) -> grain.DatasetIterator:
-    """An endless iterator of the same arrays [n, ...], of which each process gets its rows.
+    """An endless iterator of the same arrays [n, ...]; each process gets its own rows.
 
-    Raises ``ValueError`` if the processes do not divide n.
+    Raises ``ValueError`` if n is not divisible by ``process_count``.
     """
     n = len(next(iter(examples.values())))
     check_rows(n, process_index, process_count)

@@ -1,4 +1,4 @@
-"""Mixtures of Gaussians in the plane, on which a GAN's collapse can be seen: a ring of eight, a grid of 25."""
+"""Mixtures of 2-D Gaussians for measuring a GAN's mode collapse: a ring of eight, a grid of 25."""
 
 import dataclasses
 
@@ -13,13 +13,13 @@ from jaxai.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Equally likely Gaussians around ``centres`` float64 [modes, 2], all of one standard ``deviation``."""
+    """Equally weighted isotropic Gaussians around ``centres`` float64 [modes, 2] with standard ``deviation``."""
 
     centres: Float[np.ndarray, "modes 2"]
     deviation: float
 
     def draw(self, count: int, *entropy: int) -> Float[np.ndarray, "{count} 2"]:
-        """``count`` points, float32, that depend on ``entropy`` (integers >= 0) alone; normal by Box and Muller."""
+        """Draw ``count`` points, float32, from ``entropy`` (integers >= 0) alone, by the Box-Muller transform."""
         chosen = self.centres[integers(len(self.centres), (count,), *entropy, 0)]
         radius, angle = uniform((2, count), *entropy, 1)
         radius, angle = np.sqrt(-2 * np.log1p(-radius)), 2 * np.pi * angle
@@ -32,7 +32,7 @@ MIXTURES = {
     "ring": Mixture(np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1), 0.01),
     "grid": Mixture(np.stack(np.meshgrid(*[np.arange(-4.0, 5.0, 2.0)] * 2, indexing="ij"), -1).reshape(-1, 2), 0.05),
 }
-"""PacGAN's: eight on the unit circle, 25 at even numbers from -4 to 4 (Lin et al. 2018, arXiv 1712.04086)."""
+"""PacGAN's: 8 modes on the unit circle, 25 at even coordinates in -4 ... 4 (Lin et al. 2018, arXiv 1712.04086)."""
 
 
 def point_batches(
@@ -40,8 +40,8 @@ def point_batches(
 ) -> grain.DatasetIterator:
     """An endless iterator of ``points`` float32 [count, batch_size, 2]: fresh points for each of ``count`` networks.
 
-    Each of several processes gets its own networks' points. State and restoring are those of
-    ``jaxai.data.pipeline.batches``. Raises ``ValueError`` for a count that the processes do not divide, a batch size
+    Each process gets the points of its own networks. The state is saved and restored as in
+    ``jaxai.data.pipeline.batches``. Raises ``ValueError`` for a count not divisible by ``process_count``, a batch size
     below 1 and a negative seed.
     """
     check_rows(batch_size * process_count, process_index, process_count, seed)
