@@ -1,4 +1,4 @@
-"""Stories and questions: bAbI's files, a grammar of our own, and their arrays."""
+"""Stories and questions from bAbI's files or our own grammar, and their encoding as arrays."""
 
 from jaxai.data.qa.babi import BABI_TASKS as BABI_TASKS
 from jaxai.data.qa.babi import Question as Question

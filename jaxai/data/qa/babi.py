@@ -1,4 +1,4 @@
-"""Stories with questions in the format of the bAbI tasks (Weston et al. 2015, arXiv:1502.05698): reading and writing.
+"""Read and write stories with questions in the format of the bAbI tasks (Weston et al. 2015, arXiv:1502.05698).
 
 train = load_babi("data", "train")                    # a folder of qa1_..._train.txt, or the archive
 write_babi(train, "copy", "train")
@@ -34,17 +34,17 @@ Files = dict[str, Path | bytes]
 BABI_TASKS = range(1, 21)
 FILE = re.compile(r"qa([0-9]{1,2})(?:_([A-Za-z0-9-]+))?_(train|test)\.txt")
 ARCHIVES = ("en*.tar*", "tasks_1-20*.tar*", "babi*.tar*")  # --data-dir may hold other data's archives too
-ARCHIVE_LIMIT = 400_000_000  # bytes unpacked: the whole release, all its languages and sizes, has about 150 million
+ARCHIVE_LIMIT = 400_000_000  # bytes unpacked: the full release, with all languages and sizes, has about 150 million
 FILE_LIMIT = 16_000_000  # bytes: the longest official file, task 3 with 10,000 questions, has 5.3 million
-STORY_LIMIT = 1_000  # lines: the longest official story has below 400; a question holds all facts before it
+STORY_LIMIT = 1_000  # lines: the longest official story has below 400; a question stores all preceding facts
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question and the facts told before it, as lower-cased words without punctuation.
+    """A question and the preceding facts of its story, as lower-cased words without punctuation.
 
-    ``answer`` is one label, also where it is a list ("football,milk"); ``support`` are the indices of the facts that
-    the answer follows from, in the order of the file.
+    ``answer`` is one label, even if it is a list ("football,milk"). ``support`` holds the indices of the facts that
+    imply the answer, in the order of the file.
     """
 
     task: int
@@ -56,9 +56,9 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Questions(Dataset):
-    """Questions by the number of their task, and the tasks' ``titles``.
+    """Questions by task number, and the tasks' ``titles``.
 
-    ``open_words`` are names, which mean nothing by themselves: a reader can see them as anonymous slots.
+    ``open_words`` are interchangeable names, which a network can read as anonymous slots.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Questions(Dataset):
 
     @property
     def all(self) -> tuple[Question, ...]:
-        """The questions of all tasks, one task behind the other."""
+        """The questions of all tasks, concatenated."""
         return tuple(itertools.chain.from_iterable(self.tasks.values()))
 
     @property
@@ -79,12 +79,12 @@ class Questions(Dataset):
         return max(len(self.open_words.intersection(q.question, *q.facts)) for q in self.all)
 
     def only(self, tasks: Iterable[int]) -> "Questions":
-        """The questions of some tasks, in their order; of all tasks for none."""
+        """Select the questions of the given tasks, in the given order; all tasks if none are given."""
         return dataclasses.replace(self, tasks={task: self.tasks[task] for task in tuple(tasks) or self.tasks})
 
     @functools.cached_property
     def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The start of the SHA-256 over the tasks as ``to_lines`` writes them, in hexadecimal."""
+        """A prefix of the SHA-256 of the tasks in the format of ``to_lines``, in hexadecimal."""
         digest = hashlib.sha256()
         for task, questions in self.tasks.items():
             digest.update("\n".join([f"task {task}", *to_lines(questions), ""]).encode("utf-8", "surrogatepass"))
@@ -92,7 +92,7 @@ class Questions(Dataset):
 
 
 def held_out(questions: Questions) -> tuple[list[Question], list[Question]]:
-    """The first nine tenths of each task's questions, and the rest."""
+    """Split each task's questions into the first nine tenths, for training, and the rest."""
     train, rest = [], []
     for task in questions.tasks.values():
         cut = len(task) * 9 // 10
@@ -101,13 +101,13 @@ def held_out(questions: Questions) -> tuple[list[Question], list[Question]]:
 
 
 def load_babi(folder: str | os.PathLike, split: str, tasks: Iterable[int] = BABI_TASKS) -> Questions:
-    """The questions of ``qaN_TITLE_SPLIT.txt`` for every N of ``tasks``, from a folder or the release's archive.
+    """Load ``qaN_TITLE_SPLIT.txt`` for every N in ``tasks``, from a folder or the release's archive.
 
-    The files may lie in ``folder`` or up to two folders below it, or, where it has none, in an archive there
-    (``en*.tar.xz``, ``tasks_1-20*.tar.gz``), which is read in memory; ``folder/babi`` is looked into first, and
-    ``folder`` may be an archive. Of several versions ``en`` is taken; give the folder of another, such as ``en-10k``.
-    The choice is logged in one line (logger ``jaxai.data``). ``open_words`` are those with a capital letter inside a
-    sentence: the official files' persons, and the animals that task 16 tells of by name.
+    The files may be in ``folder`` or up to two levels below it, or else in an archive there (``en*.tar.xz``,
+    ``tasks_1-20*.tar.gz``), which is read in memory. ``folder/babi`` is searched first, and ``folder`` may itself be an
+    archive. If there are several versions, ``en`` is used; for another, such as ``en-10k``, give its folder. The source
+    is logged in one line (logger ``jaxai.data``). ``open_words`` are the words capitalised inside a sentence: in the
+    official files, the names of persons, and of the animals in task 16.
 
     Raises ``FileNotFoundError`` for a missing folder or task file; ``ValueError``, with file and line, for lines that
     are not ``N sentence.`` or ``N question?<tab>answer<tab>numbers of facts``, numbers that name no fact before them,
@@ -136,7 +136,7 @@ def load_babi(folder: str | os.PathLike, split: str, tasks: Iterable[int] = BABI
 
 
 def parse(text: str, task: int, where: str) -> tuple[Question, ...]:
-    """The questions of a task's file; ``ValueError`` begins with ``where`` and the line."""
+    """Parse the questions of a task's file; ``ValueError`` messages begin with ``where`` and the line number."""
     questions: list[Question] = []
     facts: list[Sentence] = []
     lines: dict[int, int] = {}  # the number of a fact's line -> its index
@@ -162,7 +162,7 @@ def parse(text: str, task: int, where: str) -> tuple[Question, ...]:
 
 
 def _fields(line: str, previous: int) -> tuple[int, list[str]]:
-    """The number of a line, and the one field of a fact or the three of a question."""
+    """The line's number and its fields: one for a fact, three for a question."""
     match = re.match(r"\s*([0-9]{1,4})\s+(?=\S)", line)
     if not match:
         raise UserError("does not begin with the line's number; write `N sentence.`")
@@ -197,15 +197,15 @@ def _words(sentence: str) -> Sentence:
 
 
 def _names(text: str) -> set[str]:
-    """Words with a capital letter behind a sentence's first word, lower-cased."""
+    """Capitalised words other than the first of a sentence, lower-cased."""
     inside = [word.strip(".,?!") for line in text.split("\n") for word in line.split("\t")[0].split()[2:]]
     return {word.lower() for word in inside if word[:1].isupper()}
 
 
 def to_lines(questions: Iterable[Question]) -> list[str]:
-    """The lines of a task's file, which ``parse`` reads back equal.
+    """The lines of a task's file; the inverse of ``parse``.
 
-    A question whose facts begin with all facts of the one before goes on with its story.
+    A question whose facts begin with all facts of the previous question continues that question's story.
     """
     result: list[str] = []
     facts: tuple[Sentence, ...] = ()
@@ -227,7 +227,7 @@ def to_lines(questions: Iterable[Question]) -> list[str]:
 
 
 def write_babi(questions: Questions, folder: str | os.PathLike, split: str) -> list[Path]:
-    """Write ``qaN_TITLE_SPLIT.txt`` for every task into a folder, which is made; returns the files."""
+    """Write ``qaN_TITLE_SPLIT.txt`` for every task into ``folder``, creating it if necessary; return the files."""
     check_split(split)
     root = Path(folder).expanduser()
     root.mkdir(parents=True, exist_ok=True)
@@ -239,7 +239,7 @@ def write_babi(questions: Questions, folder: str | os.PathLike, split: str) -> l
 
 
 def _find(folder: Path) -> tuple[str, Files]:
-    """Where the task files are, and they by name."""
+    """The location of the task files, and the files by name."""
     if not folder.exists():
         raise MissingFileError(f"folder {folder} does not exist; give the one that holds the bAbI tasks")
     if folder.is_file():
@@ -255,7 +255,7 @@ def _find(folder: Path) -> tuple[str, Files]:
 
 
 def _groups(root: Path) -> dict[str, Files]:
-    """The task files by their folder; from an archive where there are no folders of them."""
+    """The task files by folder; if there are none, those of an archive."""
     groups: dict[str, Files] = defaultdict(dict)
     for level in ("", "*/", "*/*/"):
         for path in root.glob(f"{level}qa*.txt"):
@@ -266,7 +266,7 @@ def _groups(root: Path) -> dict[str, Files]:
 
 
 def _in_archive(path: Path) -> dict[str, Files]:
-    """The task files of an archive by their folder in it. Nothing is written to disk."""
+    """The task files of an archive by folder inside it. Nothing is written to disk."""
     groups: dict[str, Files] = defaultdict(dict)
     try:
         with tarfile.open(fileobj=io.BytesIO(_unpacked(path)), mode="r:") as archive:
@@ -274,7 +274,7 @@ def _in_archive(path: Path) -> dict[str, Files]:
                 inside = PurePosixPath(member.name)
                 if not (member.isfile() and member.name.isprintable() and FILE.fullmatch(inside.name)):
                     continue
-                if member.size > FILE_LIMIT:  # of a sparse file this is the size with its holes
+                if member.size > FILE_LIMIT:  # for a sparse file, this size includes the holes
                     raise UserError(f"{path}: {member.name} has {member.size:,} bytes, no bAbI task has so many")
                 content = archive.extractfile(member)
                 groups[f"{path.as_posix()}/{inside.parent}"][inside.name] = content.read() if content else b""
@@ -294,7 +294,7 @@ def _unpacked(path: Path) -> bytes:
 
 
 def _by_task(where: str, files: Files, split: str) -> dict[int, tuple[str, str]]:
-    """Task -> the name of its file of a split, and its title."""
+    """Map each task to its file name for a split, and its title."""
     chosen: dict[int, tuple[str, str]] = {}
     for file in sorted(files):
         match = FILE.fullmatch(file)

@@ -1,4 +1,4 @@
-"""Questions as arrays for a network, with words that it cannot know replaced by anonymous slots.
+"""Encode questions as arrays for a network, with out-of-vocabulary words replaced by anonymous slots.
 
 vocabulary = Vocabulary.build(train.all, slots=12, open_words=OPEN_WORDS)
 batches = question_batches(train.all, vocabulary, 64, max_facts=20, seed=0)
@@ -30,7 +30,7 @@ PAD = 0
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """The meaning of ids and labels.
+    """A mapping from words to ids and from answers to labels.
 
     Ids: 0 padding, 1 ... ``slots`` the slots, then ``words``. Labels: 0 ... ``slots`` - 1 the slots, then ``answers``.
     """
@@ -50,7 +50,7 @@ class Vocabulary:
     def build(
         cls, questions: Iterable[Question], slots: int, open_words: frozenset[str] | set[str] = frozenset()
     ) -> "Vocabulary":
-        """The words and answers of training questions, without ``open_words``: those are always read as slots."""
+        """Collect the words and answers of training questions, without ``open_words``, which always become slots."""
         words: set[str] = set()
         answers: set[str] = set()
         for question in questions:
@@ -60,21 +60,21 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """How many different ids there are."""
+        """The number of ids."""
         return 1 + self.slots + len(self.words)
 
     @property
     def labels(self) -> int:
-        """How many different labels there are."""
+        """The number of labels."""
         return self.slots + len(self.answers)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values, so that a finished run can be asked."""
+        """The vocabulary as JSON values, to be saved with a run."""
         return {"slots": self.slots, "words": list(self.words), "answers": list(self.answers)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Vocabulary":
-        """The vocabulary that ``to_json`` wrote; ``ValueError`` for anything else."""
+        """Restore a vocabulary from the output of ``to_json``; ``ValueError`` for anything else."""
         lists = [value.get(name) for name in ("words", "answers")] if isinstance(value, dict) else [None]
         strings = all(isinstance(part, list) and all(isinstance(word, str) for word in part) for part in lists)
         if not strings or type(value.get("slots")) is not int:
@@ -90,13 +90,13 @@ def encode(
     max_words: int | None = None,
     seed: int = 0,
 ) -> Batch:
-    """All questions as arrays: ``facts`` int32 [B, S, width], ``question`` int32 [B, width], padded with 0.
+    """Encode questions as arrays: ``facts`` int32 [B, S, width], ``question`` int32 [B, width], padded with 0.
 
-    ``fact_count``, ``answer`` and ``task`` int32 [B]; ``support`` bool [B, S], the facts that the answer follows from.
-    The last ``max_facts`` facts are kept; S and width are ``max_facts`` and ``max_words``, or the most that occur.
-    A word that is not in the vocabulary becomes a slot, the same one wherever the example has that word, drawn by
-    ``seed`` without replacement, and so does an answer that is such a word (Hermann et al. 2015, arXiv:1506.03340).
-    An answer that is neither a label nor such a word is -1, which no prediction equals.
+    Also ``fact_count``, ``answer`` and ``task`` int32 [B]; ``support`` bool [B, S], the facts that imply the answer.
+    The last ``max_facts`` facts are kept; S and width are ``max_facts`` and ``max_words``, by default the largest that
+    occur. A word that is not in the vocabulary becomes a slot, the same one throughout the example, drawn from ``seed``
+    without replacement; so does an answer that is such a word (Hermann et al. 2015, arXiv:1506.03340). An answer that
+    is neither a label nor a word of its example is -1, which no prediction equals.
 
     Raises ``ValueError`` for no questions, an example with more unknown words than slots or with a sentence of more
     than ``max_words`` words, and sizes below 1.
@@ -118,14 +118,13 @@ def question_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """An endless iterator of batches of what ``encode`` gives, with other slots whenever a question comes again.
+    """An endless iterator of batches in the format of ``encode``, with slots redrawn for every batch.
 
-    A batch's stories are of about one number of facts, S of at most ``shapes`` numbers. Their order is that of
-    ``jaxai.data.buckets.grouped``; state, restoring and the rows of several processes are those of
-    ``jaxai.data.pipeline.batches``.
+    Stories are batched by their number of facts, so that S has at most ``shapes`` values. The order is that of
+    ``jaxai.data.buckets.grouped``; state and processes are handled as in ``jaxai.data.pipeline.batches``.
 
-    Raises ``ValueError`` as ``encode`` does, for an answer that is no label, a batch size below 1 or not divisible by
-    ``process_count``, a process index that is not in 0 ... process_count - 1, and a negative seed.
+    Raises ``ValueError`` as ``encode`` does, for an answer of -1, a batch size below 1 or not divisible by
+    ``process_count``, a process index outside 0 ... process_count - 1, and a negative seed.
     """
     check_rows(batch_size, process_index, process_count, seed)
     arrays = _arrays(questions, vocabulary, max_facts, max_words)
@@ -143,7 +142,7 @@ def question_batches(
     def batch(index: int) -> Batch:
         group, places = rows_of(index)
         rows, longest = members[group][places][mine], max(1, counts[members[group]].max())
-        raw = stream((batch_size, vocabulary.slots), seed, index, 1)[mine]  # 1 parts this stream from the orders'
+        raw = stream((batch_size, vocabulary.slots), seed, index, 1)[mine]  # 1: apart from the orders' stream
         parts = {name: array[rows] for name, array in arrays.items()}
         shorter = {name: parts[name][:, :longest] for name in ("facts", "support")}
         return _draw_slots(parts | shorter, vocabulary, raw)
@@ -154,9 +153,9 @@ def question_batches(
 def decode(
     labels: Int32[np.ndarray, " B"], questions: Sequence[Question], arrays: Batch, vocabulary: Vocabulary
 ) -> list[str | None]:
-    """The answers that predicted labels stand for: strings, or ``None`` for a slot that no word has and for -1.
+    """Decode predicted labels to answers: strings, or ``None`` for -1 and for a slot without a word.
 
-    ``arrays`` is what ``encode`` made of the same questions: it knows which word each slot stands for.
+    ``arrays`` is the result of ``encode`` for the same questions, which determines the word of each slot.
     """
     result = []
     for row, (label, question) in enumerate(zip(labels.tolist(), questions, strict=True)):
@@ -173,7 +172,7 @@ def decode(
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A vocabulary with the sizes of a network's inputs: `encode`, `decode` and `question_batches` for one run."""
+    """A vocabulary and the sizes of a network's inputs, with `encode`, `decode` and `question_batches` for one run."""
 
     vocabulary: Vocabulary
     max_facts: int
@@ -181,7 +180,10 @@ class Encoder:
 
     @classmethod
     def fit(cls, train: Questions, test: Questions, *, slots: int, max_facts: int) -> "Encoder":
-        """The training questions' vocabulary, and sizes for all questions: at most their last ``max_facts`` facts."""
+        """Build the vocabulary from the training questions, and choose sizes that fit both splits.
+
+        Stories are limited to their last ``max_facts`` facts.
+        """
         every = *train.all, *test.all
         longest = max(len(question.facts) for question in every)
         widest = max(len(line) for question in every for line in (*question.facts, question.question))
@@ -192,36 +194,36 @@ class Encoder:
         return {"max_facts": self.max_facts, "max_words": self.max_words}
 
     def encode(self, questions: Sequence[Question]) -> Batch:
-        """`encode`, padded to these sizes."""
+        """Call `encode` with the vocabulary and sizes of this encoder."""
         return encode(questions, self.vocabulary, **self.sizes)
 
     def decode(self, labels: Int32[np.ndarray, " B"], questions: Sequence[Question], arrays: Batch) -> list[str | None]:
-        """`decode`."""
+        """Call `decode` with the vocabulary of this encoder."""
         return decode(labels, questions, arrays, self.vocabulary)
 
     def batches(self, questions: Sequence[Question], batch_size: int, **options: Any) -> grain.DatasetIterator:
-        """`question_batches` of these sizes."""
+        """Call `question_batches` with the vocabulary and sizes of this encoder."""
         return question_batches(questions, self.vocabulary, batch_size, **self.sizes, **options)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values, so that a finished run can be asked."""
+        """The encoder as JSON values, to be saved with a run."""
         return self.vocabulary.to_json() | self.sizes
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Encoder":
-        """The encoder that ``to_json`` wrote; ``ValueError``, ``KeyError`` or ``TypeError`` for anything else."""
+        """Restore an encoder from ``to_json``; ``ValueError``, ``KeyError`` or ``TypeError`` for anything else."""
         return cls(Vocabulary.from_json(value), int(value["max_facts"]), int(value["max_words"]))
 
 
 def story_of(arrays: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """Facts, their number, and the question: what a network reads of the arrays of `encode`."""
+    """The network's inputs among the arrays of `encode`: facts, number of facts, question."""
     return arrays["facts"], arrays["fact_count"], arrays["question"]
 
 
 def reading_lines(question: Question, arrays: Batch, answer: str | None) -> list[str]:
-    """The question with the given and the right answer, and its facts, the latest first, those it follows from with *.
+    """The question with the predicted and the correct answer, then its facts, latest first; * marks supporting facts.
 
-    ``arrays`` is what ``encode`` made of this question alone: facts that it left out are missing here too.
+    ``arrays`` is the result of ``encode`` for this question alone; facts that it dropped are omitted here too.
     """
     count = int(arrays["fact_count"][0])
     facts = zip(arrays["support"][0, :count], question.facts[len(question.facts) - count :], strict=True)
@@ -230,9 +232,9 @@ def reading_lines(question: Question, arrays: Batch, answer: str | None) -> list
 
 
 def task_errors(questions: Questions, wrong: Bool[np.ndarray, " n"], task: Int32[np.ndarray, " n"]) -> dict[str, Any]:
-    """``test_errors``, each task's share of wrong answers, ``mean_error``, and ``failed``, those above bAbI's 5 %.
+    """The error rate of each task, ``test_errors``; ``mean_error``; and ``failed``, the number of tasks above 5 %.
 
-    ``wrong`` and ``task`` are each question's.
+    ``wrong`` and ``task`` have an element for each question. The limit of 5 % is bAbI's.
     """
     found = {f"{number} {questions.titles[number]}": float(wrong[task == number].mean()) for number in questions.tasks}
     values = list(found.values())
@@ -240,7 +242,7 @@ def task_errors(questions: Questions, wrong: Bool[np.ndarray, " n"], task: Int32
 
 
 def answers_text(questions: Sequence[Question], said: Sequence[str | None]) -> str:
-    """Stories and questions to read, each with the right answer and the one that was given."""
+    """Format stories and questions as text, each with the correct and the predicted answer."""
     lines = []
     for question, answer in zip(questions, said, strict=True):
         lines += [*map(" ".join, question.facts), f"{' '.join(question.question)}? {question.answer} > {answer}", ""]
@@ -250,7 +252,7 @@ def answers_text(questions: Sequence[Question], said: Sequence[str | None]) -> s
 def _arrays(
     questions: Sequence[Question], vocabulary: Vocabulary, max_facts: int | None, max_words: int | None
 ) -> Batch:
-    """The arrays of ``encode`` with slots 1, 2, ... in the order in which an example's unknown words appear."""
+    """The arrays of ``encode``, with slots 1, 2, ... in the order in which an example's unknown words appear."""
     if not questions:
         raise UserError("questions is empty; give at least 1")
     for name, size in (("max_facts", max_facts), ("max_words", max_words)):
@@ -297,7 +299,7 @@ def _check_slots(unknown: dict[str, int], row: int, slots: int) -> None:
 
 
 def _padded(ids: list[list[int]], lengths: np.ndarray, max_words: int | None) -> Int32[np.ndarray, "B sentences width"]:
-    """Sentences, one behind the other, at the places that have a length."""
+    """Pad the concatenated sentences; ``lengths`` has one entry per row, 0 for an empty one."""
     width = max_words or int(lengths.max())
     if lengths.max() > width:
         row = int(lengths.max(axis=1).argmax())
@@ -308,7 +310,7 @@ def _padded(ids: list[list[int]], lengths: np.ndarray, max_words: int | None) ->
 
 
 def _draw_slots(arrays: Batch, vocabulary: Vocabulary, raw: UInt64[np.ndarray, "B slots"]) -> Batch:
-    """The same examples with their slots permuted, each in the order of its random numbers."""
+    """Permute the slots of each example by the order of its random numbers."""
     n, slots = raw.shape
     ids = np.tile(np.arange(vocabulary.size, dtype=np.int32), (n, 1))
     ids[:, 1 : slots + 1] = raw.argsort(axis=1, kind="stable") + 1

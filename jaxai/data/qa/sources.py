@@ -11,7 +11,7 @@ from jaxai.errors import UserError
 def load_questions(
     folder: str | os.PathLike | None, split: str, tasks: Collection[int] = (), *, count: int, seed: int
 ) -> Questions:
-    """The questions of some tasks, by default of all: bAbI's in ``folder``, or without it ``count`` of each of ours.
+    """Load the questions of some tasks, by default all: bAbI's from ``folder``; without it, ``count`` per task of ours.
 
     Raises ``ValueError`` for an unknown task, and as `load_babi` and `load_stories` do.
     """
@@ -22,9 +22,9 @@ def load_questions(
 
 
 def with_titles(questions: Questions, chosen: Sequence[Question], titles: Collection[str]) -> list[Question]:
-    """Those of ``chosen`` whose tasks have these titles; bAbI's files may lack some of our grammar's.
+    """Select from ``chosen`` the questions of tasks with these titles.
 
-    Raises ``ValueError`` for a title that is neither the files' nor the grammar's.
+    Titles of our grammar that bAbI's files lack are ignored; ``ValueError`` for a title known to neither.
     """
     if strange := set(titles) - {*questions.titles.values(), *STORY_TASKS}:
         raise UserError(f"task {min(strange)}: the tasks are {', '.join(questions.titles.values())}")

@@ -1,6 +1,6 @@
-"""Stories with questions from a grammar of our own, modelled on eleven of the bAbI tasks (arXiv:1502.05698).
+"""Generate stories with questions by a grammar modelled on eleven of the bAbI tasks (arXiv:1502.05698).
 
-Test stories have names and places that no training story has.
+Test stories use names and places that occur in no training story.
 """
 
 import logging
@@ -24,9 +24,9 @@ TRAIN_PLACES = (
 TEST_PLACES = ("bakery", "cinema", "harbour", "market", "pantry", "station", "studio", "theatre")
 COLOURS, FORMS = ("blue", "green", "red", "yellow"), ("circle", "rectangle", "square", "star")
 OPEN_WORDS = frozenset(TRAIN_NAMES + TRAIN_PLACES + COLOURS + FORMS)
-"""Words that a reader must not learn by heart and reads as slots: test stories have other names and places."""
+"""Words that are read as slots, so that a network cannot memorise them: test stories have other names and places."""
 
-MOST_NAMES, MOST_PLACES = 4, 6  # in a story: a reader needs as many slots as both together
+MOST_NAMES, MOST_PLACES = 4, 6  # in a story: the number of slots must be at least their sum
 OBJECTS = ("apple", "book", "football", "milk")
 MOVES = ("went to", "moved to", "journeyed to", "travelled to", "went back to")
 TAKES = ("got", "took", "grabbed", "picked up")
@@ -42,11 +42,11 @@ COMPASS = {side: f"{side} of" for side in STEPS}
 PATHS = tuple((first, second) for first in STEPS for second in STEPS if second != OPPOSITE[first])
 
 Edge = tuple[str, str, str]
-"""The first thing is on that side, north for instance, of the last."""
+"""(thing, side, other): ``thing`` is on that side of ``other``, for instance north."""
 
 
 class Story(NamedTuple):
-    """Facts, a question and its answer as strings, and the indices of the facts that the answer follows from."""
+    """Facts, a question and its answer as strings, and the indices of the facts that imply the answer."""
 
     facts: list[str]
     question: str
@@ -55,7 +55,7 @@ class Story(NamedTuple):
 
 
 def load_stories(split: str, count: int, seed: int) -> Questions:
-    """``count`` questions of each task, from the names and places of a split; logged (logger ``jaxai.data``).
+    """Generate ``count`` questions of each task with a split's names and places; logged (logger ``jaxai.data``).
 
     Tasks are numbered as in ``STORY_TASKS``. Raises ``ValueError`` as ``generate`` does, and for an unknown split.
     """
@@ -69,10 +69,11 @@ def load_stories(split: str, count: int, seed: int) -> Questions:
 
 
 def generate(task: str, count: int, seed: int, *, names: Sequence[str], places: Sequence[str]) -> list[Question]:
-    """``count`` questions of a task, each with a story of its own; those of a smaller count come first.
+    """Generate ``count`` questions of a task, each with its own story.
 
-    They depend on the arguments alone. Raises ``ValueError`` for an unknown task, a count below 1, a negative seed, and
-    names (at least 4) or places (at least 6) that are too few or not different lower-case words.
+    They depend on the arguments alone; a larger count only appends questions. Raises ``ValueError`` for an unknown
+    task, a count below 1, a negative seed, fewer than 4 names or 6 places, and names or places that are not distinct
+    lower-case words.
     """
     if task not in GRAMMARS:
         raise UserError(f"task {task!r} is unknown; choose one of: {', '.join(STORY_TASKS)}")
@@ -81,7 +82,7 @@ def generate(task: str, count: int, seed: int, *, names: Sequence[str], places: 
     _check_words("names", names, MOST_NAMES)
     _check_words("places", places, MOST_PLACES)
     number = STORY_TASKS.index(task) + 1
-    # Without the words in it, a seed's test stories would be its training stories under other names.
+    # The words are part of the seed; otherwise test stories would be training stories with other names.
     draws = _Draws(" ".join([task, str(seed), *names, *places]))
     return [_question(number, GRAMMARS[task](draws, names, places)) for _ in range(count)]
 
@@ -94,13 +95,13 @@ def _check_words(argument: str, words: Sequence[str], least: int) -> None:
 
 
 def _question(number: int, story: Story) -> Question:
-    # One string a word, not one a place where it stands: 110,000 questions take 130 MB and not 310.
+    # Interning stores each word once: 110,000 questions take 130 MB instead of 310.
     facts = tuple(tuple(map(sys.intern, fact.split())) for fact in story.facts)
     return Question(number, facts, tuple(story.question.split()), story.answer, story.support)
 
 
 class _Draws:
-    """Random choices from the one stream that Python promises to keep in later versions, ``random()`` of a string."""
+    """Random choices based on ``random()`` with a string seed, a stream that Python guarantees across versions."""
 
     def __init__(self, seed: str) -> None:
         self.random = random.Random(seed).random
@@ -109,7 +110,7 @@ class _Draws:
         return int(self.random() * n)
 
     def between(self, low: int, high: int) -> int:
-        """Both ends included."""
+        """A random integer in ``low`` ... ``high``, both included."""
         return low + int(self.random() * (high - low + 1))
 
     def choice[T](self, items: Sequence[T]) -> T:
@@ -121,7 +122,7 @@ class _Draws:
 
 
 class _World:
-    """People who walk, and take and drop objects; it keeps which fact made things as they are."""
+    """People who move, and take and drop objects, with the facts that caused the current state."""
 
     def __init__(self, draws: _Draws, people: list[str], places: list[str]) -> None:
         self.draws, self.people, self.places = draws, people, places
@@ -132,18 +133,18 @@ class _World:
         self.lying: dict[str, str] = {}  # where objects were dropped
         self.last: dict[str, tuple[int, str]] = {}  # object -> when it was taken or dropped last, and by whom
         self.seen: dict[str, list[str]] = {}  # object -> the places where it has been
-        self.carried: list[tuple[str, str, str, tuple[int, int, int]]] = []  # object, from, to, the facts that say so
+        self.carried: list[tuple[str, str, str, tuple[int, int, int]]] = []  # object, from, to, supporting facts
 
     def place(self, person: str) -> str:
-        """Where they are; before the first move a place of their own, which has their name."""
+        """The person's place; before the first move, a private place with the person's name."""
         return self.moves[person][-1][1] if self.moves[person] else person
 
     def whereabouts(self, thing: str) -> str:
-        """Where an object is, with the one who carries it or where it was dropped."""
+        """The object's place: where it was dropped, or where its carrier is."""
         return self.lying.get(thing) or self.place(self.last[thing][1])
 
     def act(self, person: str, walking: int) -> None:
-        """One more fact: with ``walking`` percent a move, else taking or dropping, where that is possible."""
+        """Add a fact: a move with ``walking`` percent probability, else taking or dropping an object if possible."""
         here, hands = self.place(person), self.held[person]
         taken = {thing for held in self.held.values() for thing in held}
         near = [thing for thing in OBJECTS if thing not in taken and self.lying.get(thing, here) == here]
@@ -191,7 +192,7 @@ def _moved(draws: _Draws, who: str, place: str) -> str:
 def _acted(
     draws: _Draws, names: Sequence[str], places: Sequence[str], people: int, facts: tuple[int, int], walking: int
 ) -> _World:
-    """A world in which up to so many people did so many things."""
+    """Simulate a world with 2 to ``people`` people and a number of facts in the given range."""
     who = draws.sample(names, draws.between(2, people))
     world = _World(draws, who, draws.sample(places, draws.between(4, MOST_PLACES)))
     for _ in range(draws.between(*facts)):
@@ -218,7 +219,7 @@ def _two_facts(draws: _Draws, names: Sequence[str], places: Sequence[str]) -> St
 
 
 def _three_facts(draws: _Draws, names: Sequence[str], places: Sequence[str]) -> Story:
-    """Asked only about a place where the object has been once."""
+    """Ask only about a place that the object has visited exactly once."""
     while True:
         world = _acted(draws, names, places, 3, (6, 16), 60)
         ways = [way for way in world.carried if world.seen[way[0]].count(way[2]) == 1]
@@ -237,7 +238,7 @@ def _two_arguments(draws: _Draws, names: Sequence[str], places: Sequence[str]) -
 
 
 def _carrying(draws: _Draws, names: Sequence[str], places: Sequence[str]) -> tuple[_World, str]:
-    """A world, and one of its people who carries none, one, two or three things, each as often."""
+    """A world, and one of its people who carries 0, 1, 2 or 3 objects, with equal probability."""
     wanted = draws.below(4)
     while True:
         world = _acted(draws, names, places, 3, (3, 10), 30)
@@ -255,14 +256,14 @@ def _counting(draws: _Draws, names: Sequence[str], places: Sequence[str]) -> Sto
 
 
 def _lists(draws: _Draws, names: Sequence[str], places: Sequence[str]) -> Story:
-    """The answer is sorted, a set: in the official task it has the order of taking."""
+    """The answer is a sorted set; in the official task it is in the order of taking."""
     world, person = _carrying(draws, names, places)
     answer = ",".join(sorted(world.held[person])) or "nothing"
     return Story(world.facts, f"what is {person} carrying", answer, tuple(world.handled[person]))
 
 
 def _negation(draws: _Draws, names: Sequence[str], places: Sequence[str]) -> Story:
-    """Asked in turn after the place where somebody is, is said not to be, and another than where somebody is."""
+    """Ask about the place where a person is (half of the questions), is said not to be, or another place."""
     people, rooms = draws.sample(names, draws.between(2, 4)), draws.sample(places, draws.between(3, 5))
     case = draws.choice(("yes", "yes", "not", "elsewhere"))
     while True:
@@ -278,14 +279,14 @@ def _negation(draws: _Draws, names: Sequence[str], places: Sequence[str]) -> Sto
 
 
 def _presence(draws: _Draws, people: list[str], rooms: list[str]) -> tuple[list[str], dict[str, tuple[bool, str, int]]]:
-    """Facts on where people are or are not, and the last about each: whether there, the place, the fact."""
+    """Facts about where people are or are not, and each person's latest state: (is there, place, index of the fact)."""
     facts: list[str] = []
     state: dict[str, tuple[bool, str, int]] = {}
     for index in range(draws.between(2, 10)):
         person = draws.choice(people)
         there, place, _ = state.get(person, (False, "", 0))
         positive = draws.below(5) < 3
-        if positive or not there:  # only where somebody is known to be they are said to be no longer
+        if positive or not there:  # if a person is known to be somewhere, only that place is negated
             place = draws.choice([room for room in rooms if room != place])
         if not positive:
             facts.append(f"{person} is {draws.choice(('not', 'no longer'))} in the {place}")
@@ -308,7 +309,7 @@ def _coreference(draws: _Draws, names: Sequence[str], places: Sequence[str]) -> 
         facts += [f"{draws.choice(THEN)} {_moved(draws, pronoun, room)}" for room in route[1:]]
         support = (named,) if len(route) == 1 else (named, len(facts) - 1)
         state |= dict.fromkeys(who, (route[-1], support))
-    earlier = [person for person in state if person not in who]  # else two of three would be in the last sentence
+    earlier = [person for person in state if person not in who]  # else 2 in 3 questions would be about the last route
     person = draws.choice(earlier if earlier and draws.below(2) else list(state))
     return Story(facts, f"where is {person}", *state[person])
 
@@ -326,7 +327,7 @@ def _deduction(draws: _Draws, names: Sequence[str], places: Sequence[str]) -> St
 
 
 def _positions(draws: _Draws, names: Sequence[str], places: Sequence[str]) -> Story:
-    """Of two shapes that a third connects; never whether one is above another that is just beside it."""
+    """Ask about two shapes connected by a third, only along directions in which they differ."""
     edges = _map(draws, draws.sample(SHAPES, draws.between(3, 5)))
     start, way, end, support = draws.choice(_ways(edges))
     side, yes = draws.choice(way), draws.below(2)
@@ -347,7 +348,7 @@ def _path_finding(draws: _Draws, names: Sequence[str], places: Sequence[str]) ->
 
 
 def _map(draws: _Draws, things: Sequence[str]) -> list[Edge]:
-    """A tree of neighbours on a grid, no two in one cell, its edges shuffled and told from either end."""
+    """A random tree of neighbours on a grid, with distinct cells, shuffled edges and random edge directions."""
     cells, edges = {things[0]: (0, 0)}, []
     for thing in things[1:]:
         taken = set(cells.values())
@@ -367,13 +368,13 @@ def _told(edges: list[Edge], words: dict[str, str]) -> list[str]:
 
 
 def _legs(edges: list[Edge]) -> list[tuple[str, str, str, int]]:
-    """From where in which direction one comes where, and the fact that says so."""
+    """All single steps: start, direction, end, and the index of the fact that states it."""
     legs = [(b, side, a, index) for index, (a, side, b) in enumerate(edges)]
     return legs + [(a, OPPOSITE[side], b, index) for index, (a, side, b) in enumerate(edges)]
 
 
 def _ways(edges: list[Edge]) -> list[tuple[str, tuple[str, str], str, tuple[int, int]]]:
-    """All ways of two legs: start, the two directions, end, the two facts."""
+    """All paths of two steps: start, the two directions, end, the indices of the two facts."""
     legs = _legs(edges)
     return [
         (start, (first, second), end, (i, j))

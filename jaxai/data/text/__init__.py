@@ -1,4 +1,4 @@
-"""Text: characters and bytes for language models, byte pairs and sentence pairs for translation."""
+"""Text: characters and bytes for language models, byte pair encoding and sentence pairs for translation."""
 
 from jaxai.data.text.bpe import BOS as BOS
 from jaxai.data.text.bpe import EOS as EOS

@@ -1,4 +1,4 @@
-"""Byte pair encoding (Sennrich et al. 2016, arXiv 1508.07909), trained and applied by the package tokenizers."""
+"""Byte pair encoding (Sennrich et al. 2016, arXiv 1508.07909), using the package ``tokenizers``."""
 
 import dataclasses
 import functools
@@ -17,13 +17,13 @@ from jaxai.errors import UserError
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
-SPACE = "\u2581"  # stands before each word, as in SentencePiece
+SPACE = "\u2581"  # marks the start of each word, as in SentencePiece
 PIECES = rf"{SPACE}?(\p{{L}}\p{{M}}*)+|{SPACE}?\p{{N}}+|{SPACE}?[^\p{{L}}\p{{N}}{SPACE}]+"  # no token spans two
 
 
 @dataclasses.dataclass(frozen=True)
 class Bpe:
-    """A trained encoding: ``tokens`` by id, the four special ones first, and ``merges`` in the order they are made."""
+    """A trained encoding: ``tokens`` by id, the four special ones first, and ``merges`` in the order of application."""
 
     tokens: tuple[str, ...] = dataclasses.field(repr=False)
     merges: tuple[tuple[str, str], ...] = dataclasses.field(repr=False)
@@ -38,28 +38,29 @@ class Bpe:
 
     @property
     def size(self) -> int:
-        """How many different ids there are."""
+        """The number of ids."""
         return len(self.tokens)
 
     def encode(self, sentences: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
-        """Each sentence's ids, without BOS and EOS (``framed`` adds them); characters never seen in training are UNK.
+        """Encode each sentence, without BOS and EOS (``framed`` adds them); characters not in the vocabulary are UNK.
 
-        A special token's name in a sentence is text as any other.
+        The name of a special token inside a sentence is treated as ordinary text.
         """
         encoded = self._tokenizer.encode_batch_fast(list(_marked(sentences, self.lowercase)))
         return [np.array(one.ids, np.int32) for one in encoded]
 
     def unknown(self, sentence: str) -> list[str]:
-        """The sentence's characters that were never seen in training, sorted."""
+        """The sentence's characters that are not in the vocabulary, sorted."""
         if UNK not in self.encode([sentence])[0]:
             return []
         return [character for character in sorted(set(sentence)) if UNK in self.encode([character])[0]]
 
     def decode(self, ids: Integer[np.ndarray, " n"]) -> str:
-        """The sentence up to the first EOS, without PAD and BOS; UNK becomes U+FFFD.
+        """Decode up to the first EOS, without PAD and BOS; UNK becomes U+FFFD.
 
-        ``decode(encode([s])[0])`` is ``s`` (lower-cased where ``lowercase``) with every run of whitespace, also at the
-        ends, made one space or none; U+2581 counts as whitespace. Raises ``ValueError`` for ids out of range.
+        ``decode(encode([s])[0])`` is ``s``, lower-cased if ``lowercase`` is set, with leading and trailing whitespace
+        removed and every other run of whitespace replaced by one space at most; U+2581 counts as whitespace. Raises
+        ``ValueError`` for ids out of range.
         """
         if ids.size and not (ids.min() >= 0 and ids.max() < self.size):
             raise UserError(f"ids are {ids.min()} to {ids.max()}, expected 0 to {self.size - 1}: another vocabulary's")
@@ -69,7 +70,7 @@ class Bpe:
         return "".join(shown[i] for i in sentence.tolist()).replace(SPACE, " ").strip(" ")
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values, so that a finished run can translate."""
+        """The encoding as JSON values, to be saved with a run."""
         return {
             "tokens": list(self.tokens),
             "merges": [list(pair) for pair in self.merges],
@@ -78,7 +79,7 @@ class Bpe:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Bpe":
-        """The encoding that ``to_json`` wrote; ``ValueError`` for anything else."""
+        """Restore an encoding from the output of ``to_json``; ``ValueError`` for anything else."""
         try:
             tokens, merges = tuple(value["tokens"]), tuple((left, right) for left, right in value["merges"])
             return cls(tokens, merges, bool(value["lowercase"]))
@@ -91,14 +92,15 @@ class Bpe:
 
 
 def train_bpe(sentences: Sequence[str], size: int, *, lowercase: bool) -> Bpe:
-    """An encoding with at most ``size`` tokens: PAD 0, BOS 1, EOS 2, UNK 3, the characters, and the merges of pairs.
+    """Train an encoding with at most ``size`` tokens: PAD 0, BOS 1, EOS 2, UNK 3, the characters and the merged pairs.
 
-    The most frequent pair of neighbouring tokens becomes a token, again and again; words, numbers and runs of other
-    characters are never merged with each other. For one vocabulary of two languages give the sentences of both. The
-    same sentences give the same encoding, in any order of them and on any number of threads. Fewer than ``size`` tokens
-    come out only where nothing is left to merge.
+    The most frequent pair of adjacent tokens is merged into a new token until ``size`` is reached or nothing can be
+    merged. Words, numbers and runs of other characters are never merged with each other. For a joint vocabulary of two
+    languages, pass the sentences of both. The result does not depend on the order of the sentences or the number of
+    threads.
 
-    Raises ``ValueError`` for sentences without a character and for a ``size`` below 4 plus the different characters.
+    Raises ``ValueError`` for sentences without a character and for a ``size`` below 4 plus the number of distinct
+    characters.
 
     >>> bpe = train_bpe(["low lower lowest", "new newer newest"], 30, lowercase=True)
     >>> [bpe.tokens[i] for i in bpe.encode(["Lower  news!"])[0]]
@@ -123,7 +125,7 @@ def train_bpe(sentences: Sequence[str], size: int, *, lowercase: bool) -> Bpe:
 
 
 def framed(sentences: Sequence[Integer[np.ndarray, "_"]]) -> list[Int32[np.ndarray, "_"]]:
-    """Each sentence with BOS before and EOS behind it, as a decoder is trained on it.
+    """Add BOS before and EOS after each sentence, as needed to train a decoder.
 
     >>> framed([np.array([7, 5])])
     [array([1, 7, 5, 2], dtype=int32)]
@@ -132,7 +134,7 @@ def framed(sentences: Sequence[Integer[np.ndarray, "_"]]) -> list[Int32[np.ndarr
 
 
 def _marked(sentences: Sequence[str], lowercase: bool) -> Iterator[str]:
-    """Sentences with one mark before each word and no other whitespace."""
+    """Sentences with one `SPACE` before each word and no other whitespace."""
     for sentence in sentences:
         words = (sentence.lower() if lowercase else sentence).replace(SPACE, " ").split()
         yield "".join(SPACE + word for word in words)

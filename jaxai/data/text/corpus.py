@@ -1,4 +1,4 @@
-"""Text for language models on characters or bytes: loading, vocabularies, and batches of it in three orders.
+"""Text for language models on characters or bytes: loading, vocabularies, and batches in three different orders.
 
 text = load_text(None)                                # or a file
 vocabulary = characters(text.string)                  # or BYTES
@@ -33,12 +33,12 @@ logger = logging.getLogger("jaxai.data")
 Batch = dict[str, Int32[np.ndarray, "B T"] | Bool[np.ndarray, " B"] | Float32[np.ndarray, "B T"]]
 Ids = Integer[np.ndarray, " n"]
 
-SHORTEST = 1_000  # characters: a tenth of it, the validation part, still holds a window or two
+SHORTEST = 1_000  # characters: the validation part, a tenth, then still holds a window or two
 
 
 @dataclasses.dataclass(frozen=True)
 class Text(Dataset):
-    """A text in one ``string``."""
+    """A text as one ``string``."""
 
     name: str
     string: str = dataclasses.field(repr=False)
@@ -48,13 +48,13 @@ class Text(Dataset):
 
 
 def load_text(file: str | os.PathLike | None = None) -> Text:
-    """Any UTF-8 file, also gzip'd, as one string; ``None``: the eight plays of Shakespeare that the package carries.
+    """Load a UTF-8 file, plain or gzipped; ``None`` selects the embedded text, eight plays of Shakespeare.
 
-    A byte order mark is dropped, and the line ends CR LF and CR become LF. The choice is logged in one line (logger
+    A byte order mark is dropped, and the line endings CR LF and CR become LF. The source is logged in one line (logger
     ``jaxai.data``).
 
     Raises ``FileNotFoundError`` for a missing file or a folder, ``ValueError`` for a file that is not UTF-8 (with the
-    offset of the first such byte), damaged gzip and a text of less than 1,000 characters.
+    offset of the first invalid byte), damaged gzip and a text of less than 1,000 characters.
 
     >>> text = load_text()
     >>> len(text.string), text.identity()
@@ -75,12 +75,12 @@ def load_text(file: str | os.PathLike | None = None) -> Text:
 
 
 def read_utf8(path: Path) -> str:
-    """A UTF-8 file, also gzip'd, without byte order mark and with LF as line end; errors as in ``load_text``."""
+    """Read a UTF-8 file, plain or gzipped, without byte order mark and with LF line endings; errors: `load_text`."""
     if not path.is_file():
         state = "is a folder; give the text file in it" if path.is_dir() else "does not exist; check the path"
         raise MissingFileError(f"{path} {state}")
     content = path.read_bytes()
-    if content.startswith(b"\x1f\x8b"):  # gzip's mark, which no UTF-8 text begins with
+    if content.startswith(b"\x1f\x8b"):  # gzip's magic number, with which no UTF-8 text begins
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
@@ -88,7 +88,7 @@ def read_utf8(path: Path) -> str:
     try:
         string = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        offset = error.start + 3 * content.startswith(b"\xef\xbb\xbf")  # the codec counts from behind the mark
+        offset = error.start + 3 * content.startswith(b"\xef\xbb\xbf")  # the codec counts from after the mark
         encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin1"
         raise UserError(
             f"{path}: not UTF-8 (byte 0x{content[offset]:02x} at offset {offset:,}); convert it, for instance with"
@@ -99,7 +99,7 @@ def read_utf8(path: Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """The meaning of a text's ids: its characters, sorted, or bytes of UTF-8 if ``characters`` is ``None``."""
+    """A mapping between text and ids: the sorted ``characters`` of a text, or UTF-8 bytes if it is ``None``."""
 
     characters: str | None
 
@@ -109,11 +109,11 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """How many different ids there are."""
+        """The number of ids."""
         return 256 if self.characters is None else len(self.characters)
 
     def encode(self, string: str) -> Int32[np.ndarray, " n"]:
-        """The ids of a string; ``ValueError`` for characters that are not in the vocabulary.
+        """Encode a string; ``ValueError`` for characters that are not in the vocabulary.
 
         >>> characters("hello").encode("hole")
         array([1, 3, 2, 0], dtype=int32)
@@ -128,7 +128,7 @@ class Vocabulary:
         return ids
 
     def decode(self, ids: Integer[np.ndarray, " n"]) -> str:
-        """The string of these ids. Bytes that are not UTF-8 become U+FFFD; ``ValueError`` for ids out of range."""
+        """Decode ids to a string. Bytes that are not UTF-8 become U+FFFD; ``ValueError`` for ids out of range."""
         if ids.size and not (ids.min() >= 0 and ids.max() < self.size):
             raise UserError(f"ids are {ids.min()} to {ids.max()}, expected 0 to {self.size - 1}: another vocabulary's")
         if self.characters is None:
@@ -136,7 +136,7 @@ class Vocabulary:
         return _string(_codes(self.characters)[ids])
 
     def decode_pieces(self, pieces: Iterable[Integer[np.ndarray, " _"]]) -> Iterator[str]:
-        """The text of consecutive pieces of ids; a character whose bytes are in two pieces comes with the second."""
+        """Decode consecutive pieces of ids; a character whose bytes span two pieces is returned with the second."""
         if self.characters is not None:
             yield from map(self.decode, pieces)
             return
@@ -146,23 +146,23 @@ class Vocabulary:
         yield decoder.decode(b"", final=True)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values, so that a finished run can be sampled from."""
+        """The vocabulary as JSON values, to be saved with a run."""
         return {"characters": self.characters}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Vocabulary":
-        """The vocabulary that ``to_json`` wrote; ``ValueError`` for anything else."""
+        """Restore a vocabulary from the output of ``to_json``; ``ValueError`` for anything else."""
         if not isinstance(value, dict) or not isinstance(value.get("characters", 0), str | None):
             raise UserError("value is no vocabulary ('characters': a string or null); take what to_json wrote")
         return cls(value["characters"])
 
 
 BYTES = Vocabulary(None)
-"""The 256 bytes: for any text, whatever its alphabet."""
+"""The 256 bytes, for text in any alphabet."""
 
 
 def characters(string: str) -> Vocabulary:
-    """The different characters of a text, sorted by code point, as in char-rnn and nanoGPT.
+    """The vocabulary of a text's distinct characters, sorted by code point, as in char-rnn and nanoGPT.
 
     >>> characters("banana").characters
     'abn'
@@ -175,7 +175,7 @@ def _distinct(string: str) -> str:
 
 
 def _codes(string: str) -> np.ndarray:
-    """Code points, uint32 [n]; a lone surrogate (bytes of a command line that were no UTF-8) is one too."""
+    """Code points, uint32 [n], including lone surrogates (from command-line bytes that are not UTF-8)."""
     return np.frombuffer(string.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))
 
 
@@ -195,9 +195,9 @@ def _unknown(strange: str, known: str) -> str:
 
 
 def split(ids: Ids, held_out: float = 0.1) -> tuple[Integer[np.ndarray, " train"], Integer[np.ndarray, " validation"]]:
-    """The first ``int((1 - held_out) * n)`` ids to train on, the rest to validate on: nanoGPT's split.
+    """Split ids into the first ``int((1 - held_out) * n)`` for training and the rest for validation, as in nanoGPT.
 
-    Raises ``ValueError`` where one of the parts would be empty.
+    Raises ``ValueError`` if one of the parts would be empty.
 
     >>> [part.tolist() for part in split(np.arange(10), held_out=0.2)]
     [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9]]
@@ -213,14 +213,13 @@ def split(ids: Ids, held_out: float = 0.1) -> tuple[Integer[np.ndarray, " train"
 def windows(
     ids: Ids, batch_size: int, length: int, *, seed: int, process_index: int = 0, process_count: int = 1
 ) -> Gathered:
-    """An endless iterator of windows at random places: ``input`` and ``target`` int32 [B, T], T = ``length``.
+    """An endless iterator of windows at random positions: ``input`` and ``target`` int32 [B, T], T = ``length``.
 
-    ``target`` is ``input`` one id further. Every place is equally likely in every batch, as in nanoGPT's ``get_batch``;
-    which ones they are depends on ``seed`` and the step alone. State, restoring and the rows of several processes are
-    those of ``jaxai.data.pipeline.batches``.
+    ``target`` is ``input`` shifted by one id. Positions are uniform and independent, as in nanoGPT's ``get_batch``, and
+    depend on ``seed`` and the step alone. State and processes are handled as in ``jaxai.data.pipeline.batches``.
 
-    Raises ``ValueError`` for a length that is not in 1 ... n - 1, a batch size below 1 or not divisible by
-    ``process_count``, a process index that is not in 0 ... process_count - 1, and a negative seed.
+    Raises ``ValueError`` for a length outside 1 ... n - 1, a batch size below 1 or not divisible by ``process_count``,
+    a process index outside 0 ... process_count - 1, and a negative seed.
     """
     check_rows(batch_size, process_index, process_count, seed)
     _check_length(ids, length)
@@ -233,10 +232,9 @@ def windows(
 
 
 def random_windows(ids: Ids, batch_size: int, length: int, *, count: int, first: int = 0, seed: int) -> Iterator[Batch]:
-    """``count`` batches of ``windows`` from number ``first`` on, to estimate a text's loss, with ``weight`` as in
-    ``ordered``, all 1.
+    """``count`` batches of ``windows``, from batch ``first`` on, for estimating the loss of a text.
 
-    Raises ``ValueError`` as ``windows`` does.
+    They have a ``weight`` as in ``ordered``, 1 everywhere. Errors are those of ``windows``.
     """
     batches, weight = windows(ids, batch_size, length, seed=seed), np.ones((batch_size, length), np.float32)
     batches.set_state({"next_index": first})
@@ -244,13 +242,13 @@ def random_windows(ids: Ids, batch_size: int, length: int, *, count: int, first:
 
 
 def streams(ids: Ids, batch_size: int, length: int, *, process_index: int = 0, process_count: int = 1) -> Gathered:
-    """An endless iterator for truncated backpropagation through time: a row goes on where it ended in the last batch.
+    """An endless iterator for truncated backpropagation through time: each row continues its row in the previous batch.
 
-    ``input`` and ``target`` int32 [B, T] as in ``windows``, and ``first`` bool [B]: the state that the model carries
-    from batch to batch must be reset. The text is cut into B streams of ``K T`` ids, K = (n - 1) // (B T); batch k has
-    columns ``k T ... (k + 1) T - 1`` of each, and after K batches, an epoch, the same ones come again. The last ids of
-    the text, fewer than B T + 1, are not used as inputs. As in char-rnn. State, restoring and the rows of several
-    processes are those of ``jaxai.data.pipeline.batches``.
+    Yields ``input`` and ``target`` int32 [B, T] as in ``windows``, and ``first`` bool [B], true where the model must
+    reset its carried state. As in char-rnn, the text is cut into B streams of ``K T`` ids, K = (n - 1) // (B T). Batch
+    k has columns ``k T ... (k + 1) T - 1`` of each stream, and every epoch consists of the same K batches. The
+    remaining ids at the end of the text, at most B T, are not used as inputs. State and processes are handled as in
+    ``jaxai.data.pipeline.batches``.
 
     Raises ``ValueError`` as ``windows`` does, and for a text that is too short for one batch.
     """
@@ -273,14 +271,14 @@ def streams(ids: Ids, batch_size: int, length: int, *, process_index: int = 0, p
 
 
 def ordered(ids: Ids, batch_size: int, length: int) -> Iterator[Batch]:
-    """All of a text once, for evaluation: ``input`` and ``target`` int32 [B, T], ``weight`` float32 [B, T], 0 or 1.
+    """One pass over a text, for evaluation: ``input`` and ``target`` int32 [B, T], ``weight`` float32 [B, T], 0 or 1.
 
-    Every id but the first is the target exactly once, with weight 1; what fills the last batch up has weight 0, so the
-    text's mean loss is ``sum(weight loss) / sum(weight)``. Row b of all batches, put side by side, is the b-th of B
-    parts of the text, equal but for one id. A model that carries its state from batch to batch sees all of its part so
-    far. One that does not, such as a Transformer, sees at column t only the t + 1 inputs of its row, however much text
-    came before: the first columns are predicted from almost nothing, and the mean is above what a full context gives,
-    as in nanoGPT's estimate. A greater length lessens it; compare losses at one length only.
+    Every id but the first is a target exactly once, with weight 1; padding has weight 0. The text's mean loss is
+    ``sum(weight loss) / sum(weight)``. Row b of the concatenated batches is the b-th of B contiguous parts of the text,
+    whose lengths differ by one id at most. A model that carries its state from batch to batch sees all of its part so
+    far. A model that does not, such as a Transformer, sees at column t only the t + 1 inputs of its row: the first
+    columns have little context, so the mean loss is higher than with full context, as in nanoGPT's estimate. The effect
+    shrinks with ``length``; compare losses only at equal lengths.
 
     Raises ``ValueError`` for a batch size or a length below 1, and for fewer than 2 ids.
     """
@@ -292,7 +290,7 @@ def ordered(ids: Ids, batch_size: int, length: int) -> Iterator[Batch]:
     targets = len(ids) - 1
     row = np.arange(batch_size)[:, None]
     starts, ends = row * targets // batch_size, (row + 1) * targets // batch_size
-    columns = -(-targets // batch_size)  # of the longest part; the others have one less at most
+    columns = -(-targets // batch_size)  # of the longest part; other parts are at most one shorter
 
     def batch(column: int) -> Batch:
         at = starts + column + np.arange(length)[None]
@@ -313,18 +311,18 @@ def _check_length(ids: np.ndarray, length: int) -> None:
 
 
 def _compact(ids: np.ndarray) -> np.ndarray:
-    """The same ids in the smallest integers that hold them: a byte each for characters of most texts."""
+    """The same ids in the smallest sufficient integer dtype: one byte per character for most texts."""
     smallest = np.promote_types(np.min_scalar_type(ids.min()), np.min_scalar_type(ids.max()))
     return ids.astype(smallest, copy=False)
 
 
 def _small(starts: np.ndarray, n: int) -> np.ndarray:
-    """Places in n ids as int32 where that holds them."""
+    """Positions in n ids, as int32 if that is wide enough."""
     return starts.astype(np.int32) if n < 2**31 else starts
 
 
 def _gather(length: int, arrays: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs and targets from where rows start, of numpy or JAX arrays; what else the rows have."""
+    """Inputs and targets from the rows' start positions, with any other arrays of ``rows``; NumPy or JAX arrays."""
     text = arrays["ids"][rows["start"][:, None] + np.arange(length + 1, dtype=rows["start"].dtype)[None]]
     others = {name: value for name, value in rows.items() if name != "start"}
     return {"input": text[:, :-1].astype(np.int32), "target": text[:, 1:].astype(np.int32)} | others

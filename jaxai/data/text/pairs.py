@@ -1,4 +1,4 @@
-"""Sentence pairs for translation: embedded ones or parallel files, and batches of few fixed shapes.
+"""Sentence pairs for translation, embedded or from parallel files, and batches with a few fixed shapes.
 
 pairs = load_pairs(None, "train", "en", "de")         # or a folder: load_pairs("multi30k", "train", "de", "en")
 bpe = train_bpe(pairs.sources + pairs.targets, 8_000, lowercase=False)
@@ -32,7 +32,7 @@ Batch = dict[str, Int32[np.ndarray, "B _"]]
 
 @dataclasses.dataclass(frozen=True)
 class Pairs(Dataset):
-    """Sentences and their translations, equally many and none empty."""
+    """Sentences and their translations, of equal number and none empty."""
 
     name: str
     sources: tuple[str, ...] = dataclasses.field(repr=False)
@@ -42,20 +42,20 @@ class Pairs(Dataset):
     fingerprint: str
 
     def beside(self, translations: Sequence[str]) -> str:
-        """Each sentence, its reference after ``=`` and a translation after ``>``, to read."""
+        """Format each sentence with its reference after ``=`` and a model's translation after ``>``."""
         rows = zip(self.sources, self.targets, translations, strict=True)
         return "".join(f"{source}\n= {target}\n> {found}\n\n" for source, target, found in rows)
 
 
 def load_pairs(folder: str | os.PathLike | None, split: str, source: str, target: str) -> Pairs:
-    """The pairs of ``folder/SPLIT.SOURCE`` and ``folder/SPLIT.TARGET``, line by line: train.de, train.en, also as .gz.
+    """Load the line pairs of ``folder/SPLIT.SOURCE`` and ``folder/SPLIT.TARGET`` (train.de, train.en), plain or .gz.
 
-    ``None``: LibreOffice's interface texts, which the package carries; splits train, val and test, languages en, de and
-    fr. Of files, whitespace at a line's ends is dropped, and so is a pair of which a side is empty: the log line
-    (logger ``jaxai.data``) counts them. Only LF, CR LF and CR end a line, not what else Unicode calls a line's end.
+    ``None`` selects the embedded set, LibreOffice's interface texts: splits train, val and test, languages en, de and
+    fr. In files, whitespace at both ends of a line is dropped, and so are pairs with an empty side, which the log line
+    (logger ``jaxai.data``) counts. Only LF, CR LF and CR end a line, not Unicode's other line separators.
 
     Raises ``FileNotFoundError`` for a missing folder or file, ``ValueError`` for unequal numbers of lines, files that
-    are not UTF-8 and files without a pair, and for a split or language that the embedded set has not.
+    are not UTF-8, files without a pair, and a split or language that is not in the embedded set.
     """
     if folder is None:
         kept, where = embedded.libreoffice(split, source, target), " of LibreOffice's interface texts, embedded"
@@ -91,7 +91,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _find(folder: Path, name: str) -> Path:
-    """The file of that name or of that name and .gz."""
+    """The file ``name`` or ``name.gz``."""
     if not folder.is_dir():
         raise MissingFileError(f"folder {folder} does not exist or is a file; give the one that holds {name}")
     for path in (folder / name, folder / f"{name}.gz"):
@@ -102,7 +102,7 @@ def _find(folder: Path, name: str) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """Pairs of about the same length, ``rows`` of them all, padded to one shape."""
+    """Pairs of similar length, padded to one shape; ``rows`` are their indices in the data set."""
 
     rows: Int64[np.ndarray, " n"]
     batch_size: int
@@ -113,11 +113,11 @@ class Bucket:
 def buckets(
     sources: Sentences, targets: Sentences, tokens_per_batch: int, *, multiple: int = 1, shapes: int = 8
 ) -> list[Bucket]:
-    """The pairs in at most ``shapes`` groups by the length of their longer side, cut for the least padding.
+    """Divide the pairs into at most ``shapes`` groups by the length of their longer side, with the least padding.
 
-    A group's ``batch_size`` is the greatest multiple of ``multiple`` of whose rows neither side has more than
-    ``tokens_per_batch`` places, padding included, but no more than the group has pairs (up to the next multiple). An
-    epoch takes ``sum(len(b.rows) / b.batch_size)`` batches. Raises ``ValueError`` as ``bucketed`` does.
+    A group's ``batch_size`` is the greatest multiple of ``multiple`` for which neither side of a batch exceeds
+    ``tokens_per_batch``, padding included; it is limited to the group's size, rounded up to a multiple. An epoch has
+    ``sum(len(b.rows) / b.batch_size)`` batches. Raises ``ValueError`` as ``bucketed`` does.
     """
     if multiple < 1 or shapes < 1:
         raise UserError(f"multiple is {multiple}, shapes is {shapes}; choose the number of devices, and at least 1")
@@ -153,12 +153,13 @@ def bucketed(
 ) -> grain.DatasetIterator:
     """An endless iterator of ``source`` int32 [B, S] and ``target`` int32 [B, T], padded with 0.
 
-    Their shapes are those of ``buckets``; a jitted step compiles once for each. On Multi30k 8 leave 13 % of the places
-    to padding, 4 leave 22 %. Their order is that of ``grouped``. With several devices give their number as
-    ``multiple``. State, restoring and the rows of several processes are those of ``jaxai.data.pipeline.batches``.
+    The shapes are those of ``buckets``; a jitted step compiles once for each. On Multi30k, 13 % of the tokens are
+    padding with 8 shapes, 22 % with 4. The order is that of ``grouped``. Set ``multiple`` to the number of devices.
+    State and processes are handled as in ``jaxai.data.pipeline.batches``.
 
-    Raises ``ValueError`` for unequal numbers of sentences, none, an empty one, too few ``tokens_per_batch`` for the
-    longest, a multiple below 1, a process index that is not in 0 ... process_count - 1, and a negative seed.
+    Raises ``ValueError`` for unequal numbers of sentences, no sentences, an empty sentence, ``tokens_per_batch`` too
+    small for the longest sentence, a multiple below 1, a process index outside 0 ... process_count - 1, and a negative
+    seed.
     """
     check_rows(max(process_count, 1), process_index, process_count, seed)
     groups = buckets(sources, targets, tokens_per_batch, multiple=math.lcm(multiple, process_count), shapes=shapes)
@@ -180,7 +181,7 @@ def bucketed(
 
 
 def evaluation_batches(sources: Sentences, targets: Sentences, batch_size: int) -> list[Batch]:
-    """All pairs once, in order, as batches of one shape; the rows that fill the last one up are padding alone."""
+    """All pairs once, in order, as batches of one shape; the last batch is filled with rows of padding."""
     count = -(-len(sources) // batch_size) * batch_size
     arrays = {name: padded(side, max(map(len, side))) for name, side in (("source", sources), ("target", targets))}
     arrays = {name: np.pad(x, ((0, count - len(x)), (0, 0))) for name, x in arrays.items()}
@@ -190,7 +191,7 @@ def evaluation_batches(sources: Sentences, targets: Sentences, batch_size: int) 
 
 
 def padded(sentences: Sentences, length: int) -> Int32[np.ndarray, "n _"]:
-    """Sequences as rows of one array int32 [n, length], filled up with `PAD`."""
+    """Stack sequences as rows of an array int32 [n, length], padded with `PAD`."""
     result = np.zeros((len(sentences), length), np.int32)
     for row, sentence in zip(result, sentences, strict=True):
         row[: len(sentence)] = sentence
