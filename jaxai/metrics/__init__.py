@@ -1,4 +1,4 @@
-"""Scores: numbers from arrays."""
+"""Evaluation metrics: scores computed from arrays."""
 
 from jaxai.metrics.classification import confusion_matrix as confusion_matrix
 from jaxai.metrics.classification import roc_curves as roc_curves

@@ -1,8 +1,8 @@
-"""How good a classifier is: scores, ROC curves and confusion matrix from labels and probabilities, and their pictures.
+"""Classification metrics: scores, ROC curves and confusion matrix from labels and probabilities.
 
-Everything runs on the host, on scikit-learn. Labels are integers [N] in 0 ... C-1, probabilities floats [N, C] whose
-rows sum to 1; the predicted class is the one of the highest probability, the first of several. Classes are called by
-``names`` where these are given, else by their numbers. The pictures are PNG files; an existing one is replaced.
+Everything runs on the host, with scikit-learn. Labels are integers [N] in 0 ... C-1, probabilities floats [N, C] whose
+rows sum to 1; the predicted class is the first one with the highest probability. Classes are identified by ``names``,
+or by their numbers if no names are given.
 """
 
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ Curve = tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]]
 """False positive rates and true positive rates, both rising from 0 to 1."""
 
 
-ROUNDING = 1e-2  # a row's sum may be so far from 1: a softmax in bfloat16 is off by up to 0.6 %
+ROUNDING = 1e-2  # tolerance for the rows' sums: a softmax in bfloat16 deviates from 1 by up to 0.6 %
 
 
 def scores(
     labels: np.ndarray | Array, probabilities: np.ndarray | Array, names: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Everything at once for integer labels [N] and probabilities [N, C], ready for JSON: numbers, lists, None.
+    """All scores for integer labels [N] and probabilities [N, C], as JSON values: numbers, lists, None.
 
     With TP, FP and FN counted for each class: precision = TP / (TP + FP), recall = TP / (TP + FN), f1 = 2 TP / (2 TP +
     FP + FN), and ``auc`` the area under `roc_curves`. ``*_per_class`` are lists over C; ``*_macro`` their mean over the
-    classes that have examples; ``*_micro`` takes TP, FP and FN summed over all classes, so all three are ``accuracy``.
+    classes with examples; ``*_micro`` uses TP, FP and FN summed over all classes, so all three equal ``accuracy``.
     A class with examples that is never predicted has precision 0. ``missing_classes`` have no examples: their recall
-    and auc are None, and precision and f1 too, unless they are predicted; then these are 0. Where all labels are one
-    class, auc is None. ``confusion`` is `confusion_matrix`, ``examples_per_class`` its sum over columns.
+    and auc are None; their precision and f1 are 0 if they are predicted, else None. If all labels are equal, auc is
+    None. ``confusion`` is `confusion_matrix`, ``examples_per_class`` its row sums.
 
     ValueError for labels outside 0 ... C-1 or of another length, and for rows that don't sum to 1.
 
@@ -77,9 +77,9 @@ def scores(
 def confusion_matrix(
     labels: np.ndarray | Array, predicted: np.ndarray | Array, classes: int
 ) -> Int[np.ndarray, "classes classes"]:
-    """How often each class (row) was taken for each class (column): M[i, j] = |{n: labels_n = i, predicted_n = j}|.
+    """The confusion matrix of labels (rows) and predictions (columns): M[i, j] = |{n: labels_n = i, predicted_n = j}|.
 
-    Both are integers [N] in 0 ... ``classes`` - 1, else ValueError; also for ``classes`` < 1.
+    ValueError unless both are integers [N] in 0 ... ``classes`` - 1, and for ``classes`` < 1.
     """
     from sklearn import metrics  # takes a second, and only some commands need it
 
@@ -92,12 +92,12 @@ def confusion_matrix(
 
 
 def roc_curves(labels: np.ndarray | Array, probabilities: np.ndarray | Array) -> dict[int, Curve]:
-    """One class against the rest, from integer labels [N] and probabilities [N, C]: points (FPR, TPR), float64.
+    """One-vs-rest ROC curves, from integer labels [N] and probabilities [N, C]: points (FPR, TPR), float64.
 
     For every threshold t on the class's probability, TPR(t) = share of its examples with p >= t, FPR(t) = share of all
-    other examples with p >= t. Points inside a straight piece are dropped. The area under the curve is the probability
-    that a random example of the class gets a higher p than a random other one, ties counting half. A class without
-    examples, or without others, has no curve and is left out.
+    other examples with p >= t. Collinear points are dropped. The area under the curve is the probability that a random
+    example of the class gets a higher p than a random example of another class, ties counting half. A class with no
+    examples, or with all of them, has no curve and is omitted.
 
     Source: Fawcett 2006, "An introduction to ROC analysis", Pattern Recognition Letters 27. ValueError as `scores`.
     """
@@ -114,7 +114,7 @@ def worst_mistakes(
 ) -> Int[np.ndarray, " mistakes"]:
     """Indices of at most ``count`` wrongly classified examples, the highest probability of a wrong class first.
 
-    Labels are integers [N], probabilities [N, C]. Equals keep their order. ValueError as `scores`, and for
+    Labels are integers [N], probabilities [N, C]. Ties keep their order. ValueError as `scores`, and for
     ``count`` < 1.
     """
     labels, probabilities = check_arguments(labels, probabilities)
@@ -125,7 +125,7 @@ def worst_mistakes(
 
 
 def check_arguments(labels: np.ndarray | Array, probabilities: np.ndarray | Array) -> tuple[np.ndarray, np.ndarray]:
-    """Integer labels [N] and float64 probabilities [N, C], or ValueError."""
+    """Return the labels as integers [N] and the probabilities as float64 [N, C]; ValueError if invalid."""
     probabilities = as_floats("probabilities", probabilities)
     shape = list(probabilities.shape)
     if probabilities.ndim != 2 or shape[1] < 2:
@@ -145,7 +145,7 @@ def check_arguments(labels: np.ndarray | Array, probabilities: np.ndarray | Arra
 
 
 def _check_classes(name: str, values: np.ndarray | Array, classes: int) -> np.ndarray:
-    """Integers [N >= 1] in 0 ... classes - 1, or ValueError."""
+    """Return the values as int64; ValueError unless they are integers [N >= 1] in 0 ... classes - 1."""
     values = np.asarray(values)
     if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
         raise ValueError(
@@ -159,7 +159,7 @@ def _check_classes(name: str, values: np.ndarray | Array, classes: int) -> np.nd
 
 
 def as_floats(name: str, given: np.ndarray | Array) -> np.ndarray:
-    """The array as float64, or ValueError where it is not of finite floats."""
+    """The array as float64; ValueError unless it contains only finite floats."""
     array = np.asarray(given)
     if not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
         raise ValueError(f"{name}: {array.dtype}{list(array.shape)}, give floating-point numbers")
@@ -176,6 +176,6 @@ def _check_names(names: Sequence[str], classes: int) -> list[str]:
 
 
 def as_texts(names: Sequence[str] | None, classes: int) -> list[str]:
-    """The names of the classes in pictures, with dollar signs escaped, which would begin a formula."""
+    """The class names for plots, with dollar signs escaped, since Matplotlib would read them as formulas."""
     called = [str(c) for c in range(classes)] if names is None else _check_names(names, classes)
     return [name.replace("$", r"\$") for name in called]

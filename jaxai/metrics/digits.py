@@ -1,8 +1,8 @@
 """The fixed digit classifier: pure functions over a flat dict of arrays.
 
-Every score of generated digits is taken in the 64 features of this one network (Inception's features mean nothing on
-28x28 digits), so the file that holds it is fixed: its SHA-256 is written here and checked on loading.
-``experiments/digit_classifier.py`` trains it; ``files/README.md`` says how the shipped file was made.
+All scores of generated digits use the 64 features of this network (Inception's features are not meaningful for 28x28
+digits), so its parameters are fixed: the file's SHA-256 is stored here and verified on loading.
+``experiments/digit_classifier.py`` trains it; ``files/README.md`` describes how the shipped file was made.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from jaxai.typing import Array, Int, Key, Pixels
 SHA256 = "961c7672120ebf56bfb85a3d232f3e2519320cecb4d4d843ddee2b4fe3c66473"
 CONVOLUTIONS = ((5, 1, 24, "SAME"), (3, 24, 48, "VALID"), (3, 48, 64, "SAME"))  # size, channels in, out, padding
 DENSE = ((576, 64), (64, 10))
-SMOOTHING = 0.05  # of the labels that it learned: `experiments/digit_classifier.py`
+SMOOTHING = 0.05  # label smoothing in training: `experiments/digit_classifier.py`
 
 
 def init(key: Key[Array, ""]) -> dict[str, Array]:
@@ -44,7 +44,8 @@ def apply(
 ) -> tuple[Float[Array, "B 10"], Float[Array, "B 64"]]:
     """Class logits and the features before the last layer, for float32 images in [-1, 1].
 
-    Three times convolution, 2x2 max pooling and ReLU; then a dense layer with ReLU, the features, and one without.
+    Three blocks of convolution, 2x2 max pooling and ReLU; a dense layer with ReLU, whose output is the features; and a
+    dense layer for the logits.
     """
     x = images
     for i, (_, _, _, padding) in enumerate(CONVOLUTIONS):
@@ -57,7 +58,7 @@ def apply(
 
 
 def load() -> dict[str, Array]:
-    """The shipped parameters. ValueError where the file's SHA-256 is not the one in this module."""
+    """Load the shipped parameters. ValueError if the file's SHA-256 differs from the one in this module."""
     data = importlib.resources.files("jaxai.metrics").joinpath("files/digits.safetensors").read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if found != SHA256:
@@ -66,7 +67,7 @@ def load() -> dict[str, Array]:
 
 
 def check_images(name: str, images: np.ndarray | Array) -> np.ndarray:
-    """``images`` as a NumPy array, or ValueError with its ``name`` where it is not uint8 [n >= 1, 28, 28, 1]."""
+    """``images`` as a NumPy array; ValueError, with ``name``, unless they are uint8 [n >= 1, 28, 28, 1]."""
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.shape[1:] != (28, 28, 1) or not len(images):
         raise ValueError(f"{name}: {images.dtype}{list(images.shape)}, give uint8 images of shape [n >= 1, 28, 28, 1]")
@@ -78,8 +79,8 @@ def features_and_labels(
 ) -> tuple[Float[np.ndarray, "n 64"], Int[np.ndarray, " n"]]:
     """Float32 features and predicted digits of uint8 images [n,28,28,1], by the shipped classifier or by ``params``.
 
-    Runs in batches of one size, the last one padded, so that one compiled program serves every n. ValueError for other
-    shapes and dtypes.
+    Runs in batches of one size, the last one padded, so that the program is compiled only once for all n. ValueError
+    for other shapes and dtypes.
     """
     images = check_images("images", images)
     params = load() if params is None else params
@@ -91,9 +92,9 @@ def features_and_labels(
 
 
 def confidence(features: Float[np.ndarray, "n 64"]) -> Float[np.ndarray, " n"]:
-    """The shipped classifier's probability of the digit that it predicts, from its features; 0 ... 1.
+    """The shipped classifier's probability of its predicted digit, from its features; 0 ... 1.
 
-    It learned labels of which 0.05 went to all ten digits alike, so where it is sure it says 0.955: that is taken back,
+    The label smoothing of 0.05 limits p to 0.955 where the classifier is certain; it is undone by
     q = (p - 0.005) / 0.95.
     """
     params = load()

@@ -1,7 +1,7 @@
-"""How close generated samples are to real ones: distances, manifold scores, histograms and near-copies.
+"""Metrics of generated samples: distances to real ones, manifold scores, histograms and near-copies.
 
-Everything runs on the host in NumPy, float64 where not said otherwise, and takes feature arrays [n, d] of any network;
-`evaluate_digits` puts them together for digit images and the fixed classifier of ``jaxai.metrics.digits``.
+Everything runs on the host in NumPy, in float64 unless noted otherwise, and takes feature arrays [n, d] of any network;
+`evaluate_digits` combines the metrics for digit images and the fixed classifier of ``jaxai.metrics.digits``.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ BLOCK = 250  # rows of a distance matrix held at once: 20 MB for 10,000 columns 
 
 
 def frechet_distance(real: np.ndarray | Array, generated: np.ndarray | Array) -> float:
-    """Fréchet distance of the two Gaussians with the moments of real [n, d] and generated [m, d] features.
+    """Fréchet distance between Gaussians with the moments of real [n, d] and generated [m, d] features.
 
-    |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1^1/2 S_2 S_1^1/2)^1/2), with unbiased covariances S, in float64. The root's
-    trace is the sum of the roots of the eigenvalues, clipped at 0, of a symmetric matrix: no matrix square root of a
-    product, which turns complex when a covariance is singular.
+    |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1^1/2 S_2 S_1^1/2)^1/2), with unbiased covariances S, in float64. The trace of
+    the root is the sum of the square roots of a symmetric matrix's eigenvalues, clipped at 0. The usual matrix square
+    root of S_1 S_2 becomes complex when a covariance is singular.
 
     Source: Heusel et al. 2017, arXiv 1706.08500. ValueError for arrays that are not [n >= 2, d] or not finite.
     """
@@ -43,8 +43,8 @@ def kernel_distance(
 ) -> float:
     """Kernel distance (KID): unbiased MMD^2 of features [n, d] and [m, d] with the kernel (x.y / d + 1)^3.
 
-    The mean over random subsets drawn without replacement, of ``subset_size`` or the smaller array's length. Unbiased:
-    0 on average for equal distributions, so that single values may be negative.
+    The mean over ``subsets`` random subsets, each drawn without replacement, of ``subset_size`` samples or the smaller
+    array's length. The expected value for equal distributions is 0, so a single value may be negative.
 
     Source: Binkowski et al. 2018, arXiv 1801.01401. ValueError for arrays that are not [n >= 2, d] or not finite, and
     for ``subsets`` < 1 or ``subset_size`` < 2.
@@ -65,9 +65,9 @@ def kernel_distance(
 
 
 def _kernel_sums(x: np.ndarray, y: np.ndarray, in_x: np.ndarray, in_y: np.ndarray) -> np.ndarray:
-    """For each subset, a row of ``in_x`` and ``in_y``, the sum over its pairs of (x.y / d + 1)^3.
+    """For each subset, a row of ``in_x`` and ``in_y``, the sum of (x.y / d + 1)^3 over its pairs.
 
-    A pair's value is computed once for all subsets, in blocks that stay in the processor's cache (4 times faster).
+    The kernel is computed once per pair for all subsets, in blocks that fit the processor's cache (4 times faster).
     """
     totals, x = np.zeros(len(in_x)), x / x.shape[1]
     for start in range(0, len(x), 100):
@@ -82,12 +82,13 @@ def _kernel_sums(x: np.ndarray, y: np.ndarray, in_x: np.ndarray, in_y: np.ndarra
 def precision_recall_density_coverage(
     real: np.ndarray | Array, generated: np.ndarray | Array, k: int = 5
 ) -> dict[str, float]:
-    """Four scores of generated [m, d] against real [n, d] features, from balls that reach to the k-th neighbour.
+    """Four scores of generated [m, d] against real [n, d] features, from balls around each sample.
 
-    precision: share of generated samples in the ball of at least one real one; recall: with the roles exchanged;
-    density: number of real balls around a generated sample, over k; coverage: share of real balls that hold a generated
-    sample. A ball's radius is the distance to the k-th neighbour, itself not counted; inside is strictly closer.
-    Equal distributions: coverage 1 - 2^-k, density 1. Distances come in blocks: memory grows with n + m, not n * m.
+    A ball's radius is the distance from its centre to the k-th nearest other sample of the same set; inside is strictly
+    closer. precision: share of generated samples in the ball of at least one real sample; recall: the same with the
+    roles exchanged; density: mean number of real balls that contain a generated sample, over k; coverage: share of real
+    balls that contain a generated sample. For equal distributions, coverage is 1 - 2^-k and density 1. Distances are
+    computed in blocks: memory grows with n + m, not n * m.
 
     Sources: Kynkäänniemi et al. 2019, arXiv 1904.06991; Naeem et al. 2020, arXiv 2002.09797. ValueError for k < 1, and
     for arrays that are not [n > k, d] or not finite.
@@ -123,7 +124,7 @@ def _squared_distances(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np
 
 
 def _squared_radii(x: np.ndarray, k: int) -> np.ndarray:
-    """Squared distance of each row to its k-th neighbour, itself not counted."""
+    """Squared distance of each row to its k-th nearest neighbour, excluding itself."""
     radii = np.empty(len(x))
     for rows, distances in _squared_distances(x, x):
         own = np.arange(len(distances))
@@ -134,7 +135,7 @@ def _squared_radii(x: np.ndarray, k: int) -> np.ndarray:
 
 
 def histogram(labels: np.ndarray | Array, num_classes: int = 10) -> np.ndarray:
-    """How often each class occurs in integer labels [n]: int64 [num_classes]. ValueError for labels outside of it."""
+    """Count each class in integer labels [n]: int64 [num_classes]. ValueError for labels that are out of range."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels: {labels.dtype}{list(labels.shape)}, give integers of shape [n]")
@@ -146,7 +147,7 @@ def histogram(labels: np.ndarray | Array, num_classes: int = 10) -> np.ndarray:
 def histogram_kl(counts: np.ndarray | Array, reference_counts: np.ndarray | Array) -> float:
     """KL(generated || reference) of two histograms [C], in nats: sum_c p_c ln(p_c / q_c), p and q being the shares.
 
-    A class with p_c = 0 adds nothing; one that only the reference lacks makes the result infinite. ValueError for other
+    A class with p_c = 0 contributes 0; a class with q_c = 0 < p_c makes the result infinite. ValueError for other
     shapes, negative or non-finite counts, and empty histograms.
     """
     shares = {}
@@ -164,12 +165,12 @@ def histogram_kl(counts: np.ndarray | Array, reference_counts: np.ndarray | Arra
 
 
 def near_copies(generated: np.ndarray | Array, training: np.ndarray | Array, held_out: np.ndarray | Array) -> float:
-    """Share of generated images that nearly repeat a training image; all uint8, of the same shape after the first axis.
+    """Share of generated images that nearly copy a training image; all uint8, of the same shape after the first axis.
 
     An image is a near-copy when its nearest training image (pixel L2) is closer than half the median distance from
-    held-out real images to their nearest training image. A generator that stores its training set scores 1. Real
-    images don't score 0, MNIST's test digits 0.10 (its ones lie close together): compare with that floor. Distances are
-    float32, their squares exact to a few grey levels squared out of millions.
+    held-out real images to their nearest training image. A generator that reproduces its training set scores 1. Real
+    images do not score 0 but, for MNIST's test digits, 0.10 (its ones are very similar): compare with that floor.
+    Distances are float32; their squares are accurate to a few squared grey levels out of millions.
 
     Source: the nearest-neighbour test of Meehan et al. 2020, arXiv 2004.05675, reduced to a single threshold.
     ValueError for other dtypes, unequal image shapes and empty arrays.
@@ -191,18 +192,18 @@ def _nearest(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def evaluation_size(train: np.ndarray | Array, test: np.ndarray | Array) -> int:
-    """How many images `evaluate_digits` wants: half of all real ones, at most 10,000."""
+    """The number of images that `evaluate_digits` requires: half of all real ones, at most 10,000."""
     return min(10_000, (len(train) + len(test)) // 2)
 
 
 def evaluate_digits(
     generated: np.ndarray | Array, train: np.ndarray | Array, test: np.ndarray | Array
 ) -> dict[str, float | int | list[int]]:
-    """Summary of a digit generator from uint8 images [n, 28, 28, 1], n = ``evaluation_size(train, test)``.
+    """All scores of a digit generator from uint8 images [n, 28, 28, 1], n = ``evaluation_size(train, test)``.
 
-    The first n of the real images, test before train, are the reference; the next n are scored in the same way, which
-    gives the ``*_floor`` values that a perfect generator would reach. Features and labels are the fixed classifier's.
-    ``digits`` counts the classes that make up at least 1 % of the samples; ``near_copies`` compares with all of train.
+    The first n of the real images, test before train, are the reference. The next n are scored in the same way: these
+    ``*_floor`` values are what a perfect generator would reach. Features and labels are the fixed classifier's.
+    ``digits`` counts the classes with at least 1 % of the samples; ``near_copies`` compares with all of train.
 
     ValueError for other shapes or dtypes, another number of generated images, or fewer than 20 real images.
     """
@@ -243,12 +244,12 @@ def mnist_fd(real: np.ndarray | Array, generated: np.ndarray | Array) -> float:
 
 
 def recognised(images: np.ndarray | Array, labels: np.ndarray) -> float:
-    """Share of uint8 images [n, 28, 28, 1] that the fixed classifier takes for these digits [n]."""
+    """Share of uint8 images [n, 28, 28, 1] that the fixed classifier assigns to their ``labels`` [n]."""
     return float((digits.features_and_labels(images)[1] == labels).mean())
 
 
 def _features(least: int, **arrays: np.ndarray | Array) -> list[np.ndarray]:
-    """The arrays as float64 [n, d], with n at least ``least``, one d and finite values; else ValueError."""
+    """The arrays as float64 [n, d]; ValueError unless n >= ``least``, d is the same for all and values are finite."""
     checked = []
     for name, given in arrays.items():
         array = np.asarray(given)

@@ -1,4 +1,4 @@
-"""How close restored images are to the originals, by scikit-image: PSNR and SSIM."""
+"""Similarity of restored images to the originals: PSNR and SSIM, by scikit-image."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,16 @@ import numpy as np
 from jaxai.metrics.digits import features_and_labels
 from jaxai.metrics.generation import recognised
 
-LUMA = np.array([65.481, 128.553, 24.966]) / 255  # of BT.601, to which 16 is added: MATLAB's rgb2ycbcr
+LUMA = np.array([65.481, 128.553, 24.966]) / 255  # BT.601 weights, with an offset of 16, as in MATLAB's rgb2ycbcr
 
 
 def image_scores(restored: np.ndarray, originals: np.ndarray, *, border: int = 0) -> dict[str, float]:
     """Means over uint8 images [n, height, width, C] of ``psnr`` in dB and ``ssim``.
 
-    As the literature on super-resolution measures: of colour images the luma Y, without ``border`` pixels at each side;
-    SSIM with Gaussian windows 11x11 of deviation 1.5, K1 = 0.01, K2 = 0.03 (Wang et al. 2004). The PSNR of an image
-    that equals its original counts as 100 dB. ValueError for other shapes or dtypes, and images smaller than a window.
+    Following the super-resolution literature, colour images are reduced to their luma Y, and ``border`` pixels are
+    cropped at each side; SSIM uses 11x11 Gaussian windows of standard deviation 1.5, K1 = 0.01, K2 = 0.03 (Wang et al.
+    2004). The PSNR of identical images counts as 100 dB. ValueError for other shapes or dtypes, and images smaller than
+    a window.
     """
     from skimage.metrics import structural_similarity  # slow to import, and only some commands need it
 
@@ -38,8 +39,8 @@ def restoration_scores(
 ) -> dict[str, float]:
     """Means of `image_scores` over groups of images [n, height, width, C], each of one size.
 
-    With ``digits``, for images of the first group, also ``same_class``: the share that the fixed classifier takes for
-    what it takes their originals for.
+    With ``digits`` also ``same_class``: the share of the first group's images that the fixed classifier assigns to the
+    same class as their originals.
     """
     found = [image_scores(a, b, border=border) for a, b in zip(restored, originals, strict=True)]
     means = {name: float(np.mean([row[name] for row in found])) for name in found[0]}
@@ -58,6 +59,6 @@ def psnr(image: np.ndarray, original: np.ndarray) -> float:
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-    """Y of a colour image, or the grey values: float64 [height, width]."""
+    """The luma Y of a colour image, or the values of a grey one: float64 [height, width]."""
     image = image.astype(np.float64)
     return 16 + image @ LUMA if image.shape[-1] == 3 else image[..., 0]

@@ -1,4 +1,4 @@
-"""How well points cover a mixture of Gaussians in the plane: modes, quality, balance."""
+"""How well points cover a mixture of 2-D Gaussians: number of modes, quality, balance."""
 
 from collections.abc import Iterable
 
@@ -14,13 +14,13 @@ def mixture_scores(
 ) -> dict[str, float]:
     """``modes``, ``high_quality``, ``kl`` of points [n, 2] against equally likely Gaussians around centres [modes, 2].
 
-    A point is of high quality within three standard deviations of its nearest centre. ``modes`` have at least one such
-    point, ``high_quality`` is their share of all. ``kl`` = sum p ln(modes p), p the share of each mode in the points of
-    high quality, in nats: (modes - 1) / (2 n) for n perfect samples, on average; ln(modes), its greatest value, where
-    there are none.
+    A point is of high quality if it lies within three standard deviations of its nearest centre. ``modes`` is the
+    number of modes with at least one such point, ``high_quality`` the share of such points. ``kl`` = sum p ln(modes p)
+    in nats, p the share of each mode among the high-quality points: on average (modes - 1) / (2 n) for n perfect
+    samples; ln(modes), the maximum, if there are no such points.
 
-    Source: Lin et al. 2018, arXiv 1712.04086 (PacGAN), and its code, with n = 2,500. ValueError where points are not
-    finite.
+    Source: Lin et al. 2018, arXiv 1712.04086 (PacGAN), and its code, with n = 2,500. ValueError for no points, and for
+    points that are not finite.
     """
     points = np.asarray(points, np.float64)
     if not len(points) or not np.isfinite(points).all():
@@ -35,7 +35,7 @@ def mixture_scores(
 def score_lists(
     points: Iterable[Float[np.ndarray, "n 2"]], centres: Float[np.ndarray, "modes 2"], deviation: float
 ) -> dict[str, list[float]]:
-    """`mixture_scores` of each of several sets of points, as a list for each score."""
+    """`mixture_scores` of several sets of points, as one list per score."""
     found = [mixture_scores(rows, centres, deviation) for rows in points]
     return {name: [row[name] for row in found] for name in found[0]}
 
@@ -43,6 +43,6 @@ def score_lists(
 def nearest(
     points: Float[np.ndarray, "n 2"], centres: Float[np.ndarray, "modes 2"]
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """The number of each point's nearest centre, and the distance to it."""
+    """The index of each point's nearest centre, and the distance to it."""
     distances = np.linalg.norm(points[:, None] - centres, axis=-1)
     return distances.argmin(1), distances.min(1)

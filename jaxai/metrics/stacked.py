@@ -1,4 +1,4 @@
-"""Scores of stacked digits: how many of the thousand modes there are, and how evenly."""
+"""Scores of stacked digits: how many of the 1,000 modes are generated, and how evenly."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -9,11 +9,11 @@ from jaxai.typing import Array
 
 MODES = 1000
 SAMPLES = 26_000
-"""How many generated images the literature scores; KL depends on it."""
+"""Number of generated images scored in the literature; the KL depends on it."""
 
 
 def stack_labels(images: np.ndarray | Array) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """The mode 0 ... 999 of uint8 images [n, 28, 28, 3], and the classifier's probability of its least sure channel.
+    """The mode 0 ... 999 of uint8 images [n, 28, 28, 3], and the classifier's lowest confidence over their channels.
 
     ValueError for other shapes or dtypes.
     """
@@ -25,17 +25,18 @@ def stack_labels(images: np.ndarray | Array) -> tuple[Int[np.ndarray, " n"], Flo
 
 
 def modes_of(labels: Int[np.ndarray, "n 3"]) -> Int[np.ndarray, " n"]:
-    """The number 0 ... 999 whose digits are the channels' labels."""
+    """The number 0 ... 999 whose decimal digits are the channels' labels."""
     return labels @ np.array([100, 10, 1])
 
 
 def stacked_scores(
     mode: Int[np.ndarray, " n"], sure: Float[np.ndarray, " n"], certain: float = 0.99
 ) -> dict[str, float]:
-    """``modes`` with a sample, ``certain_modes`` with one that the classifier is sure of, and ``kl``.
+    """The number of ``modes`` with a sample, of ``certain_modes`` with a sample of high confidence, and ``kl``.
 
-    kl = sum p ln(1000 p) in nats, p the share of samples of each mode: for n samples of equal modes 999 / (2 n) on
-    average, 0.0192 for 26,000. Source: Srivastava et al. 2017, arXiv 1705.07761 (VEEGAN).
+    High confidence means ``sure`` >= ``certain``. kl = sum p ln(1000 p) in nats, p the share of samples of each mode:
+    on average 999 / (2 n) for n samples of equally likely modes, 0.0192 for 26,000. Source: Srivastava et al. 2017,
+    arXiv 1705.07761 (VEEGAN).
     """
     counts = histogram(mode, MODES)
     kl = histogram_kl(counts, np.ones(MODES))
@@ -45,9 +46,9 @@ def stacked_scores(
 def kl_floor(
     labels: Int[np.ndarray, " n"] | Int[np.ndarray, "n 3"], seed: int = 0, draws: int = 20
 ) -> tuple[float, float]:
-    """Mean and deviation of the ``kl`` of 26,000 real stacks, which a perfect generator has too.
+    """Mean and standard deviation of the ``kl`` of 26,000 real stacks, the value of a perfect generator.
 
-    ``labels`` of digits [n], for stacks of any three, or of the stacks [n, 3] that there are.
+    ``labels`` are those of single digits [n], stacked at random, or of a fixed set of stacks [n, 3].
     """
     rng = np.random.default_rng(seed)
     found = []

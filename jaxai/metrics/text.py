@@ -1,4 +1,4 @@
-"""Scores of translations, by sacrebleu: BLEU and chrF with the signatures that make them comparable."""
+"""Scores of translations, by sacrebleu: BLEU and chrF with their signatures, which make them comparable."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 def case_scores(
     hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool
 ) -> dict[str, dict[str, float | str]]:
-    """`translation_scores` as ``lowercase``, without regard to case, and where the texts have it as ``cased``."""
+    """`translation_scores` ignoring case, as ``lowercase``, and, unless the texts are lower-cased, as ``cased``."""
     found = {"lowercase": translation_scores(hypotheses, references, lowercase=True)}
     return found if lowercase else found | {"cased": translation_scores(hypotheses, references)}
 
@@ -16,9 +16,9 @@ def translation_scores(
 ) -> dict[str, float | str]:
     """Corpus BLEU (Papineni et al. 2002) and chrF2 (Popović 2015) of sentences against one reference each, 0 ... 100.
 
-    Keys ``bleu``, ``chrf``, ``bleu_signature`` and ``chrf_signature`` (Post 2018, arXiv:1804.08771): whether case
-    counts, the tokeniser, the version. Sentences are plain text, not tokenised. ``lowercase`` folds the case of both
-    sides. Raises ValueError for none, and for unequal numbers of them.
+    Keys ``bleu``, ``chrf``, ``bleu_signature`` and ``chrf_signature``; a signature records case, tokeniser and version
+    (Post 2018, arXiv:1804.08771). Sentences are plain text, not tokenised. ``lowercase`` folds the case of both sides.
+    Raises ValueError for no sentences, and for unequal numbers of hypotheses and references.
 
     >>> scores = translation_scores(["A dog runs in the park."], ["A dog runs in a park."])
     >>> f"{scores['bleu']:.1f} {scores['chrf']:.1f}", scores["bleu_signature"].split("|version")[0]
