@@ -50,6 +50,13 @@ def own_messages() -> Iterator[None]:
     project.handlers[:], project.level, project.propagate = before
 
 
+@pytest.fixture(autouse=True, scope="module")
+def own_programs() -> Iterator[None]:
+    """Compiled programs are dropped after each file: those of all tests would need several GiB."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)

@@ -205,6 +205,7 @@ def test_memory_does_not_grow_with_steps_and_positions():
     assert many < 2 * few  # 20 positions against 2; one logit is kept for each
 
 
+@pytest.mark.slow
 def test_attributions_find_what_the_digit_classifier_reads():
     """Logits fall most without the 20 highest of the ink's pixels, less without any 20, least without the lowest."""
     pixels, targets = (array[:16] for array in mnist("test"))

@@ -64,7 +64,7 @@ def torch_definition(query, key, value, score_mod, mask_mod, scale):
     ("score_mod", "mask_mod", "heads"),
     [*((name, "none", 4) for name in SCORE_MODS), *(("relative", name, 2) for name in MASK_MODS)],
 )
-@pytest.mark.grid(fast=4)
+@pytest.mark.grid(fast=2)
 def test_flex_attention_is_its_definition(score_mod, mask_mod, heads):
     query, key, value = numbers(2, 4, T, 6), numbers(2, heads, S, 6, seed=2), numbers(2, heads, S, 5, seed=3)
     mods = SCORE_MODS[score_mod], MASK_MODS[mask_mod]
@@ -155,6 +155,7 @@ SYSTEMS = {
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.grid(fast=1)
 def test_layers_give_what_they_give_with_their_own_attention(system, mask):
     make, own = SYSTEMS[system]
     mask, inputs = MASKS[mask], (INPUTS, INPUTS[:, :, ::-1])
@@ -177,6 +178,7 @@ def test_arguments_are_those_of_flax():
 
 @pytest.mark.parametrize("batch", [(), (2, 3)])
 @pytest.mark.parametrize("broadcast", [{}, {0: 1}, {1: 1}, {0: 1, 1: 1, -2: 1}, {-3: 1, -1: 1}])
+@pytest.mark.grid(fast=2)
 def test_any_batch_axes_and_what_broadcasts_to_them(batch, broadcast):
     query, key, value = (numbers(*batch, length, 4, 6, seed=length) for length in (5, 7, 7))
     shape = [*batch, 4, 5, 7]

@@ -33,6 +33,7 @@ SMALL = ["reference", "small blocks"]
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("x64")
+@pytest.mark.grid(fast=1)
 def test_equals_the_oracle(name):
     case = CASES[name]
     settings = dict(SETTINGS) if name in ("everything", "lengths") else {x: SETTINGS[x] for x in SMALL}
@@ -59,6 +60,7 @@ def test_any_block_size(block_size):
 
 
 @pytest.mark.parametrize("name", ["everything", "lengths", "bias"])
+@pytest.mark.grid(fast=1)
 def test_float32(name):
     case = CASES[name]
     with jax.enable_x64(True):
@@ -222,6 +224,7 @@ OPTIONS = {  # of jax.nn; B, T, S, N = 2, 9, 12, 4
 
 
 @pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.grid(fast=1)
 def test_equals_jax_nn_option_by_option(name):
     options = OPTIONS[name]
     batches = {"batched": draw(2, 9, 12, 2, 2, 4, 4)}

@@ -72,6 +72,7 @@ def test_a_ring_is_a_sliding_window(capacity, chunks):
 
 
 @pytest.mark.parametrize(("capacity", "window"), [(9, None), (8, 4)])
+@pytest.mark.grid(fast=1)
 def test_rows_of_different_lengths(capacity, window):
     """Each row gets its own number of tokens at a time; padding is 1e9, so that a leak would show."""
     q, k, v = draw(batch=3)
@@ -129,7 +130,7 @@ def test_score_modifications_see_true_positions_in_a_ring():
 @pytest.mark.parametrize(("name", "bad"), [("query", np.nan), ("key", np.nan), ("key", -np.inf), ("value", np.nan)])
 @pytest.mark.parametrize(("window", "at", "shows"), [(2, 0, [True, True, False]), (None, 1, [False, True, True])])
 @pytest.mark.parametrize("chunks", [[1, 1, 1], [2, 1]])
-@pytest.mark.grid(fast=2)
+@pytest.mark.grid(fast=1)
 def test_nan_shows_where_it_is_seen_and_nowhere_else(name, bad, window, at, shows, chunks):
     """A NaN shows for queries that see it only: not for other key heads, outside the window, or earlier."""
     arrays = dict(zip(("query", "key", "value"), draw(t=3), strict=True))

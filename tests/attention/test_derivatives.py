@@ -46,7 +46,7 @@ FEW += ["bias", "bias of keys", "sinks"]
 
 @pytest.mark.parametrize("name", [*ALL, *FEW])
 @pytest.mark.usefixtures("x64")
-@pytest.mark.grid(fast=3)
+@pytest.mark.slow
 def test_derivatives_equal_those_of_the_oracle(name):
     case = CASES[name]
     battery = derivatives if name in ALL else few_derivatives
@@ -60,6 +60,7 @@ def test_derivatives_equal_those_of_the_oracle(name):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.slow
 def test_small_floats_err_no_more_than_twice_the_reference(dtype):
     options = {"is_causal": True, "key_value_seq_lengths": jnp.array([40, 23])}
     case = Case(
@@ -99,6 +100,7 @@ def test_residuals_keep_the_inputs_dtype(options):
 
 @pytest.mark.parametrize("how", [{}, {"block_size": 8}], ids=["dense", "blocks"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.grid(fast=1)
 def test_functions_capture_small_floats_beside_float32(dtype, how):
     """Score functions and masks get captured arrays in their own dtype, whatever that of the queries."""
     query = jax.random.normal(jax.random.key(0), (1, 20, 2, 8))
@@ -148,6 +150,7 @@ blocks = functools.partial(SMALL.call, **BLOCKS)
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_derivatives_by_one_argument_alone_and_of_one_result_alone():
     """Shorter code runs if only values or only scores are differentiated, or one result has no cotangent."""
     arrays, tangents = SMALL.draw(), SMALL.directions(1)
@@ -210,6 +213,7 @@ def test_gradient_by_a_score_function_that_is_a_pytree():
     np.testing.assert_allclose(blocked.slopes[0], difference, rtol=1e-6)  # a central difference
 
 
+@pytest.mark.slow
 def test_without_jit_of_the_caller_and_without_any():
     arrays = Case((1, 9, 12, 1, 2, 3, 3)).draw(dtype="float32")
     run = functools.partial(dot_product_attention, is_causal=True, implementation="blockwise", block_size=8)
@@ -226,6 +230,7 @@ def test_without_jit_of_the_caller_and_without_any():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_checkpoint_scan_linearize_and_transpose():
     arrays, tangents = SMALL.draw(), SMALL.directions(1)
     value = energy(blocks)
@@ -316,7 +321,7 @@ GROUPS = [["query"], ["key"], ["bias"], ["slope"], ["query", "value", "scale"], 
 
 @pytest.mark.parametrize("names", GROUPS, ids=lambda names: "+".join(names))
 @pytest.mark.usefixtures("x64")
-@pytest.mark.grid(fast=2)
+@pytest.mark.grid(fast=1)
 def test_vmap_over_each_argument(names):
     """Gradient of the vmap and vmap of the gradient, against separate calls."""
     arrays = stacked(VMAPPED, names)
@@ -401,7 +406,7 @@ def on_devices(**how):
     ("implementation", "check_vma", "axis"),
     [("reference", True, "batch"), *(("blockwise", vma, axis) for vma in (True, False) for axis in ("batch", "heads"))],
 )
-@pytest.mark.grid(fast=2)
+@pytest.mark.grid(fast=1)
 def test_shard_map(implementation, check_vma, axis):
     """Forward, gradient inside and outside, and a second derivative; the score function's array is replicated."""
     query, key, value, _ = DEVICES.draw(dtype="float32").values()
@@ -509,7 +514,7 @@ MEMORY = {
         ("penalty", FunctionMask(lambda b, n, q, k: q * k > 9)),
     ],
 )
-@pytest.mark.grid(fast=2)
+@pytest.mark.grid(fast=1)
 def test_memory_grows_with_the_length_and_not_with_its_square(name, mask):
     def temporary(T):
         x = jax.ShapeDtypeStruct((1, T, 1, 8), "float32")

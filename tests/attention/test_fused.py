@@ -97,7 +97,7 @@ PROGRAMS = {"forward": forward, "gradient": gradient, "vmap": of_vmap, "scan and
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.grid(fast=4)
+@pytest.mark.grid(fast=1)
 def test_half_precision_runs_by_the_kernels_in_every_way(program, dtype, devices, gpu):
     f, mesh = PROGRAMS[program], mesh_of(devices)
     draws = [np.random.default_rng(n).uniform(-1, 1, shape) for n, shape in enumerate(QKV)]
@@ -127,6 +127,7 @@ def test_half_precision_runs_by_the_kernels_in_every_way(program, dtype, devices
     ],
     ids=str,
 )
+@pytest.mark.grid(fast=1)
 def test_every_device_calls_the_kernels_for_its_part(heads, spec, lead, gpu):
     mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     shapes = [(4, 16, count, 8) for count in (heads[0], heads[1], heads[1])]
@@ -256,7 +257,7 @@ FEW = ["everything", "lengths", "segments", "causal, more queries, groups", "fun
 
 @pytest.mark.parametrize("name", FEW)
 @pytest.mark.usefixtures("x64")
-@pytest.mark.grid(fast=2)
+@pytest.mark.grid(fast=1)
 def test_the_loops_of_a_gpu_compute_the_same_and_know_their_length(name, gpu):
     case = CASES[name]
     arrays, direction = case.draw(), case.directions(1)

@@ -50,7 +50,7 @@ def float64():
 
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("name", MASKS)
-@pytest.mark.grid(fast=3)
+@pytest.mark.grid(fast=1)
 def test_a_ring_of_four_devices_is_attention(name, check_vma, float64):
     """The result, the log-sum-exp, their gradients and a Hessian-vector product."""
     *primals, weights = arrays()
@@ -97,6 +97,7 @@ def test_one_token_on_each_device(name, float64):
 
 @pytest.mark.parametrize("tokens", [4, 8])
 @pytest.mark.parametrize("of", ["queries", "keys", "neither"])
+@pytest.mark.grid(fast=1)
 def test_arrays_along_one_axis_go_round_or_are_refused(of, tokens, float64):
     """With one token per device, a part along the keys looks like an array that broadcasts."""
     query, key, value = (x[:, :tokens] for x in arrays()[:3])
@@ -135,6 +136,7 @@ def test_ring_takes_one_block_size_or_two_and_no_bias():
         ring(bias=jnp.zeros((T, T)))
 
 
+@pytest.mark.slow
 def test_a_ring_keeps_a_share_of_the_keys():
     """In the backward pass no device stores all keys: they are fetched again."""
     mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))

@@ -68,7 +68,7 @@ NUMBERS = np.nan, np.inf, -np.inf, 1e15
         ),
     ],
 )
-@pytest.mark.grid(fast=3)
+@pytest.mark.grid(fast=1)
 def test_hidden_numbers_change_nothing(name, implementation):
     options, queries, keys = HIDDEN[name]
     how = {"implementation": implementation, "return_residual": True, "sinks": jnp.array([0.3, -1])}
@@ -191,6 +191,7 @@ def test_dropout_is_independent_across_batches_heads_queries_and_keys(multiples)
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_dropout_is_the_same_for_every_block_size_and_in_gradients():
     B, T, S, N = 2, 12, 20, 4
     arrays = draw(B, T, S, 2, 2, 4, 3, dtype="float64")

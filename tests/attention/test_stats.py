@@ -63,7 +63,7 @@ def assert_close(actual, desired, tolerance):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.grid(fast=4)
+@pytest.mark.grid(fast=2)
 def test_statistics_are_those_of_the_dense_weights(case):
     with jax.enable_x64(True):
         (query, key), options = draw(), CASES[case]()

@@ -106,6 +106,7 @@ def test_what_does_not_fit_is_not_started(gpu, tmp_path, monkeypatch):
     assert f"{len(gpu.SECTIONS)} not run" in (tmp_path / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_section_that_crashes_or_hangs_is_a_row(gpu, tmp_path, monkeypatch):
     """And what a hanging section has started ends with it."""
     script = tmp_path / "script.py"
@@ -199,6 +200,7 @@ def test_attention_needs_jax_numpy_and_jaxtyping_alone():
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_two_sections_in_miniature(tmp_path):
     result = run(tmp_path, "--dry", "--only", "environment", "airbench")
     assert result.returncode == 0, result.stderr

@@ -100,6 +100,7 @@ __main__.main()
     assert [path.name for path in tmp_path.iterdir()] == ["official"]
 
 
+@pytest.mark.slow
 def test_prepare_all_60000(tmp_path, official_mnist):
     done = command("prepare", "mnist", "--from", official_mnist.parent, "--data-dir", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -126,6 +127,7 @@ def test_prepare_all_60000(tmp_path, official_mnist):
 
 
 @pytest.mark.parametrize("arguments", [[], ["prepare", "mnist"], ["show"], ["--nonsense"]])
+@pytest.mark.grid(fast=1)
 def test_usage_errors(arguments):
     done = command(*arguments)
     assert done.returncode == 2

@@ -18,6 +18,7 @@ def test_one_process_waits_for_nobody():
 
 
 @pytest.mark.parametrize(("seconds", "code"), [(0.3, 1), (60, 0), (0, 0)])
+@pytest.mark.grid(fast=1)
 def test_a_block_that_hangs_is_told_and_ended(seconds, code):
     program = f"""
 import time

@@ -67,6 +67,7 @@ def test_folder_of_a_run_on_other_images(tmp_path, capsys):
     assert f"data.fingerprint = {data.fingerprint}, not " in refusal(asked, capsys)
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_network(tmp_path):
     """The folder of a run on grey digits with the checkpoint of a network that was trained in colour."""
     run = open_run("cnn_cifar10", config(tmp_path / "run"), load("mnist", "train", embedded_only=True).identity())
@@ -113,6 +114,7 @@ def test_images_of_another_size(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_classes_without_examples_are_named_in_the_summary(tmp_path):
     """A test split of zeros and nines; by itself scikit-learn would warn of what it can't define."""
     folder = write_idx(tmp_path / "data", train=64, test=20, packed=False)

@@ -24,6 +24,7 @@ SCRIPT = SCRIPTS / "cnn_cifar10.py"
 PICTURES = ("roc.png", "confusion.png", "mistakes.png", "filters.png", "explanations.png")
 
 
+@pytest.mark.slow
 def test_debug_run_makes_everything_and_goes_on(tmp_path):
     workdir = tmp_path / "run"
     for steps, steps_per_call in (("20", "1"), ("40", "8")):
@@ -46,6 +47,7 @@ def test_debug_run_makes_everything_and_goes_on(tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
     for arguments, word in [
         (["--batch-size", "0"], "--batch-size"),
@@ -62,6 +64,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
 
 
 @pytest.mark.parametrize("size", [32, 28, 19])
+@pytest.mark.grid(fast=1)
 def test_what_pooling_leaves_over_changes_nothing(key, size):
     """Flax's layers on the whole image, biases before ReLU and pooling: the same logits, and the same gradients."""
 
@@ -93,6 +96,7 @@ def test_the_network_is_the_articles(key):
     np.testing.assert_array_equal(whole, halves)
 
 
+@pytest.mark.slow
 def test_airbench_through_the_command(tmp_path):
     workdir = tmp_path / "run"
     result = run(
@@ -125,6 +129,7 @@ def experiment():
     return load(SCRIPT)
 
 
+@pytest.mark.slow
 def test_airbench_learns_and_goes_on(experiment, tmp_path):
     """Colour alone would give half of it, direction too."""
     rng = np.random.default_rng(0)

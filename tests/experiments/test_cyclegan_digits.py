@@ -27,6 +27,7 @@ def experiment():
     return commands.load(SCRIPT)
 
 
+@pytest.mark.slow
 def test_debug_run_makes_everything_and_goes_on(tmp_path):
     """Two steps, two more, and the same four in one run."""
     halves, whole = tmp_path / "halves", tmp_path / "whole"
@@ -55,6 +56,7 @@ def test_debug_run_makes_everything_and_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("domain", ["inverted", "small"])
+@pytest.mark.slow
 def test_other_domains(experiment, tmp_path, domain):
     commands.start(experiment, tmp_path / "run", "--domain", domain, "--steps", "2")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -63,6 +65,7 @@ def test_other_domains(experiment, tmp_path, domain):
     assert (summary["found"]["b"] > 0.8) == (domain == "small")  # the classifier can't read black on white
 
 
+@pytest.mark.slow
 def test_a_step_is_two_gans_side_by_side(experiment, key):
     """The losses of one step, by hand from the networks."""
     config = dataclasses.replace(experiment.PRESETS["debug"], batch_size=4)

@@ -2,12 +2,14 @@
 
 import json
 
+import pytest
 import safetensors.numpy
 
 from jaxai.metrics import digits
 from tests.experiments.commands import SCRIPTS, run
 
 
+@pytest.mark.slow
 def test_debug_run_writes_the_parameters_and_goes_on(tmp_path):
     script, workdir = SCRIPTS / "digit_classifier.py", tmp_path / "run"
     for steps in ("10", "20"):

@@ -103,6 +103,7 @@ def test_a_finished_run_draws_and_inverts(finished, tmp_path, capsys):
         assert picture.size == (2 * (3 * 29 - 1), 2 * (2 * 29 - 1))
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_bit_for_bit(finished, tmp_path):
     """SIGKILL after the first checkpoint, then the same command."""
     workdir = tmp_path / "run"
@@ -126,6 +127,7 @@ def test_killed_run_goes_on_bit_for_bit(finished, tmp_path):
     assert summaries[0]["mnist_fd"] == summaries[1]["mnist_fd"]
 
 
+@pytest.mark.slow
 def test_four_devices_with_sharded_parameters_give_the_losses_of_one(finished, tmp_path):
     result = run(tmp_path / "run", "--devices", "4", "--shard-parameters", "--steps", "3")
     assert result.returncode == 0, result.stderr
@@ -138,6 +140,7 @@ def test_four_devices_with_sharded_parameters_give_the_losses_of_one(finished, t
     np.testing.assert_allclose(losses["four"], losses["one"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_four_devices_differ_from_one_by_rounding_alone(experiment):
     """The same five steps in float64, where rounding can't hide a wrong sum."""
     config, losses = experiment.PRESETS["debug"], {}
@@ -176,6 +179,7 @@ def test_four_devices_differ_from_one_by_rounding_alone(experiment):
         (["--unknown", "1"], ["--unknown"]),
     ],
 )
+@pytest.mark.grid(fast=1)
 def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path, arguments, words):
     workdir = finished[0] if "--seed" in arguments else tmp_path / "run"
     result = run(workdir, *arguments)
@@ -200,6 +204,7 @@ def test_every_preset_makes_networks_that_take_a_step(experiment):
 
 
 @pytest.mark.parametrize("loss", ["relativistic", "non_saturating"])
+@pytest.mark.slow
 def test_adaptive_augmentation_follows_the_discriminator(experiment, loss):
     """Up where it tells real from generated, down where it takes all for real; a shift of D alone says nothing."""
     augment = "brightness", "translation", "cutout"

@@ -3,6 +3,7 @@
 import json
 from functools import partial
 
+import pytest
 from PIL import Image
 
 from jaxai.gan import generator_commands
@@ -11,6 +12,7 @@ from tests.experiments.commands import SCRIPTS, load, refusal, run, start, start
 SCRIPT = SCRIPTS / "gan_stacked_mnist.py"
 
 
+@pytest.mark.slow
 def test_debug_run_goes_on(tmp_path):
     workdir = tmp_path / "run"
     for steps in ("20", "40"):

@@ -65,6 +65,7 @@ def test_a_collapsed_run_stops_or_goes_back(tmp_path):
     ],
     ids=lambda remedy: ",".join(map(str, remedy.values())),
 )
+@pytest.mark.grid(fast=1)
 def test_every_remedy_changes_the_training(remedy):
     experiment = load(SCRIPT)
     plain = experiment.Config(**SMALL, loss="relativistic")

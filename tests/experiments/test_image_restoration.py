@@ -27,6 +27,7 @@ def experiment():
 
 
 @pytest.mark.parametrize("arguments", [[], ["--dataset", "photos", "--task", "super_resolution", "--no-adversarial"]])
+@pytest.mark.slow
 def test_debug_run_makes_everything(tmp_path, arguments):
     workdir = tmp_path / "run"
     result = commands.run(SCRIPT, workdir, *arguments)
@@ -58,6 +59,7 @@ def restore(experiment, workdir, *arguments):
     commands.start_command(*made["restore"], "--workdir", str(workdir), *arguments)
 
 
+@pytest.mark.slow
 def test_a_finished_run_restores_files(experiment, runs, tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(256, size=(13, 9, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
@@ -118,6 +120,7 @@ def test_what_cannot_be_restored_is_one_line(experiment, runs, tmp_path, capsys)
 
 @pytest.mark.parametrize("task", ["inpainting", "denoising", "super_resolution", "contrast"])
 @pytest.mark.parametrize("adversarial", [False, True])
+@pytest.mark.grid(fast=1)
 def test_every_task_comes_closer_to_the_originals(experiment, task, adversarial):
     """Some steps on eight images, which the network then restores better than it got them."""
     config = dataclasses.replace(

@@ -83,6 +83,7 @@ def test_both_networks_start_equal_and_see_the_same_batch():
     np.testing.assert_allclose(gradient, desired["W1"], atol=1e-6)  # the last bit of parameters of order 1
 
 
+@pytest.mark.slow
 def test_debug_run_goes_on_and_says_when_it_is_finished(tmp_path, caplog, capsys):
     workdir = tmp_path / "run"
     for steps in ("20", "40"):

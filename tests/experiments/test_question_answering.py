@@ -49,6 +49,7 @@ def test_explain(finished):
     assert "where is" in result.stdout.splitlines()[-2]
 
 
+@pytest.mark.slow
 def test_babi_files(tmp_path, capsys):
     """Our own stories in bAbI's format, as its files are read."""
     stories = load_stories("train", 30, 0)

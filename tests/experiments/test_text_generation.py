@@ -45,6 +45,7 @@ def test_debug_run(finished):
     assert "this run is finished" in run(SCRIPT, workdir, "--steps", "20").stderr
 
 
+@pytest.mark.slow
 def test_activations_in_bfloat16(finished, tmp_path):
     whole, result = finished
     summary = json.loads((whole / "summary.json").read_text())
@@ -65,6 +66,7 @@ def test_activations_in_bfloat16(finished, tmp_path):
     assert "--dtype bfloat16 needs --network transformer" in refused.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_is_the_same_batch(finished, tmp_path):
     whole, _ = finished
     result = run(
@@ -78,6 +80,7 @@ def test_a_batch_in_parts_is_the_same_batch(finished, tmp_path):
     np.testing.assert_allclose(*losses, rtol=1e-5)  # float32 sums in another order
 
 
+@pytest.mark.slow
 def test_samples_are_the_prompt_and_so_many_tokens_by_the_seed(finished):
     workdir, _ = finished
     first, again, other = (
@@ -100,6 +103,7 @@ def test_attention_is_drawn(finished):
         assert min(picture.size) > 300
 
 
+@pytest.mark.slow
 def test_statistics_of_a_long_text_and_maps_of_a_short_one(finished, monkeypatch, capsys):
     """Without a prompt the beginning of the plays, as one and as the other."""
     workdir, _ = finished
@@ -117,6 +121,7 @@ def test_statistics_of_a_long_text_and_maps_of_a_short_one(finished, monkeypatch
     np.testing.assert_allclose(-(weights * np.log(weights + 1e-30)).sum(-1).swapaxes(1, 2), entropy, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_recurrent_network_goes_on_with_its_state(tmp_path, capsys):
     """Interrupted and continued it is the run in one go, bit for bit; then it writes, and has no attention to draw."""
     network = "--network", "recurrent", "--rnn.hidden-dim", "16", "--eval-batches", "0", "--batch-size", "64"

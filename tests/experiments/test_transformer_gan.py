@@ -18,6 +18,7 @@ def experiment():
     return commands.load(SCRIPT)
 
 
+@pytest.mark.slow
 def test_debug_run_makes_everything(tmp_path):
     workdir = tmp_path / "run"
     result = commands.run(SCRIPT, workdir, "--conditional")
@@ -46,6 +47,7 @@ def test_debug_run_makes_everything(tmp_path):
     [("transformer", "transformer"), ("convolutional", "transformer"), ("transformer", "convolutional")],
     ids="-".join,
 )
+@pytest.mark.slow
 def test_both_networks_learn_from_images_and_labels(experiment, networks):
     """One step moves every parameter of both; another label moves them elsewhere."""
     config = dataclasses.replace(

@@ -37,6 +37,7 @@ def finished(folder, tmp_path_factory):
     return workdir, result
 
 
+@pytest.mark.slow
 def test_debug_run(finished):
     workdir, result = finished
     assert "going on from step 10" in result.stderr
@@ -55,6 +56,7 @@ def test_debug_run(finished):
         assert min(picture.size) > 100
 
 
+@pytest.mark.slow
 def test_commands_of_a_finished_run(finished):
     workdir, _ = finished
     said = run_command(SCRIPT, workdir, "translate", "--workdir", str(workdir), "--sentence", "two three")
@@ -64,6 +66,7 @@ def test_commands_of_a_finished_run(finished):
     assert drawn.stdout.splitlines() == [said.stdout.strip(), str(workdir / "attention.png")]
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_exit_code_2(finished, folder, tmp_path, capsys):
     (workdir, _), experiment = finished, load(SCRIPT)
     unequal = tmp_path / "unequal"

@@ -100,11 +100,8 @@ class Trial:
 
 
 def environment() -> dict[str, str]:
-    """Environment variables: no network, no prepared data, a compilation cache, this repository's modules.
-
-    XLA optimises as for users, unlike in the other tests.
-    """
-    return {**commands.environment(Path("/nonexistent/run")), "PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": ""}
+    """Environment variables: no network, no prepared data, a compilation cache, this repository's modules."""
+    return {**commands.environment(Path("/nonexistent/run")), "PYTHONPATH": str(REPOSITORY)}
 
 
 def whole_lines(path: Path) -> list[dict]:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from tests.faults.runs import environment, free_port
 
@@ -25,6 +26,7 @@ cli.guard(meet)
 """
 
 
+@pytest.mark.slow
 def test_a_barrier_names_who_is_missing():
     line, address = [sys.executable, "-c", PROGRAM], f"127.0.0.1:{free_port()}"
     jobs = [
@@ -79,6 +81,7 @@ cli.guard(train)
 """
 
 
+@pytest.mark.slow
 def test_processes_agree_on_calls_and_gather_from_data_on_their_devices(tmp_path):
     address = f"127.0.0.1:{free_port()}"
     starts = [("2", "0", tmp_path / "two"), ("2", "1", tmp_path / "two"), ("1", "0", tmp_path / "one")]

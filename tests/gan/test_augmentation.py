@@ -63,6 +63,7 @@ def test_strength_is_the_share_of_images_that_change(images, key):
     np.testing.assert_array_equal(augment(images, key, POLICIES, 0.0), images)
 
 
+@pytest.mark.slow
 def test_gradients_pass_to_the_second_order(key):
     with jax.enable_x64(True):
         images = jax.random.uniform(key, (2, 4, 4, 3), "float64")

@@ -91,6 +91,7 @@ def test_relativistic_losses_do_not_change_when_the_discriminator_shifts(name, r
 
 @pytest.mark.parametrize("name", LOSSES)
 @given(logits)
+@pytest.mark.grid(fast=1)
 def test_losses_and_gradients_are_finite_at_any_logit(name, real):
     loss = LOSSES[name]
     for scale in (1.0, 1e4):

@@ -37,6 +37,7 @@ DISCRIMINATORS = [
 
 
 @pytest.mark.parametrize("network", GENERATORS, ids=lambda network: type(network).__name__)
+@pytest.mark.grid(fast=1)
 def test_generators_make_images(network, key):
     latents = jax.random.normal(key, (3, 5))
     images, _ = network.init_with_output(key, latents)
@@ -47,6 +48,7 @@ def test_generators_make_images(network, key):
 
 
 @pytest.mark.parametrize("network", DISCRIMINATORS, ids=lambda network: type(network).__name__)
+@pytest.mark.grid(fast=1)
 def test_discriminators_make_one_logit_an_image_each_by_itself(network, key):
     images = jax.random.normal(key, (3, 28, 28, 1))
     logits, variables = network.init_with_output(key, images)
@@ -58,6 +60,7 @@ def test_discriminators_make_one_logit_an_image_each_by_itself(network, key):
 @pytest.mark.parametrize(
     "network", [GENERATORS[1], DISCRIMINATORS[1], GENERATORS[-1], DISCRIMINATORS[-1]], ids=lambda x: type(x).__name__
 )
+@pytest.mark.grid(fast=1)
 def test_bfloat16_activations_keep_float32_parameters_and_results(network, key):
     network = network.clone(dtype=jnp.bfloat16)
     x = jax.random.normal(key, (2, 5) if "Generator" in type(network).__name__ else (2, 28, 28, 1))
@@ -85,6 +88,7 @@ def test_attention_block_starts_as_the_identity_and_looks_everywhere(key):
 
 
 @pytest.mark.parametrize("network", [GENERATORS[1], GENERATORS[-1], DISCRIMINATORS[1], DISCRIMINATORS[-1]])
+@pytest.mark.grid(fast=1)
 def test_labels_tell_what_is_asked_for(network, key):
     network = network.clone(classes=3)
     x = jax.random.normal(key, (2, 5) if "Generator" in type(network).__name__ else (2, 28, 28, 1))
@@ -99,6 +103,7 @@ def test_labels_tell_what_is_asked_for(network, key):
 
 
 @pytest.mark.parametrize("network", DISCRIMINATORS[-2:], ids=["attention", "transformer"])
+@pytest.mark.slow
 def test_penalties_differentiate_through_attention(network, key):
     """The gradient of R1, a second derivative, against central differences in float64."""
     with jax.enable_x64(True):
@@ -131,6 +136,7 @@ def test_restorer_starts_as_the_identity_for_images_of_any_size(key, hinted):
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (1, 1)])
+@pytest.mark.grid(fast=1)
 def test_channels_are_those_of_where_it_leads_for_images_of_any_size(key, before, after):
     network, images = Translator(after, width=4, blocks=1), jax.random.uniform(key, (2, 8, 12, before), minval=-1)
     output, variables = network.init_with_output(key, images)

@@ -70,6 +70,7 @@ def plain_step(state, images, loss, gamma):
 
 @pytest.mark.parametrize("loss", ["relativistic", "non_saturating"])
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
+@pytest.mark.grid(fast=1)
 def test_step_is_the_plain_update(loss, gamma):
     with jax.enable_x64(True):
         step, init = tiny_gan(loss=loss, penalty=gamma, half_life=50.0)
@@ -88,6 +89,7 @@ def test_step_is_the_plain_update(loss, gamma):
 
 
 @pytest.mark.parametrize("loss", ["relativistic", "hinge"])
+@pytest.mark.slow
 def test_generator_sees_packed_noisy_examples_and_the_discriminators_answer(loss):
     """The generator's gradient through two more steps of a discriminator that sees pairs, all in one expression."""
     with jax.enable_x64(True):

@@ -73,6 +73,7 @@ def test_the_patch_of_the_generator_must_divide_its_images(key):
         TransformerGenerator(BLOCKS, (12, 8, 3), patch=5).init(key, jnp.zeros((1, 5)))
 
 
+@pytest.mark.slow
 def test_images_of_a_batch_do_not_see_each_other(key):
     network = TransformerGenerator(BLOCKS, (8, 8, 1), hidden=8, channels=2)
     latents = jax.random.normal(key, (4, 5))

@@ -56,6 +56,7 @@ def by_hand(params, images):
     return x, x.max((1, 2)) @ params["linear"]["kernel"] / 7
 
 
+@pytest.mark.slow
 def test_training_pass_is_airbenchs(params, images):
     maps, logits = by_hand(params, images)
     # float32 through eight layers
@@ -83,6 +84,7 @@ def test_parameters_are_airbenchs(key):
     np.testing.assert_allclose(head.std(), 1, rtol=0.05)  # 2,560 draws
 
 
+@pytest.mark.slow
 def test_the_whitening_kernel_gets_no_gradient(params, images):
     gradient = jax.grad(lambda params: (TINY.apply({"params": params}, images) ** 2).sum())(params)
     frozen = gradient["whiten"].pop("kernel")
@@ -129,6 +131,7 @@ def test_population_statistics_of_one_layer_are_those_of_all_images(key):
     np.testing.assert_allclose(found["var"], x.var((0, 1, 2)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_with_the_statistics_of_a_batch_it_is_that_batchs_training_pass(params, images):
     statistics = population_statistics(TINY, params, [images])
     variables = {"params": params, "batch_stats": statistics}
@@ -137,6 +140,7 @@ def test_with_the_statistics_of_a_batch_it_is_that_batchs_training_pass(params, 
     np.testing.assert_allclose(alone, TINY.apply(variables, images), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_in_bfloat16_logits_are_float32_and_near(params, images):
     half = TINY.clone(dtype=jnp.bfloat16)
     features = half.apply({"params": params}, images, method="features")

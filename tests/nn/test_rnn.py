@@ -82,6 +82,7 @@ def flax_cell(cell, params):
 
 
 @pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.grid(fast=1)
 def test_a_layer_is_flax_s_cell(cell, key):
     shape, x = RNNConfig(cell, 5, 1), jax.random.normal(key, (2, 7, 3))
     network = Recurrent(shape)
@@ -151,6 +152,7 @@ def test_one_hot_tokens_are_rows_of_the_first_kernel(key):
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0)])
+@pytest.mark.slow
 def test_sampling_by_state_gives_the_tokens_of_reading_everything_again(sampling, key):
     model, prompt = RecurrentLanguageModel(11, TINY), tokens(2, 3)
     params = jax.tree.map(lambda x: 5 * x, compiled(model.init)(key, prompt)["params"])  # likelier tokens stand out

@@ -41,6 +41,7 @@ def test_mimetic_queries_start_as_their_keys(key):
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.grid(fast=1)
 def test_cache_continues_the_text(name, key):
     network, ids = LanguageModel(11, SHAPES[name]), tokens(2, 9)
     params = initialised(network, ids, key=key)
@@ -62,6 +63,7 @@ def test_cache_continues_the_text(name, key):
 
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.grid(fast=1)
 def test_scan_and_remat_change_neither_values_nor_gradients(scan, remat, key):
     ids = tokens(2, 7)
     plain = LanguageModel(11, TINY)
@@ -112,6 +114,7 @@ def test_no_token_sees_the_future(key):
 
 
 @pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.slow
 def test_reordered_beams_go_on_from_their_parents(scan, key):
     """Three beams of two sentences take other places within their sentence, one parent twice; the memory stays."""
     network = EncoderDecoder(11, dataclasses.replace(TINY, scan=scan, num_kv_heads=2))

@@ -99,6 +99,7 @@ class Oracle:
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.grid(fast=1)
 def test_logits_are_those_of_numpy(name, key):
     network, ids = LanguageModel(11, SHAPES[name]), tokens(2, 9)
     params = initialised(network, ids, key=key)
@@ -109,6 +110,7 @@ def test_logits_are_those_of_numpy(name, key):
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.grid(fast=1)
 def test_translations_are_those_of_numpy(name, key):
     """Encoder, cross-attention and decoder; the second source is padded."""
     network, source, target = EncoderDecoder(11, SHAPES[name]), tokens(2, 7), tokens(2, 9, seed=1)
@@ -165,6 +167,7 @@ def test_padding_changes_nothing(key):
 
 
 @pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.slow
 def test_beams_decode_as_the_whole_target(scan, key):
     """Three beams of two sentences: each row of the memory serves its own, and is read once."""
     network = EncoderDecoder(11, dataclasses.replace(TINY, scan=scan))

@@ -75,6 +75,7 @@ def by_lax(name, case):
     ("name", "case", "dtype"),
     [*((*one, "float64") for one in EVERY), ("conv", "depthwise", "float32")],
 )
+@pytest.mark.grid(fast=2)
 def test_derivatives_are_those_of_lax(name, case, dtype):
     case = OPS[name][1][case]
     # second derivatives in float32 sum about ten times as many terms

@@ -82,18 +82,21 @@ def test_forward_is_the_oracle(cell):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("cell", GATES)
+@pytest.mark.grid(fast=1)
 def test_derivatives_are_the_plain_scan_s(cell, options):
     forms = ours(cell, **options), plain(cell, **options)
     assert_same_derivatives(*forms, shapes_of(cell), "float64", TOLERANCE["float64"])
 
 
 @pytest.mark.parametrize("cell", GATES)
+@pytest.mark.grid(fast=1)
 def test_derivatives_in_float32(cell):
     # sums of 60 products of values up to 3, through five steps forward and five back
     assert_same_derivatives(ours(cell), plain(cell), shapes_of(cell), "float32", 1e-4)
 
 
 @pytest.mark.parametrize("cell", GATES)
+@pytest.mark.grid(fast=1)
 def test_hessian_and_third_derivative(cell):
     with jax.enable_x64(True):
         arrays = draw(*shapes_of(cell, T=3, B=2, H=2), dtype="float64")
@@ -135,6 +138,7 @@ def test_padding_changes_nothing(cell):
 
 
 @pytest.mark.parametrize("cell", GATES)
+@pytest.mark.grid(fast=1)
 def test_maps_and_scans(cell):
     arrays = draw(*shapes_of(cell))
     choices = [(0, *[None] * len(arrays[1:])), (None, 0, *[None] * len(arrays[2:])), (0,) * len(arrays)]

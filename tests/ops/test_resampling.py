@@ -45,6 +45,7 @@ def test_fold_must_divide_the_image():
 
 
 @given(rows=st.integers(1, 3), columns=st.integers(1, 3), size=st.integers(1, 4), channels=st.integers(1, 3))
+@pytest.mark.slow
 def test_squares_hold_every_pixel_once(rows, columns, size, channels):
     images = jnp.arange(rows * columns * size**2 * channels, dtype=jnp.float32)
     images = images.reshape(1, rows * size, columns * size, channels)

@@ -31,6 +31,7 @@ def test_several_steps_in_one_call_are_the_same_steps(tmp_path):
 
 
 @pytest.mark.parametrize("setup", [{}, {"devices": 4}, {"devices": 4, "shard_parameters": True}])
+@pytest.mark.grid(fast=1)
 def test_accelerated_steps_are_the_same_steps(tmp_path, setup, accelerated, monkeypatch):
     found = train(tmp_path / "four", 11, steps_per_call=4, **setup)
     monkeypatch.undo()

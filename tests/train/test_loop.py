@@ -31,6 +31,7 @@ from tests.helpers import (
 
 
 @pytest.mark.parametrize("setup", SETUPS)
+@pytest.mark.grid(fast=2)
 def test_resumed_run_is_bit_equal(tmp_path, setup):
     whole = train(tmp_path / "whole", 12, **setup)
     train(tmp_path / "parts", 6, **setup)
@@ -42,6 +43,7 @@ def test_resumed_run_is_bit_equal(tmp_path, setup):
 
 
 @pytest.mark.parametrize("setup", SETUPS[1:4])
+@pytest.mark.grid(fast=1)
 def test_four_devices_give_the_losses_of_one(tmp_path, setup):
     train(tmp_path / "one", 10)
     result = train(tmp_path / "four", 10, **setup)
@@ -57,6 +59,7 @@ def test_four_devices_give_the_losses_of_one(tmp_path, setup):
 
 
 @pytest.mark.parametrize(("before", "after"), [(SETUPS[2], SETUPS[0]), (SETUPS[0], SETUPS[3]), (SETUPS[3], SETUPS[1])])
+@pytest.mark.grid(fast=1)
 def test_a_run_goes_on_on_other_devices(tmp_path, before, after):
     """On the same global batches, from the same bits."""
     train(tmp_path / "parts", 5, **before.values[0])
@@ -115,6 +118,7 @@ class Dying(Blobs):
 
 
 @pytest.mark.parametrize("steps_per_call", [4, None])
+@pytest.mark.slow
 def test_an_accelerated_run_goes_on_with_the_same_calls(tmp_path, accelerated, monkeypatch, steps_per_call):
     """Bit for bit, from wherever a checkpoint was made, also by time."""
     ticks = itertools.count()
@@ -130,6 +134,7 @@ def test_an_accelerated_run_goes_on_with_the_same_calls(tmp_path, accelerated, m
     assert hex_losses(tmp_path / "parts" / "metrics.jsonl") == hex_losses(tmp_path / "whole" / "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_an_accelerator_chooses_how_many_steps_a_call_takes(tmp_path, accelerated, monkeypatch, caplog):
     """By the duration of the first steps, once for a run, unless there is a number."""
     caplog.set_level("INFO", "jaxai")
@@ -152,6 +157,7 @@ def test_an_accelerator_chooses_how_many_steps_a_call_takes(tmp_path, accelerate
 
 
 @pytest.mark.parametrize("setup", [{}, {"devices": 4}, {"steps_per_call": 4}])
+@pytest.mark.grid(fast=1)
 def test_data_on_the_device_give_the_same_run(tmp_path, setup, accelerated, monkeypatch):
     """Its checkpoints are those of a run that makes its batches on the host."""
     step, init, made = images_run()

@@ -64,6 +64,7 @@ class Once(Poisoned):
 
 
 @pytest.mark.parametrize("steps_per_call", [1, 5])
+@pytest.mark.grid(fast=1)
 def test_a_step_that_is_not_finite_is_skipped_on_request(tmp_path, steps_per_call, caplog):
     config = {"on_nonfinite": "skip", "checkpoint_every": 3, "steps_per_call": steps_per_call}
     found = train(tmp_path, 9, batches=Poisoned(), **config).state

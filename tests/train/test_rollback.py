@@ -38,6 +38,7 @@ class Trouble:
 
 
 @pytest.mark.parametrize("setup", SETUPS)
+@pytest.mark.grid(fast=1)
 def test_a_setback_goes_on_from_where_all_was_well_with_other_noise(tmp_path, setup):
     options = {"checkpoint_every": 3, **setup}
     trouble = Trouble(at=9, well=5, times=2)
@@ -88,7 +89,7 @@ def test_what_a_kill_leaves_of_a_dropped_checkpoint_is_cleaned_up(tmp_path):
 
 
 def test_setbacks_without_a_checkpoint_start_over_and_the_fourth_stops(tmp_path):
-    with pytest.raises(Stopped, match="step 4: trouble; 3 times before"):
+    with pytest.raises(Stopped, match="step 4: trouble; already rolled back 3 times"):
         train(tmp_path / "run", 12, every=[Every(2, Trouble(at=4, well=2, times=9))], checkpoint_every=6)
     assert len(json.loads((tmp_path / "run" / "rollbacks.json").read_text())["rollbacks"]) == 3
     assert steps_of(tmp_path / "run")[-1] <= 4

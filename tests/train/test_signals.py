@@ -33,6 +33,7 @@ class Signalling(Blobs):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("steps_per_call", [1, 4])
+@pytest.mark.grid(fast=1)
 def test_a_signal_saves_and_ends_the_run(tmp_path, number, steps_per_call):
     def look(done, state):
         return {"extra": float(state.step)}
@@ -53,6 +54,7 @@ def test_a_signal_saves_and_ends_the_run(tmp_path, number, steps_per_call):
 
 
 @pytest.mark.parametrize("at", [3, 6, 14])
+@pytest.mark.grid(fast=1)
 def test_a_signal_breaks_off_what_is_called_between_steps(tmp_path, at):
     """It is called again when the run goes on, also after the last step."""
     calls = []

@@ -50,6 +50,7 @@ def arrays(*lead):
 @pytest.mark.parametrize(
     "outs", [(ROW, BOTH), (COL, NEITHER), (ROW, COL, BOTH, NEITHER)], ids=["rows", "columns", "all"]
 )
+@pytest.mark.grid(fast=2)
 def test_sums_and_derivatives_of_all_parts(outs, traced):
     def everything(f, *arrays):
         def value(*arrays):

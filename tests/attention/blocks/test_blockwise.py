@@ -70,7 +70,7 @@ def blocks_of_16(monkeypatch):
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("T", [1, 7, 17, 24, 33, 50, 100])
-@pytest.mark.grid(fast=5)
+@pytest.mark.grid(fast=2)
 def test_the_forward_pass_takes_smaller_blocks_than_the_derivatives(mask, T, blocks_of_16):
     """Some blocks are all padding; a single block may have an odd number of queries."""
     arrays = draw(1, T, 38, 1, 2, 4, 4)
@@ -85,6 +85,7 @@ def test_the_forward_pass_takes_smaller_blocks_than_the_derivatives(mask, T, blo
     assert_close(*results, 1e-5)
 
 
+@pytest.mark.slow
 def test_smaller_blocks_with_everything_else(blocks_of_16):
     """Sinks, masked rows, dropout, bias, 16-bit floats, a batch by vmap, devices by shard_map."""
     arrays = draw(3, 50, 38, 1, 2, 4, 4)

@@ -90,6 +90,7 @@ def test_few_beams_are_the_search_with_lists():
 
 
 @pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.grid(fast=1)
 def test_one_beam_of_a_transformer_is_greedy_decoding(scan, key):
     network = LanguageModel(7, TransformerConfig(embed_dim=16, num_layers=2, num_heads=2, init_std=0.5, scan=scan))
     params = compiled(network.init)(key, jnp.zeros((1, 3), jnp.int32))["params"]
@@ -129,6 +130,7 @@ def read_again(log_probabilities, begin, beams, length, penalty):
 
 
 @pytest.mark.parametrize(("scan", "penalty"), [(False, 0.0), (True, 1.0)])
+@pytest.mark.slow
 def test_translations_are_those_of_reading_all_again(scan, penalty, key):
     """Two sentences of 6 and 3 tokens, three beams each; the other search has neither cache, padding nor batch."""
     V, K, T, begin = 9, 3, 7, 1

@@ -18,6 +18,7 @@ PROMPT = np.array([3, 1, 4, 1, 5, 9, 2], np.int32)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.grid(fast=1)
 def test_the_likeliest_tokens_of_a_full_context(name, key):
     """A Transformer reads the last half of its context again when it is full; a recurrent network all that there is."""
     network = NETWORKS[name]
@@ -33,6 +34,7 @@ def test_the_likeliest_tokens_of_a_full_context(name, key):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
 def test_advance_goes_on_from_its_state(name, key):
     network = NETWORKS[name]
     params = compiled(network.init)(key, PROMPT[None])["params"]

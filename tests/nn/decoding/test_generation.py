@@ -35,6 +35,7 @@ def written(params, prompt, count, sampling=Sampling(), **options):  # noqa: B00
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0), Sampling(0.8, top_k=5, top_p=0.9)])
+@pytest.mark.grid(fast=1)
 def test_the_cache_gives_the_tokens_of_reading_everything_again(params, sampling):
     prompt = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
     apply = compiled(lambda params, tokens: NETWORK.apply({"params": params}, tokens)[0])

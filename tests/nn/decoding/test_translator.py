@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxai.nn import EncoderDecoder, TransformerConfig, init_encoder_decoder
 from jaxai.nn.decoding import Translator, translate
@@ -58,6 +59,7 @@ def test_translations_come_in_the_order_of_the_sentences(key):
         assert said == made.tokenizer.decode(np.asarray(run()[0][0, 0]))
 
 
+@pytest.mark.slow
 def test_attention_of_a_translation_over_its_source(key):
     written, tokens, attention = translator(key).attention("34567", "8989", most=4)
     assert written.tolist() == [8, 9, 8, 9]
