@@ -64,8 +64,7 @@ class Config(Training):
     """Steps per call of the compiled program; by default 1 on a CPU, elsewhere as many as take about 30 ms.
     Values above 1 with the default article network only."""
     accumulation_steps: int = resumable(1)
-    """Parts of a batch whose gradients are computed one after the other, to save memory; default article network only.
-    """
+    """Parts of a batch whose gradients are computed in turn, to save memory; default article network only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

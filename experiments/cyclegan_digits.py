@@ -13,8 +13,7 @@ classifier still assigns to their digit after translation. On MNIST, after 600 s
 A to B and B to A preserve 98.6 % and 97.8 % (``coloured``; MNIST-FD of B to A 2.7, untranslated 147, real against real
 0.9), 98.5 % and 97.7 % (``inverted``), and 81.4 % and 80.1 % (``small``). Redrawing the blurred digits of ``small``
 changes some classes (untranslated, 97.3 % are recognised), but makes them more similar to MNIST (MNIST-FD 24 against
-36, real against real 3.2). translated.png in the run's folder has rows of A, A translated to B, A translated back, and
-the same for B.
+36, real against real 3.2). translated.png shows rows of A, A translated to B and back, and the same for B.
 """
 
 import dataclasses

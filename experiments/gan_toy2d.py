@@ -38,9 +38,8 @@ class Config(gan.CollapseConfig):
     gans: int = 5
     """Number of GANs trained at once, each from its own seed."""
     generator: tuple[int, ...] = (96,) * 6
-    """Widths of the generator's hidden layers."""
+    """Widths of the hidden layers."""
     discriminator: tuple[int, ...] = (96,) * 4
-    """Widths of the discriminator's hidden layers."""
     latent_size: int = 2
     batch_size: int = 64
     """Points per GAN and step."""
@@ -60,9 +59,8 @@ class Config(gan.CollapseConfig):
     spectral: bool = False
     """Divide the discriminator's kernels by their spectral norms."""
     unroll: int = 0
-    """Discriminator steps through which the generator's loss is differentiated (unrolled GAN)."""
+    """Discriminator steps, of learning rate unroll_rate, through which the generator's loss is differentiated."""
     unroll_rate: float = 0.1
-    """Learning rate of these steps."""
     generator_optimizer: Adam = Adam(learning_rate=1e-3, beta1=0.5)
     discriminator_optimizer: Adam = Adam(learning_rate=1e-3, beta1=0.5)
     ema_half_life: float = 0.0

@@ -37,8 +37,7 @@ from jaxai.typing import Array
 
 NAME = "linear_regression"
 TOLERANCE = 1e-4
-"""Of the descents' result against least squares: in float32, w stops changing when rate * gradient is below its last
-bit."""
+"""Of the descents against least squares: in float32, w stops changing when rate * gradient is below its last bit."""
 
 Line = dict[str, Array]
 """{"w": slope, "b": intercept}, float32 []."""

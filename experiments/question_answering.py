@@ -11,8 +11,7 @@ story. The network sees such words, and the names of persons in bAbI's files, as
 story. Since stories are short, some test questions equal training questions except for names: 43 % of
 two-argument-relations, 18 % of positions, 13 % of one-supporting-fact, 10 % of negation and path-finding, and almost
 none of the others. A tenth of the training questions is for validation. Expected with the default preset: a mean error
-of 3 %, nearly all of it on positions, in 70 CPU minutes. The run's folder ends up with summary.json, model.safetensors,
-vocabulary.json, samples/answers.txt and attention.png.
+of 3 %, nearly all on positions, in 70 CPU minutes. It also writes samples/answers.txt and attention.png.
 """
 
 import dataclasses

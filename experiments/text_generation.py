@@ -11,9 +11,8 @@ The text is eight embedded plays of Shakespeare, or any UTF-8 file (``--text FIL
 ``nanogpt_cpu`` and ``nanogpt`` follow nanoGPT's documented commands for Shakespeare (Karpathy 2022) in network, batch,
 schedule and evaluation. ``rnn`` has char-rnn's network, sequence length and batch size, with Adam and cosine decay
 instead of RMSprop; its state is carried from batch to batch. ``fast`` has rotary positions, gated layers and Muon,
-tuned on the embedded plays. Expected validation loss on nanoGPT's Shakespeare text, in nats per character: 1.91 for
-``nanogpt_cpu``, 1.57 for ``fast``. nanoGPT keeps the best parameters, these runs the last: ``nanogpt`` ends at 1.70,
-after 1.47 at step 2,000.
+tuned on the embedded plays. Expected validation loss on nanoGPT's text, in nats per character: ``nanogpt_cpu`` 1.91,
+``fast`` 1.57. nanoGPT keeps the best parameters, we keep the last: ``nanogpt`` ends at 1.70, after 1.47 at step 2,000.
 """
 
 import dataclasses
