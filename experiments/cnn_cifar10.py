@@ -1,16 +1,16 @@
-"""Convolutional networks on CIFAR-10: the network of an article, and airbench94.
+"""Convolutional networks on CIFAR-10: the Keras baseline (preset ``article``), and airbench94.
 
     python experiments/cnn_cifar10.py --data-dir DIR                   # preset article: 10 epochs
-    python experiments/cnn_cifar10.py --preset fast --data-dir DIR     # airbench94 made small: 2 epochs
-    python experiments/cnn_cifar10.py --preset airbench --data-dir DIR # for a GPU; a CPU takes --dtype float32
+    python experiments/cnn_cifar10.py --preset fast --data-dir DIR     # a smaller airbench94: 2 epochs
+    python experiments/cnn_cifar10.py --preset airbench --data-dir DIR # for a GPU; on a CPU add --dtype float32
     python experiments/cnn_cifar10.py --preset debug                   # seconds, on embedded digits
 
-DIR holds CIFAR-10 as official binary files or prepared; without it tensorflow-datasets' folder or the network is asked.
+DIR holds CIFAR-10's official binary files or a prepared folder; the default is tensorflow-datasets' folder or network.
 ``article``: 122,570 parameters, Adam at 1e-3, batches of 64. Expected on 2 CPU cores: 68.8 % of the test images (67.8
 to 69.7, three seeds) in 143 s; the same program in Keras: 67.2 % in 135 s. ``fast`` and ``airbench`` follow airbench94
 (Jordan 2024, arXiv 2404.00498): whitening, batch normalisation, Muon, alternating flip, the mean over six views.
-Expected: 80.5 % in 136 s, and 90.6 % in 51 minutes (all on a copy of CIFAR-10 that went through JPEG).
-``--held-out 5000`` tests on so many training images that are left out, to choose hyper-parameters.
+Expected: 80.5 % in 136 s, and 90.6 % in 51 minutes (all on a JPEG-compressed copy of CIFAR-10).
+``--held-out 5000`` holds out that many training images and tests on them, to choose hyper-parameters.
 """
 
 import dataclasses
@@ -44,27 +44,27 @@ class Config(Training):
     """Options of this experiment."""
 
     dataset: Literal["cifar10", "fashion_mnist", "mnist"] = "cifar10"
-    """What to tell apart; of mnist some digits are embedded."""
+    """Images to classify; a part of mnist is embedded."""
     recipe: Literal["article", "airbench"] = "article"
-    """Which network, augmentation, loss, optimiser and test: the article's or airbench94's."""
+    """Network, augmentation, loss, optimiser and evaluation: those of the Keras baseline or of airbench94."""
     channels: tuple[int, ...] = (32, 64, 64)
-    """Of the article's three convolutions, or of airbench's three groups of two."""
+    """Channels of article's three convolutions, or of airbench's three groups of two."""
     batch_size: int = 64
     optimizer: train.Adam = train.Adam()
-    """The article's."""
+    """Optimiser of recipe article."""
     airbench: train.Airbench = train.Airbench()
-    """airbench's optimiser."""
+    """Optimiser of recipe airbench."""
     decay_steps: int = 7812
-    """Steps over which the learning rate takes its course."""
+    """Steps over which the learning rate schedule runs."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations; parameters are float32. airbench alone."""
+    """Dtype of activations; parameters are float32. bfloat16 with recipe airbench only."""
     held_out: int = 0
-    """So many of the training images are left out and tested on instead of the test set."""
+    """Number of training images to hold out and test on instead of the test set."""
     steps_per_call: int | None = resumable(None)
-    """Steps that the device takes without the host in between; by default 1 on a CPU, elsewhere some 30 ms of them.
-    A number above 1 for the article's network alone."""
+    """Steps per call of the compiled program; by default 1 on a CPU, elsewhere as many as take about 30 ms.
+    Values above 1 with the default article network only."""
     accumulation_steps: int = resumable(1)
-    """Of a batch, whose gradients are computed one after the other: less memory; the article's network alone."""
+    """Parts of a batch whose gradients are computed in turn, to save memory; default article network only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,7 +84,7 @@ class Config(Training):
         for option, value in (("steps-per-call", steps_per_call), ("accumulation-steps", self.accumulation_steps)):
             if value > 1 and (self.recipe, self.channels) != ("article", (32, 64, 64)):
                 reason = "others are slow inside a loop on a CPU or normalise over the whole batch"
-                raise UserError(f"--{option} {value} needs the article's network, {reason}: give 1")
+                raise UserError(f"--{option} {value} needs the default article network, {reason}: give 1")
         if self.batch_size % (steps := self.accumulation_steps):
             raise UserError(f"--accumulation-steps must divide --batch-size {self.batch_size}, got {steps}")
 
@@ -101,7 +101,7 @@ PRESETS = {
 
 
 def build(config: Config) -> experiment.Task:
-    """The training of the network on the images, tested and explained at the end."""
+    """The training of the network on the images, with test scores and attribution maps at the end."""
     data, scored = experiment.splits(NAME, config, config.dataset, held_out=config.held_out)
     network = make_network(config, data)
     names = CIFAR10 if config.dataset == "cifar10" else [str(label) for label in range(data.num_classes)]
@@ -128,7 +128,7 @@ def build(config: Config) -> experiment.Task:
 
 
 def make_network(config: Config, data: ImageDataset) -> Network:
-    """The network for these classes. ValueError for images that are too small for its convolutions."""
+    """Create the network for the data set. ValueError for images that are too small for its convolutions."""
     side, shape = 18 if config.recipe == "article" else 25, data.images.shape[1:3]
     if min(shape) < side:
         raise UserError(f"--dataset {data.name} has images of {shape}, the network needs {side} x {side}")
@@ -140,13 +140,13 @@ def make_network(config: Config, data: ImageDataset) -> Network:
 
 
 def trainer(config: Config, network: Network, data: ImageDataset) -> train.Supervised:
-    """Adam on the mean cross-entropy; for airbench Muon, labels smoothed by 0.2, images flipped and moved."""
+    """Adam on the mean cross-entropy; for airbench Muon, label smoothing of 0.2, random flips and translations."""
     if airbench := isinstance(network, AirbenchCNN):
         tx = train.airbench_optimizer(config.airbench, config.decay_steps, config.batch_size)
         whitening = cnn.whitening_kernel(cnn.standardise(to_unit(data.images[:5000]), network.mean, network.std))
     else:
         tx, whitening = train.optimizer(config.optimizer, config.decay_steps), None
-    key_flip = train.Keys(config.seed).data  # one for the run: odd epochs mirror the even ones
+    key_flip = train.Keys(config.seed).data  # one key for the whole run: odd epochs mirror the even ones
 
     def loss_fn(params: dict, batch: dict[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
         images = batch["image"]
@@ -173,7 +173,7 @@ def trainer(config: Config, network: Network, data: ImageDataset) -> train.Super
 def draw(
     run: Run, network: Network, variables: dict, scored: ImageDataset, probabilities: np.ndarray, names: Sequence[str]
 ) -> None:
-    """Draw the scores, the filters of the first layer, and which pixels of six test images decide."""
+    """Plot the scores, the filters of the first layer, and attribution maps of six test images."""
     plots.save_classifier_scores(run.folder, scored.images, scored.labels, probabilities, names)
     first = "conv_0" if isinstance(network, ArticleCNN) else "whiten"
     plots.plot_filters(run.folder / "filters.png", variables["params"][first]["kernel"])
@@ -185,7 +185,7 @@ def draw(
 
 
 def report(run: Run, summary: dict[str, Any]) -> None:
-    """Print the scores, and where the pictures are."""
+    """Print the scores and the paths of the pictures."""
     figures = summary["test"]
     print(f"Test accuracy: {summary['test_accuracy']:.4f}")
     means = {name: figures[f"{name}_macro"] for name in ("precision", "recall", "f1", "auc")}

@@ -1,21 +1,21 @@
-"""A GAN that draws handwritten digits: train it, look at it, measure it.
+"""A GAN that generates handwritten digits, with scores of its samples.
 
     python experiments/gan_mnist.py                                # the embedded 5,000 digits, three CPU minutes
     python experiments/gan_mnist.py --data-dir DIR                 # all 60,000 (idx files, or prepared with tfds)
-    python experiments/gan_mnist.py --preset article               # the article's network and training, repaired
+    python experiments/gan_mnist.py --preset article               # the Keras baseline, repaired
     python experiments/gan_mnist.py --preset gpu --platform gpu    # all 60,000, larger, bfloat16 activations
-    python experiments/gan_mnist.py sample --count 100 --truncation 0.7   # a finished run draws
-    python experiments/gan_mnist.py invert                         # ... images that it never saw, as well as it can
+    python experiments/gan_mnist.py sample --count 100 --truncation 0.7   # sample from a finished run
+    python experiments/gan_mnist.py invert                         # ... reconstruct images that it has not seen
 
 Preset ``default``: the R3GAN loss (arXiv 2501.05441): relativistic pairing with R1 and R2, no normalisation.
 
-Preset ``article`` keeps the article's layers, losses, Adam 1e-4 and batch of 32, with what it took to make them run: a
-dense 7x7x128 layer and a reshape before the first transposed convolution (the article feeds it a vector); one logit
-after the discriminator's 128 sigmoids (the article stops there, though its loss takes one probability an image);
+Preset ``article`` keeps the Keras baseline's layers, losses, Adam 1e-4 and batches of 32, with the repairs it needs to
+run: a dense 7x7x128 layer and a reshape before the first transposed convolution (the baseline feeds it a vector); one
+logit after the discriminator's 128 sigmoids (the baseline ends there, but its loss needs one probability per image);
 cross-entropies computed from the logit, since log(sigmoid) overflows in float32.
 
-The run's folder (runs/gan_mnist/PRESET) ends with samples.png, training.gif, interpolation.png, curves.png,
-summary.json, model.safetensors and README.md, a model card. The same command goes on with an interrupted run.
+The run's folder (runs/gan_mnist/PRESET) ends up with samples.png, training.gif, interpolation.png, curves.png,
+summary.json, model.safetensors and README.md, a model card. The same command resumes an interrupted run.
 """
 
 import dataclasses
@@ -47,12 +47,12 @@ class Config(gan.GanConfig):
 
     network: Literal["article", "residual"] = "residual"
     augment: tuple[gan.Policy, ...] = ()
-    """DiffAugment: transformations of real and generated images in front of the discriminator. Digits are grey:
-    brightness, contrast, translation, cutout."""
+    """DiffAugment: transformations of the discriminator's inputs, real and generated. For grey digits: brightness,
+    contrast, translation, cutout."""
     ada_images: float = 0.0
     """Images over which ADA may move the augmentation probability from 0 to 1; 0 disables adaptation."""
     full_data: bool = False
-    """Refuse the embedded digits: a large network learns 4,500 images by heart."""
+    """Refuse the embedded digits: a large network memorises 4,500 images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,7 +106,7 @@ def build(config: Config) -> experiment.Task:
     train, test = experiment.splits(NAME, config, "mnist")
     if config.full_data and train.embedded:
         raise UserError(
-            f"--preset {config.preset} wants all of MNIST: pass --data-dir, or --no-full-data to do without"
+            f"--preset {config.preset} needs all of MNIST: pass --data-dir, or --no-full-data to do without"
         )
     generator, discriminator = networks(config)
     sampler = gan.Sampler(generator, config.latent_size, Keys(config.seed))
@@ -166,7 +166,7 @@ def trainer(config: Config, generator: nn.Module, discriminator: nn.Module) -> g
 
 
 def trained_generator(config: Config) -> gan.TrainedGenerator:
-    """The generator of a finished run's config."""
+    """The generator for a finished run's config."""
 
     def test_images(data_dir: Path | None) -> tuple[np.ndarray, np.ndarray]:
         digits = load("mnist", "test", data_dir=data_dir, embedded_only=data_dir is None)

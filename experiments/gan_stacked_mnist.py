@@ -1,16 +1,16 @@
-"""The 1000-mode benchmark: three digits as the colours of one image. Does the generator make all thousand numbers?
+"""The 1,000-mode benchmark: three digits as the colour channels of one image. Are all 1,000 numbers generated?
 
-    python experiments/gan_stacked_mnist.py --data-dir DIR                       # new stacks, an hour of a CPU core
-    python experiments/gan_stacked_mnist.py --data-dir DIR --fixed 128000        # of a fixed set, as in the literature
+    python experiments/gan_stacked_mnist.py --data-dir DIR                       # new stacks, an hour on a CPU core
+    python experiments/gan_stacked_mnist.py --data-dir DIR --fixed 128000        # a fixed set, as in the literature
     python experiments/gan_stacked_mnist.py --preset gpu --data-dir DIR --platform gpu
     python benchmarks/mode_collapse.py stacked --data-dir DIR                    # four losses on one small network
 
-26,000 samples, the fixed digit classifier on each channel; a mode counts with one sample. Published, modes and KL:
-DCGAN 99, 3.40; WGAN-GP 959, 0.73; PacDCGAN2 1000, 0.06; StyleGAN2 940, 0.42; R3GAN-E 1000, 0.029 (arXiv 2501.05441:
-20.7 M parameters, 10 M images). A perfect generator has a KL of 0.0234 with new stacks of MNIST's training digits: the
-floor that is printed beside ours, 1000 modes and 0.0283 with 1.7 M parameters and 2.6 M images.
-The run's folder ends with samples.png, curves.png, summary.json, model.safetensors and README.md, a model card; with
-them `sample` draws and `invert` finds the latents of stacks that it never saw.
+The fixed digit classifier labels each channel of 26,000 samples; a mode counts if it has a sample. Published modes and
+KL: DCGAN 99, 3.40; WGAN-GP 959, 0.73; PacDCGAN2 1000, 0.06; StyleGAN2 940, 0.42; R3GAN-E 1000, 0.029 (arXiv 2501.05441:
+20.7 M parameters, 10 M images). Ours: 1000 modes and 0.0283 with 1.7 M parameters and 2.6 M images. The floor, which is
+printed too, is the KL of a perfect generator: 0.0234 with new stacks of MNIST's training digits.
+The run's folder ends up with samples.png, curves.png, summary.json, model.safetensors and README.md, a model card. From
+it `sample` generates images, and `invert` finds the latents of stacks that the generator has not seen.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from jaxai.train import Adam, Keys, Result, optimizer
 from jaxai.typing import Array, PyTree
 
 NAME = "gan_stacked_mnist"
-QUICK = 2000  # samples of an evaluation; as many real stacks have some 860 modes
+QUICK = 2000  # samples per evaluation; the same number of real stacks has about 860 modes
 CURVES = [["discriminator_loss", "generator_loss"], ["real_logit", "fake_logit"], ["penalty"], ["quick_modes"]]
 """The panels of curves.png."""
 
@@ -44,7 +44,7 @@ class Config(gan.GanConfig):
     fixed: int = 0
     """Number of different stacks in the training set; 0: new ones for every batch."""
     latent_seeds: int = 3
-    """Number of draws of latents that the final scores are computed for."""
+    """Number of independent draws of latents for the final scores."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,18 +153,18 @@ def trainer(config: Config, generator: gan.Generator, discriminator: gan.Discrim
 
 
 def real_kl(config: Config, images: np.ndarray) -> tuple[float, float]:
-    """The KL of as many real stacks, its mean and deviation over 20 draws: a perfect generator's."""
+    """The KL of a perfect generator: mean and standard deviation over 20 draws of real stacks."""
     _, labels = features_and_labels(images)
     return kl_floor(labels[fixed_rows(config.fixed, len(images), config.seed)] if config.fixed else labels)
 
 
 def trained_generator(config: Config) -> gan.TrainedGenerator:
-    """The generator of a finished run's config."""
+    """The generator for a finished run's config."""
 
     def test_images(data_dir: Path | None) -> tuple[np.ndarray, np.ndarray]:
         digits = load("mnist", "test", data_dir=data_dir, embedded_only=data_dir is None).images
         stacks = stacked(digits, fixed_rows(len(digits), len(digits), config.seed))
-        return stacks, np.zeros(len(stacks), np.int32)  # labels, which a generator without classes ignores
+        return stacks, np.zeros(len(stacks), np.int32)  # dummy labels: the generator is unconditional
 
     return gan.TrainedGenerator(networks(config)[0], config.latent_size, 0, test_images)
 
@@ -175,11 +175,11 @@ def report(run: Run, summary: dict[str, Any]) -> None:
     print(
         f"""
 pictures       {run.folder}/samples.png  curves.png
-modes          {", ".join(str(x) for x in summary["modes"])} of 1000, one for each noise
+modes          {", ".join(str(x) for x in summary["modes"])} of 1000, one per draw of latents
                {", ".join(str(x) for x in summary["certain_modes"])} with a sample of probability 0.99
 KL             {", ".join(f"{x:.4f}" for x in kl)}   real stacks {summary["real_kl"]:.4f} +- \
 {summary["real_kl_deviation"]:.4f}   excess {np.mean(kl) - summary["real_kl"]:.4f}
-               from {summary["samples"]:,} samples each; stacks to learn from: {summary["stacks"]}
+               from {summary["samples"]:,} samples each; training stacks: {summary["stacks"]}
 training       {summary["images_seen"]:,} images, {summary["train_seconds"]:.0f} s; compilation \
 {summary["compile_seconds"]:.0f} s"""
     )

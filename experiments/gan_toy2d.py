@@ -1,12 +1,12 @@
-"""Mode collapse on points in the plane: its causes, and which remedy helps.
+"""Mode collapse on 2-D points: its causes and remedies.
 
     python experiments/gan_toy2d.py                     # R3GAN's loss on a grid (or --mixture ring), five GANs at once
-    python experiments/gan_toy2d.py --preset collapse   # the GAN of 2014 on the same points; with --packing 4: a remedy
+    python experiments/gan_toy2d.py --preset collapse   # the GAN of 2014 on the same points; a remedy is --packing 4
 
-The measures are PacGAN's (arXiv 1712.04086): of 2,500 points, how many modes have one within three standard deviations,
-the share of such points, and how far the modes are from equally frequent (KL). Preset default finds 25.0 of 25 modes,
-97.8 %, 0.0054 in 96 s on a CPU with two cores, collapse 1.4 modes, 0.7 %; PacGAN's GAN 17.3, 94.8 %, 0.70, PacGAN4
-24.8, 93.6 %, 0.04. One program trains all GANs, each from its own seed; the pictures have a column for the first five.
+The scores are PacGAN's (arXiv 1712.04086), on 2,500 points: the number of modes with a point within three standard
+deviations, the share of such points, and the KL of the modes' frequencies to uniform. Preset default: 25.0 of 25 modes,
+97.8 %, 0.0054, in 96 s on 2 CPU cores; collapse: 1.4 modes, 0.7 %. Published: GAN 17.3, 94.8 %, 0.70; PacGAN4 24.8,
+93.6 %, 0.04. One program trains all GANs, each from its own seed; the pictures show the first five, one per column.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from jaxai.train import Adam, Keys, Result, cosine, optimizer
 from jaxai.typing import Array
 
 NAME = "gan_toy2d"
-SCORED, DRAW = 2500, 5  # points of each GAN, as in PacGAN; GANs in a picture
+SCORED, DRAW = 2500, 5  # points scored per GAN, as in PacGAN; GANs per picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,37 +36,37 @@ class Config(gan.CollapseConfig):
 
     mixture: Literal["ring", "grid"] = "grid"
     gans: int = 5
-    """How many are trained at once, each from its own seed."""
+    """Number of GANs trained at once, each from its own seed."""
     generator: tuple[int, ...] = (96,) * 6
-    """Sizes of its hidden layers."""
+    """Widths of the hidden layers."""
     discriminator: tuple[int, ...] = (96,) * 4
     latent_size: int = 2
     batch_size: int = 64
-    """Points of each GAN in a step."""
+    """Points per GAN and step."""
     loss: gan.LossName = "non_saturating"
     penalty: gan.PenaltyName | Literal["none", "consistency"] = "none"
-    """On the discriminator; consistency is that with noise of a fifth of the modes' deviation."""
+    """Penalty on the discriminator; consistency is with respect to noise of a fifth of the modes' deviation."""
     penalty_weight: float = 1.0
-    """At the first step."""
+    """Weight of the penalty at the first step."""
     final_penalty_weight: float | None = None
-    """From step decay_steps on, along a cosine; by default the same."""
+    """Weight of the penalty after decay_steps, reached by cosine decay; by default constant."""
     noise: float = 0.0
-    """Standard deviation at the first step of noise on the discriminator's points; falls to 0 along a cosine."""
+    """Initial standard deviation of the noise on the discriminator's inputs; decays to 0 along a cosine."""
     packing: int = 1
-    """How many points the discriminator sees at once."""
+    """Number of points that the discriminator judges jointly (PacGAN)."""
     minibatch_stddev: bool = False
-    """Whether it sees how much the points of a batch differ."""
+    """Give the discriminator the standard deviation of the points in a batch."""
     spectral: bool = False
-    """Whether its kernels are divided by their spectral norms."""
+    """Divide the discriminator's kernels by their spectral norms."""
     unroll: int = 0
-    """Through how many more steps of the discriminator, of learning rate unroll_rate, the generator looks."""
+    """Discriminator steps, of learning rate unroll_rate, through which the generator's loss is differentiated."""
     unroll_rate: float = 0.1
     generator_optimizer: Adam = Adam(learning_rate=1e-3, beta1=0.5)
     discriminator_optimizer: Adam = Adam(learning_rate=1e-3, beta1=0.5)
     ema_half_life: float = 0.0
-    """Half-life, in points, of the moving average of the generator that is scored; 0: no average."""
+    """Half-life, in points, of the generator's moving average, which is scored; 0: no average."""
     decay_steps: int = 8000
-    """Steps over which penalty, noise and learning rates take their course."""
+    """Steps over which penalty weight, noise and learning rates decay."""
     eval_every: int = 500
 
     def __post_init__(self) -> None:
@@ -97,7 +97,7 @@ PRESETS = {
 
 
 def build(config: Config) -> experiment.Task:
-    """The training of all GANs, evaluated by pictures and PacGAN's measures."""
+    """The training of all GANs, evaluated by pictures and PacGAN's scores."""
     mixture = MIXTURES[config.mixture]
     scores = partial(score_lists, centres=mixture.centres, deviation=mixture.deviation)
     real = [mixture.draw(SCORED, config.seed, 0, 0, number) for number in range(20)]
@@ -138,7 +138,7 @@ def build(config: Config) -> experiment.Task:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gans(gan.Gan):
-    """Trainer of ``count`` GANs at once, each from its own key; metrics are their means."""
+    """Trainer of ``count`` GANs at once, each from its own key; metrics are averaged over them."""
 
     count: int
 
@@ -183,7 +183,7 @@ def trainer(config: Config) -> Gans:
 
 
 def report(run: Run, summary: dict[str, Any]) -> None:
-    """Print where the pictures are, and means and deviations of the scores over the GANs."""
+    """Print the paths of the pictures, and means and standard deviations of the scores over the GANs."""
     modes, quality, kl = ((np.mean(summary[name]), np.std(summary[name])) for name in ("modes", "high_quality", "kl"))
     print(
         f"""
@@ -192,7 +192,7 @@ modes         {modes[0]:.1f} +- {modes[1]:.1f} of {summary["of_modes"]}
 high quality  {quality[0]:.1%} +- {quality[1]:.1%}   real points {summary["real_high_quality"]:.1%}
 KL            {kl[0]:.4f} +- {kl[1]:.4f}   real points {summary["real_kl"]:.4f}
               mean and deviation over {summary["gans"]} GANs, 2,500 points each
-training      {summary["train_seconds"]:.0f} s for all of them; compilation {summary["compile_seconds"]:.0f} s"""
+training      {summary["train_seconds"]:.0f} s in total; compilation {summary["compile_seconds"]:.0f} s"""
     )
 
 

@@ -1,16 +1,17 @@
-"""Image restoration: holes filled, noise removed, resolution and contrast raised, with and without a GAN.
+"""Image restoration (inpainting, denoising, super-resolution, contrast enhancement), with and without a GAN.
 
-    python experiments/image_restoration.py                                        # holes in the embedded digits
+    python experiments/image_restoration.py                                        # inpainting of the embedded digits
     python experiments/image_restoration.py --task denoising                       # or super_resolution, contrast
     python experiments/image_restoration.py --no-adversarial                       # the same network without a GAN
-    python experiments/image_restoration.py --preset photos                        # photographs, twice the size
+    python experiments/image_restoration.py --preset photos                        # photographs, 2x super-resolution
     python experiments/image_restoration.py restore --preset photos --image FILE   # your image, by a finished run
 
-One network adds to the damaged image what it lacks. Its loss is the mean absolute difference to the original and, times
-``--weight``, that of a discriminator which compares restored and original images (relativistic, with R1 and R2), as in
-pix2pix (arXiv 1611.07004) and SRGAN (arXiv 1609.04802). The adversarial loss makes sharper images at the cost of PSNR,
-which favours the mean of all that is possible. Of the digits the test images are held out; of scikit-image's
-photographs, chelsea and camera are. restored.png has rows of damaged, restored and original images.
+The network predicts a correction, which is added to the damaged image. Its loss is the mean absolute difference to the
+original plus ``--weight`` times the adversarial loss of a discriminator that compares restored and original images
+(relativistic, with R1 and R2), as in pix2pix (arXiv 1611.07004) and SRGAN (arXiv 1609.04802). The adversarial loss
+gives sharper images at the cost of PSNR, which favours the mean of all possible originals. Scored are MNIST's test
+digits, or scikit-image's photographs chelsea and camera, which are not trained on. restored.png has rows of damaged,
+restored and original images.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ from jaxai.typing import Array, PyTree
 
 NAME = "image_restoration"
 CURVES = [["loss", "reconstruction"], ["discriminator_loss", "generator_loss"], ["real_logit", "fake_logit"]]
-TESTED, SHOWN, SQUARE = 1000, 10, 96  # digits scored, images in a row, pixels along the side of a photograph's detail
+TESTED, SHOWN, SQUARE = 1000, 10, 96  # digits scored, images per row, side in pixels of the photograph details shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,15 +43,15 @@ class Config(gan.ImageToImageConfig):
     task: RestorationTask = "inpainting"
     dataset: Literal["mnist", "photos"] = "mnist"
     scale: int = 2
-    """By how much super_resolution raises the resolution."""
+    """Factor of super_resolution, 2 or 4."""
     sigma: float = 0.4
-    """Standard deviation of denoising's noise, of a range of 2: 0.4 is 51 of 255."""
+    """Standard deviation of the noise in denoising, for pixels in [-1, 1]: 0.4 is 51 of 255 grey levels."""
     adversarial: bool = True
-    """Whether there is a discriminator."""
+    """Train with a discriminator."""
     weight: float = 0.01
-    """Of the discriminator's loss relative to the mean absolute difference."""
+    """Weight of the adversarial loss relative to the mean absolute difference."""
     crop: int = 48
-    """Pixels along the side of the squares that photographs are learned from."""
+    """Side, in pixels, of the square crops of photographs used for training."""
     discriminator_optimizer: Adam = Adam(learning_rate=1e-3, beta1=0.0, beta2=0.99, final_rate=0.1)
 
     def __post_init__(self) -> None:
@@ -67,7 +68,7 @@ class Config(gan.ImageToImageConfig):
         return gan.Restorer(self.width, self.blocks)
 
     def damage(self, images: Array, key: Array) -> tuple[Array, Array | None]:
-        """Damaged images of the same size, and the mask of what is missing or None."""
+        """Damaged images of the same size, and the mask of missing pixels or None."""
         return degrade(images, key, task=self.task, sigma=self.sigma, scale=self.scale)
 
 
@@ -83,7 +84,7 @@ PRESETS = {
 
 
 def data(config: Config) -> tuple[dict[str, Any], tuple[int, int, int], list[np.ndarray]]:
-    """The task's data; the shape of its images; held-out originals, in groups [n, height, width, C] of one size."""
+    """The task's data, the shape of its images, and held-out originals in groups [n, height, width, C] of one size."""
     options: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed}
     if config.dataset == "photos":
         photos, held_out = with_halves(load_photos("train"), config.crop), load_photos("test")
@@ -97,7 +98,7 @@ def data(config: Config) -> tuple[dict[str, Any], tuple[int, int, int], list[np.
 
 
 def build(config: Config) -> experiment.Task:
-    """The training, with pictures during it and scores of the held-out images at its end."""
+    """The training, evaluated by pictures, with scores of the held-out images at the end."""
     examples, shape, originals = data(config)
     training, damaged_and_restored = trainer(config, shape), jax.jit(partial(damage_and_restore, config))
 
@@ -164,18 +165,18 @@ def trainer(config: Config, shape: tuple[int, int, int]) -> gan.Gan | Supervised
 
 
 def damage_and_restore(config: Config, params: PyTree, pixels: Array) -> tuple[Array, Array]:
-    """Images damaged, always in the same way, and restored."""
+    """Damaged images, with a key that depends on the seed alone, and restored images."""
     damaged, mask = config.damage(to_signed(pixels), Keys(config.seed).evaluation)
     return damaged, gan.restore(config.restorer, params, damaged, mask)
 
 
 def rows(*groups: list[np.ndarray]) -> np.ndarray:
-    """Ten digits, or squares of the photographs, of each of damaged, restored and original images."""
+    """Ten digits, or ten squares from the photographs, of each group: damaged, restored and original."""
     return np.concatenate([x[0][:SHOWN] if len(x) == 1 else photo_details(x, SQUARE, SHOWN) for x in groups])
 
 
 def report(run: Run, summary: dict[str, Any]) -> None:
-    """Print where the picture is, and how close it comes to the originals."""
+    """Print the path of the picture and the scores of damaged and restored images."""
     print(f"\npicture      {run.folder}/restored.png")
     damaged = "bicubic" if summary["task"] == "super_resolution" else "damaged"
     for name, found in ((damaged, summary["damaged"]), ("restored", summary["restored"])):
@@ -185,7 +186,7 @@ def report(run: Run, summary: dict[str, Any]) -> None:
 
 
 def trained_restorer(config: Config) -> gan.TrainedRestorer:
-    """The network of a finished run's config."""
+    """The network for a finished run's config."""
     channels, scale = 1 if config.dataset == "mnist" else 3, config.scale if config.task == "super_resolution" else 1
     return gan.TrainedRestorer(config.restorer, config.task, channels, scale, masked=config.task == "inpainting")
 

@@ -1,18 +1,18 @@
-"""Linear regression three ways: gradients written by hand, gradients by JAX, and the formula for the answer.
+"""Linear regression three ways: gradients derived by hand, gradients by JAX, and the closed-form solution.
 
     python experiments/linear_regression.py                     # learning rate 0.1, 100 steps
     python experiments/linear_regression.py --preset article    # learning rate 0.01, 1,000 steps
 
-A line y = w x + b through noisy points (x_i, y_i), i = 1 ... n. The loss is the mean squared error, and gradient
-descent follows its derivatives downhill from w = b = 0:
+A line y = w x + b is fitted to noisy points (x_i, y_i), i = 1 ... n. The loss is the mean squared error, and gradient
+descent starts at w = b = 0:
 
     L(w, b) = 1/n sum (y_i - (w x_i + b))^2        dL/dw = -2/n sum (y_i - (w x_i + b)) x_i
                                                    dL/db = -2/n sum (y_i - (w x_i + b))
 
 Claim: at every step the gradient by hand equals that of ``jax.grad`` up to rounding, and both descents end within 1e-4
-of the least-squares solution. Expected (seed 0, seconds on 2 CPU cores): gradients apart by at most 1.1e-7 of their
-terms' size (``article`` 1.9e-7); w = 2.9942 and b = 3.7942 all three ways, the descents 4.8e-7 (``article`` 8.1e-6)
-away from least squares.
+of the least-squares solution. Expected (seed 0, seconds on 2 CPU cores): gradients differ by at most 1.1e-7
+(``article`` 1.9e-7) of the size of their terms; w = 2.9942 and b = 3.7942 all three ways, with both descents 4.8e-7
+(``article`` 8.1e-6) away from least squares.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from jaxai.typing import Array
 
 NAME = "linear_regression"
 TOLERANCE = 1e-4
-"""Between the descents' end and least squares: a float32 step stops where rate * gradient is below w's last bit."""
+"""Of the descents against least squares: in float32, w stops changing when rate * gradient is below its last bit."""
 
 Line = dict[str, Array]
 """{"w": slope, "b": intercept}, float32 []."""
@@ -70,7 +70,7 @@ PRESETS = {
 
 
 def build(config: Config) -> experiment.Task:
-    """Both descents, compared with the line through the same points by the formula."""
+    """Both descents, compared with the closed-form line for the same points."""
     x, y = make_points(config)
 
     def finish(run: Run, result: Result) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def build(config: Config) -> experiment.Task:
 
 
 def make_points(config: Config) -> tuple[Array, Array]:
-    """x uniform on [-2, 3], y on the line plus noise; both [n]. Centred, x would make the loss's contours circles."""
+    """x uniform on [-2, 3], y on the line plus noise; both [n]. x is off-centre so that w and b are coupled."""
     key_x, key_noise = jax.random.split(Keys(config.seed).data)
     x = jax.random.uniform(key_x, (config.points,), minval=-2.0, maxval=3.0)
     noise = config.noise * jax.random.normal(key_noise, (config.points,))
@@ -112,13 +112,13 @@ def mean_squared_error(line: Line, x: Array, y: Array) -> Array:
 
 
 def gradient_by_hand(line: Line, x: Array, y: Array) -> Line:
-    """-2/n sum (y - (w x + b)) x and -2/n sum (y - (w x + b)): the chain rule on one summand, then the mean."""
+    """-2/n sum (y - (w x + b)) x and -2/n sum (y - (w x + b)): the chain rule for each term, then the mean."""
     error = y - (line["w"] * x + line["b"])
     return {"w": -2 * (error * x).mean(), "b": -2 * error.mean()}
 
 
 def least_squares(x: Array, y: Array) -> Line:
-    """Where both derivatives are 0: w = sum (x - mean x)(y - mean y) / sum (x - mean x)^2, b = mean y - w mean x."""
+    """The zero of the gradient: w = sum (x - mean x)(y - mean y) / sum (x - mean x)^2, b = mean y - w mean x."""
     centred = x - x.mean()
     w = (centred * (y - y.mean())).sum() / (centred**2).sum()
     return {"w": w, "b": y.mean() - w * x.mean()}
@@ -147,8 +147,8 @@ class Descents:
 def measure(line: Line, x: Array, y: Array) -> dict[str, Array]:
     """w, b, loss, gradient norm, and the difference between the gradients by hand and by jax.grad.
 
-    The two gradients differ by rounding only, but near the minimum they are sums whose terms cancel. So the difference
-    is divided by the sum of the terms' sizes, 2/n sum |error x| and 2/n sum |error|, and not by the gradient.
+    The two gradients differ only by rounding, but near the minimum the terms of their sums cancel. The difference is
+    therefore relative to the sum of the terms' magnitudes, 2/n sum |error x| and 2/n sum |error|, not to the gradient.
     """
     by_hand, by_jax = gradient_by_hand(line, x, y), jax.grad(mean_squared_error)(line, x, y)
     error = jnp.abs(y - (line["w"] * x + line["b"]))
@@ -160,7 +160,7 @@ def measure(line: Line, x: Array, y: Array) -> dict[str, Array]:
 
 
 def draw(file: Path, x: np.ndarray, y: np.ndarray, rows: list[dict], figures: dict[str, Any]) -> None:
-    """The loss over the steps, the path over the loss's contours, the line through the points."""
+    """Plot the loss over the steps, the path over the contours of the loss, and the line through the points."""
     path = {name: np.array([row[name] for row in rows] + [figures["by_hand"][name]]) for name in ("loss", "w", "b")}
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     curve, contours, fit = figure.subplots(1, 3)
@@ -182,7 +182,7 @@ def draw(file: Path, x: np.ndarray, y: np.ndarray, rows: list[dict], figures: di
 
 
 def draw_contours(axes: Axes, x: np.ndarray, y: np.ndarray, path: dict[str, np.ndarray], end: dict) -> None:
-    """Lines of equal loss around the path of (w, b), each twice as far above the minimum as the next one."""
+    """Draw contours of the loss around the path of (w, b); the excess over the minimum doubles from one to the next."""
     lows, highs = (np.array([pick([*path[name], end[name]]) for name in ("w", "b")]) for pick in (min, max))
     half = 0.75 * (highs - lows).max()  # a square with a margin: the path crosses the contours at right angles
     w, b = np.meshgrid(*np.linspace((lows + highs) / 2 - half, (lows + highs) / 2 + half, 100).T)
@@ -195,7 +195,7 @@ def draw_contours(axes: Axes, x: np.ndarray, y: np.ndarray, path: dict[str, np.n
 
 
 def report(run: Run, summary: dict[str, Any]) -> None:
-    """Print the lines, and how far they are apart."""
+    """Print the lines and their distances."""
     rows = [("true line", "true"), ("by hand", "by_hand"), ("jax.grad", "jax_grad"), ("least squares", "closed_form")]
     print(f"\n{'':15}{'w':>10}{'b':>10}{'loss':>10}")
     for label, name in rows:

@@ -1,4 +1,4 @@
-"""Backpropagation written by hand: a network of two layers that reads digits, and the same network through JAX.
+"""Backpropagation written by hand: a two-layer network that classifies digits, and the same network through JAX.
 
     python experiments/mlp_digits.py                                   # 8x8 digits of scikit-learn, embedded
     python experiments/mlp_digits.py --preset mnist --data-dir DIR     # MNIST, 300 hidden units
@@ -14,13 +14,13 @@ The chain rule from the loss back to every parameter, one line of ``backpropagat
                                  dL/dW1 = x^T dL/da       dL/db1 = sum over the batch of dL/da
 
 Claim: the gradients by hand equal those of ``jax.grad`` up to rounding, and plain gradient descent with them learns to
-read digits. The same network, as the module `jaxai.nn.MLP` with ``jax.grad`` and Adam, is trained from the same start
-on the same batches.
+classify digits. The same network, as the module `jaxai.nn.MLP` with ``jax.grad`` and Adam, is trained from the same
+initial parameters on the same batches.
 
-Expected (2 CPU cores): gradients apart by at most 3.1e-7 of their largest element. 8x8 digits, seeds 0 to 4, about 10 s
-each: 96.0 to 97.3 % of the 297 test images right by hand, 95.3 to 97.3 % with Adam. MNIST, seeds 0 and 1, about 1 min
-each: 98.25 and 98.39 % by hand, 98.30 and 98.24 % with Adam. LeCun et al. 1998 report 95.3 % for 300 hidden units and
-95.5 % for 1,000, trained on squared errors; ``--hidden 1000`` here gives 98.33 % by hand and 98.56 % with Adam.
+Expected (2 CPU cores): gradients differ by at most 3.1e-7 of their largest element. Test accuracy on 8x8 digits, seeds
+0 to 4, about 10 s each: 96.0 to 97.3 % by hand, 95.3 to 97.3 % with Adam. MNIST, seeds 0 and 1, about 1 min each: 98.25
+and 98.39 % by hand, 98.30 and 98.24 % with Adam. LeCun et al. 1998 report 95.3 % for 300 hidden units and 95.5 % for
+1,000, trained on squared errors; ``--hidden 1000`` here gives 98.33 % by hand and 98.56 % with Adam.
 """
 
 import dataclasses
@@ -55,18 +55,18 @@ class Config(Training):
     """Options of this experiment."""
 
     dataset: Literal["digits8x8", "mnist"] = "digits8x8"
-    """digits8x8 comes with scikit-learn; mnist is looked for under --data-dir, then on the network."""
+    """digits8x8 comes with scikit-learn; mnist is read from --data-dir, the network or the embedded part."""
     hidden: int = 64
     """Units of the hidden layer."""
     learning_rate: float = 0.5
-    """Of plain gradient descent with the gradients by hand."""
+    """Learning rate of plain gradient descent with the gradients by hand."""
     optimizer: train.Adam = train.Adam(learning_rate=2e-3, final_rate=0.0)
-    """Of the same network through jax.grad."""
+    """Optimiser of the same network through jax.grad."""
     decay_steps: int = 2000
-    """Steps over which Adam's learning rate takes its course."""
+    """Steps over which Adam's learning rate schedule runs."""
     batch_size: int = 64
     eval_every: int = 100
-    """Steps between two looks at the test accuracy."""
+    """Steps between two evaluations of the test accuracy."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,7 +100,7 @@ def forward(params: Params, x: Array) -> tuple[Array, Array]:
 
 
 def log_softmax(z: Array) -> Array:
-    """log p = z - log sum exp z, row by row; the largest logit is taken off first, or exp would overflow."""
+    """log p = z - log sum exp z, row by row; subtracting the largest logit first prevents overflow in exp."""
     z = z - z.max(1, keepdims=True)
     return z - jnp.log(jnp.exp(z).sum(1, keepdims=True))
 
@@ -111,11 +111,11 @@ def cross_entropy(params: Params, x: Array, y: Array) -> Array:
 
 
 def backpropagation(params: Params, x: Array, y: Array) -> tuple[Array, Params]:
-    """The loss, and its gradient by every parameter; the equations stand at the top of this file."""
+    """The loss, and its gradient with respect to every parameter; the equations are in the module docstring."""
     z, h = forward(params, x)
     log_p = log_softmax(z)
     loss = -(y * log_p).sum(1).mean()
-    dz = (jnp.exp(log_p) - y) / len(x)  # softmax and logarithm together; apart they would divide by p
+    dz = (jnp.exp(log_p) - y) / len(x)  # through softmax and logarithm at once; separately this would divide by p
     dh = dz @ params["W2"].T
     da = jnp.where(h > 0, dh, 0.0)  # h > 0 exactly where a > 0
     return loss, {"W1": x.T @ da, "b1": da.sum(0), "W2": h.T @ dz, "b2": dz.sum(0)}
@@ -130,8 +130,8 @@ def descend(params: Params, x: Array, y: Array, learning_rate: float) -> tuple[P
 
 
 def largest_difference(params: Params, x: Array, y: Array) -> Array:
-    """Between the gradients by hand and jax.grad's: the largest of all elements, over its array's largest element."""
-    with jax.default_matmul_precision("highest"):  # on a GPU products would keep 10 bits otherwise
+    """Largest difference between gradients by hand and by jax.grad, relative to the array's largest element."""
+    with jax.default_matmul_precision("highest"):  # a GPU's default, TF32, keeps only 10 bits
         _, by_hand = backpropagation(params, x, y)
         by_jax = jax.grad(cross_entropy)(params, x, y)
     relative = jax.tree.map(lambda a, b: jnp.abs(a - b).max() / jnp.abs(b).max(), by_hand, by_jax)
@@ -142,7 +142,7 @@ def largest_difference(params: Params, x: Array, y: Array) -> Array:
 
 
 def build(config: Config) -> experiment.Task:
-    """The training of both networks from one start, evaluated by the test accuracy."""
+    """The training of both networks from the same initial parameters, evaluated by the test accuracy."""
     data, test = experiment.splits(NAME, config, config.dataset)
     trainer = Both(config, data.images.shape[1:])
     logits = jax.jit(trainer.logits)
@@ -178,7 +178,7 @@ def flatten(images: Array | np.ndarray) -> Array:
 
 
 State = dict[str, Any]
-"""``by_hand`` the parameters of one network, ``adam`` the training state of the other."""
+"""``by_hand``: the parameters of one network; ``adam``: the training state of the other."""
 
 
 class Both:
@@ -220,10 +220,10 @@ class Both:
 
 
 def report(run: Run, summary: dict[str, Any]) -> None:
-    """Print the scores, and where the picture is."""
+    """Print the scores and the path of the picture."""
     print(
         f"""
-gradients      by hand and by jax.grad differ by {summary["largest_gradient_difference"]:.1e} at most, relatively
+gradients      by hand and by jax.grad differ by {summary["largest_gradient_difference"]:.1e} at most (relative)
 test accuracy  {summary["by_hand_test_accuracy"]:.2%}   {LABELS["by_hand"]}
                {summary["adam_test_accuracy"]:.2%}   {LABELS["adam"]}
                on {summary["test_images"]:,} images after {summary["steps"]:,} steps

@@ -1,17 +1,17 @@
-"""Stories and questions: a Transformer that reads facts as sentences and answers with a word.
+"""Question answering on stories: a Transformer that attends to facts, one sentence each, and answers with a word.
 
     python experiments/question_answering.py                                  # eleven tasks of our own grammar
     python experiments/question_answering.py --preset babi --data-dir DIR     # the 20 bAbI tasks, 1,000 questions each
-    python experiments/question_answering.py explain --task 2                 # what it looks at, as a picture
+    python experiments/question_answering.py explain --task 2                 # plot the attention to the facts
 
-One network learns all tasks together (``--tasks 3``: one). By default blocks share their parameters, as in the
-Universal Transformer (Dehghani et al. 2018, arXiv:1807.03819: 8.5 % mean error on bAbI's 1,000 examples, joint; MemN2N,
-arXiv:1503.08895: 12.4 %). The stories of our grammar that test have names and places that no training story has: the
-reader sees such words as anonymous slots, drawn anew for each story, and so are the persons of bAbI's files. Stories
-are small: up to names, 43 % of the test questions of two-argument-relations are training questions too, 18 % of
-positions, 13 % of one-supporting-fact, 10 % of negation and path-finding, and next to none of the others. A tenth of
-the training questions validates. Expected of the default: a mean error of 3 %, all on positions, in 70 CPU minutes.
-The run's folder ends with summary.json, model.safetensors, vocabulary.json, samples/answers.txt, attention.png.
+One network learns all tasks jointly (``--tasks 3``: only one). By default blocks share their parameters, as in the
+Universal Transformer (Dehghani et al. 2018, arXiv:1807.03819: 8.5 % mean error on bAbI, 1,000 questions per task,
+joint; MemN2N, arXiv:1503.08895: 12.4 %). The test stories of our grammar use names and places that occur in no training
+story. The network sees such words, and the names of persons in bAbI's files, as anonymous slots, redrawn for each
+story. Since stories are short, some test questions equal training questions except for names: 43 % of
+two-argument-relations, 18 % of positions, 13 % of one-supporting-fact, 10 % of negation and path-finding, and almost
+none of the others. A tenth of the training questions is for validation. Expected with the default preset: a mean error
+of 3 %, nearly all on positions, in 70 CPU minutes. It also writes samples/answers.txt and attention.png.
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ from jaxai.typing import Array, PyTree
 
 NAME = "question_answering"
 MEMN2N = (0.0, 11.4, 21.9, 13.4, 14.4, 2.8, 18.3, 9.3, 1.9, 6.5, 0.3, 0.1, 0.2, 6.9, 0.0, 2.7, 40.4, 9.4, 88.0, 0.0)
-"""Per cent wrong on each of bAbI's tasks, learned jointly from 1,000 questions of each: Sukhbaatar et al. 2015,
+"""Error in per cent on each of bAbI's tasks, learned jointly from 1,000 questions of each: Sukhbaatar et al. 2015,
 arXiv:1503.08895, table 1, position encoding, linear start, random noise; mean 12.4, eleven tasks above 5 %."""
-SPARE_SLOTS = 4  # words of a test file that no training file has, in one story, besides names
-ROWS = 500  # questions that are answered at once
+SPARE_SLOTS = 4  # for words, besides names, that occur in a test story but in no training file
+ROWS = 500  # batch size for answering questions
 SMALL = TransformerConfig(
     embed_dim=32, num_layers=2, num_heads=2, hidden_dim=32, position="learned", max_length=17, mimetic=True
 )
@@ -52,22 +52,22 @@ class Config(Training):
     """Options of this experiment."""
 
     tasks: tuple[int, ...] = ()
-    """The numbers of the tasks to learn; none: all."""
+    """Numbers of the tasks to learn; by default all."""
     count: int = 10_000
-    """Questions of each task of our grammar to learn from; bAbI's files have theirs."""
+    """Training questions per task of our grammar; not used with bAbI's files."""
     test_count: int = 1000
-    """Questions of each task of our grammar that test."""
+    """Test questions per task of our grammar."""
     transformer: TransformerConfig = UNIVERSAL
-    """The Transformer's; a story's last max_length - 1 facts are read."""
+    """Options of the Transformer; it reads a story's last max_length - 1 facts."""
     slow: tuple[str, ...] = ()
-    """The titles of tasks that are learned last: each of their questions comes ``times`` times an epoch."""
+    """Titles of slowly learned tasks, whose questions occur ``times`` times per epoch."""
     times: int = 6
     batch_size: int = 128
     shapes: int = 4
-    """Numbers of facts that stories are padded to: more leave less to padding, but each is a program to compile."""
+    """Number of story lengths to pad to: more mean less padding, but each compiles another program."""
     optimizer: train.Adam = MUON
     decay_steps: int = 18000
-    """Steps over which the learning rate takes its course."""
+    """Steps over which the learning rate schedule runs."""
     eval_every: int = 1000
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ PRESETS = {
 
 
 def build(config: Config) -> experiment.Task:
-    """The training on the questions of all tasks together."""
+    """The joint training on the questions of all tasks."""
     if config.preset == "babi" and not config.data_dir:
         raise UserError("--preset babi needs --data-dir, a folder with bAbI's files")
     load = partial(qa.load_questions, config.data_dir, tasks=config.tasks, seed=config.seed)
@@ -127,7 +127,7 @@ def build(config: Config) -> experiment.Task:
         finish=finish,
         report=report,
         show=["loss", "validation_error"],
-        steps_per_call=1,  # batches of several shapes
+        steps_per_call=1,  # batches differ in shape
         vocabulary=encoder.to_json(),
     )
 
@@ -139,12 +139,12 @@ def loss_fn(network: Reader, params: PyTree, batch: dict[str, Array], key: Array
 
 
 def likeliest(network: Reader, params: PyTree, story: tuple[Array, Array, Array]) -> Array:
-    """The likeliest label of each question."""
+    """The most probable label of each question."""
     return cast(Array, network.apply({"params": params}, *story)[0]).argmax(-1)
 
 
 def draw_attention(path: Path, network: Reader, params: PyTree, encoder: qa.Encoder, asked: qa.Question) -> str | None:
-    """Draw how much each head looks at each fact from the question's place, and return the answer that is given."""
+    """Plot each head's attention from the question to each fact, and return the predicted answer."""
     arrays = encoder.encode([asked])
     logits, statistics = apply_with_statistics(network, params, *qa.story_of(arrays))
     (said,) = encoder.decode(np.asarray(logits.argmax(-1)), [asked], arrays)
@@ -154,7 +154,7 @@ def draw_attention(path: Path, network: Reader, params: PyTree, encoder: qa.Enco
 
 
 def report(run: Run, summary: dict[str, Any]) -> None:
-    """Print each task's error, beside the published one on bAbI, and their mean."""
+    """Print each task's error, on bAbI with the published one, and the mean error."""
     for name, error in summary["test_errors"].items():
         published = "" if summary["embedded"] else f"   MemN2N {MEMN2N[int(name.split()[0]) - 1]:5.1f}"
         print(f"{name:40} {100 * error:5.1f} % wrong{published}")
@@ -164,14 +164,14 @@ def report(run: Run, summary: dict[str, Any]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explain(Finished):
-    """Draw what a finished run looks at in a story of a task: attention.png in its folder."""
+    """Plot the attention of a finished run to a story of a task: attention.png in its folder."""
 
     task: int = 2
-    """The number of the task."""
+    """Number of the task."""
     seed: int = 1
-    """Of the story."""
+    """Seed that selects the story."""
     data_dir: Path | None = None
-    """bAbI's files, for a run that was trained on them."""
+    """Folder with bAbI's files, for a run that was trained on them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -179,7 +179,7 @@ class Explain(Finished):
 
 
 def explain(options: Explain) -> None:
-    """Answer a question of our grammar or of the test files, and draw the attention over its story."""
+    """Answer a question of our grammar or of the test files, and plot the attention to its story."""
     run = load_run(NAME, Config, options, vocabulary=True)
     if run.config.tasks and options.task not in run.config.tasks:
         raise UserError(f"--task {options.task}: this run learned {', '.join(map(str, run.config.tasks))}")

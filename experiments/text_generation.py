@@ -1,18 +1,18 @@
-"""Text that writes itself, character by character: a Transformer as small as nanoGPT's, or char-rnn's LSTM.
+"""Character-level language models: a Transformer like nanoGPT's, or char-rnn's LSTM.
 
     python experiments/text_generation.py                       # preset nanogpt_cpu: 1 to 3 minutes on 2 CPU cores
-    python experiments/text_generation.py --preset fast         # the best that we know for five minutes on a CPU
-    python experiments/text_generation.py --preset rnn          # two layers of LSTM (Karpathy 2015)
-    python experiments/text_generation.py --preset nanogpt --platform gpu    # on a CPU, for hours: --dtype float32
-    python experiments/text_generation.py sample --prompt "ROMEO:"                    # by a finished run
-    python experiments/text_generation.py explain --prompt "ROMEO: What is the time?" # attention, as a picture
+    python experiments/text_generation.py --preset fast         # our best result in five minutes on a CPU
+    python experiments/text_generation.py --preset rnn          # two-layer LSTM (Karpathy 2015)
+    python experiments/text_generation.py --preset nanogpt --platform gpu    # on a CPU --dtype float32, for hours
+    python experiments/text_generation.py sample --prompt "ROMEO:"                    # sample from a finished run
+    python experiments/text_generation.py explain --prompt "ROMEO: What is the time?" # plot its attention
 
-The text is eight embedded plays of Shakespeare, or any UTF-8 file: ``--text FILE``. The last tenth validates.
-``nanogpt_cpu`` and ``nanogpt`` are network, batch, schedule and evaluation of nanoGPT's documented commands for
-Shakespeare (Karpathy 2022). ``rnn`` has char-rnn's network, sequences and batch, with Adam and a cosine in place of
-RMSprop; its state is carried from batch to batch. ``fast`` has rotary positions, gated layers and Muon, chosen on the
-embedded plays. Expected on the text that nanoGPT takes, in nats a character: 1.91 for ``nanogpt_cpu``, 1.57 for
-``fast``. nanoGPT keeps the best parameters, ours are the last: of ``nanogpt`` 1.70, after 1.47 at step 2,000.
+The text is eight embedded plays of Shakespeare, or any UTF-8 file (``--text FILE``); the last tenth is for validation.
+``nanogpt_cpu`` and ``nanogpt`` follow nanoGPT's documented commands for Shakespeare (Karpathy 2022) in network, batch,
+schedule and evaluation. ``rnn`` has char-rnn's network, sequence length and batch size, with Adam and cosine decay
+instead of RMSprop; its state is carried from batch to batch. ``fast`` has rotary positions, gated layers and Muon,
+tuned on the embedded plays. Expected validation loss on nanoGPT's text, in nats per character: ``nanogpt_cpu`` 1.91,
+``fast`` 1.57. nanoGPT keeps the best parameters, we keep the last: ``nanogpt`` ends at 1.70, after 1.47 at step 2,000.
 """
 
 import dataclasses
@@ -45,16 +45,16 @@ class Config(train.LanguageModelConfig):
     """Options of this experiment."""
 
     text: Path | None = resumable(None)
-    """A UTF-8 file; without it eight plays of Shakespeare."""
+    """A UTF-8 file; by default eight plays of Shakespeare."""
     vocabulary: Literal["characters", "bytes"] = "characters"
-    """The tokens; bytes for any alphabet."""
+    """Kind of tokens; bytes work for any alphabet."""
     transformer: TransformerConfig = SMALL
     optimizer: train.Adam = NANOGPT
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.data_dir:
-            raise UserError("--data-dir is not read by this experiment: give the file as --text FILE")
+            raise UserError("--data-dir is not used by this experiment: give the file as --text FILE")
 
 
 PRESETS = {
@@ -94,7 +94,7 @@ def build(config: Config) -> experiment.Task:
     vocabulary = BYTES if config.vocabulary == "bytes" else characters(text.string)
     training, validation = split(vocabulary.encode(text.string))
     if len(validation) <= config.length:
-        count = f"the {len(validation):,} tokens that validate"
+        count = f"the {len(validation):,} validation tokens"
         raise UserError(f"--length {config.length} does not fit into {count}: give less, or a longer --text")
     network = config.language_model(vocabulary.size)
 
@@ -133,9 +133,9 @@ class Prompted(Finished):
     """A finished run and the beginning of a text."""
 
     preset: str = next(iter(PRESETS))
-    """Whose run: that in runs/text_generation/PRESET, unless there is a workdir."""
+    """Preset of the run, read from runs/text_generation/PRESET unless workdir is given."""
     prompt: str | None = None
-    """The beginning of the text; by default that of the training text."""
+    """Beginning of the text; by default that of the training text."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,13 +145,13 @@ class Prompted(Finished):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample(Prompted):
-    """Let a finished run write."""
+    """Generate text with a finished run."""
 
     tokens: int = 500
-    """How many to write."""
+    """Number of tokens to generate."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling()
     seed: int = 0
-    """Of the draws."""
+    """Seed of the sampling."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,11 +160,11 @@ class Sample(Prompted):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explain(Prompted):
-    """Draw a finished run's attention over a prompt: maps of up to 48 tokens, else entropies and masses by head."""
+    """Plot a finished run's attention over a prompt: maps for up to 48 tokens, else entropy and mass for each head."""
 
 
 def trained(options: Prompted) -> tuple[FinishedRun[Config], Vocabulary, str, Network, PyTree]:
-    """A finished run, its vocabulary, the beginning of its text, its network, and the parameters."""
+    """Load a finished run: the run, its vocabulary, the beginning of its text, its network and parameters."""
     run = load_run(NAME, Config, options, vocabulary=True)
     vocabulary, beginning = run.decode(lambda saved: (Vocabulary.from_json(saved), str(saved["beginning"])))
     network = run.config.language_model(vocabulary.size)
@@ -172,7 +172,7 @@ def trained(options: Prompted) -> tuple[FinishedRun[Config], Vocabulary, str, Ne
 
 
 def sample(options: Sample) -> None:
-    """Print the prompt and, as it is drawn, its continuation."""
+    """Print the prompt and its continuation while it is generated."""
     run, vocabulary, beginning, network, params = trained(options)
     prompt, key = options.prompt or beginning[:1], train.Keys(options.seed).sampling
     ids, context = vocabulary.encode(prompt), run.config.length
@@ -184,7 +184,7 @@ def sample(options: Sample) -> None:
 
 
 def explain(options: Explain) -> None:
-    """Draw the attention of all layers and heads over the prompt."""
+    """Plot the attention of all layers and heads over the prompt."""
     run, vocabulary, beginning, network, params = trained(options)
     if not isinstance(network, LanguageModel):
         raise UserError(f"{run.folder} holds a recurrent network, which has no attention: give another --workdir")

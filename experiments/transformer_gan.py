@@ -2,17 +2,17 @@
 
     python experiments/transformer_gan.py                                     # the embedded 5,000 digits
     python experiments/transformer_gan.py --data-dir DIR                      # all 60,000: half an hour on a CPU core
-    python experiments/transformer_gan.py --preset hybrid --data-dir DIR      # a Transformer draws, convolutions judge
-    python experiments/transformer_gan.py --preset convolutional --data-dir DIR   # convolutions, in the same time
-    python experiments/transformer_gan.py --conditional                       # ... that draws the digit asked for
+    python experiments/transformer_gan.py --preset hybrid --data-dir DIR      # convolutional discriminator
+    python experiments/transformer_gan.py --preset convolutional --data-dir DIR   # both convolutional, same time
+    python experiments/transformer_gan.py --conditional                       # class-conditional
     python experiments/transformer_gan.py --generator convolutional --attention   # SAGAN's block between convolutions
     python experiments/transformer_gan.py --preset cifar10 --data-dir DIR --platform gpu
-    python experiments/transformer_gan.py sample --count 100 --label 7        # by a finished run; invert
+    python experiments/transformer_gan.py sample --count 100 --label 7        # with a finished run; also: invert
 
-A token is a patch of 4x4 pixels, 49 for a digit. The loss is R3GAN's (arXiv 2501.05441), relativistic with R1 and R2,
-whose gradients are second derivatives of attention: `jaxai.attention` has them in O(T) memory. MNIST-FD of the presets
-``default``, ``hybrid`` and ``convolutional``, of equal size and after the same time: 4.33, 0.54, 1.93 (real digits
-0.20). Published for CIFAR-10, as FID: TransGAN (arXiv 2102.07074) 9.26, ViTGAN (arXiv 2107.04589) 6.66.
+A token is a patch of 4x4 pixels; a digit has 49. The loss is R3GAN's (arXiv 2501.05441), relativistic with R1 and R2.
+The gradients of R1 and R2 are second derivatives of attention, which `jaxai.attention` computes in O(T) memory.
+MNIST-FD of the presets ``default``, ``hybrid`` and ``convolutional``, of equal size and training time: 4.33, 0.54, 1.93
+(real digits 0.20). Published FID on CIFAR-10: TransGAN (arXiv 2102.07074) 9.26, ViTGAN (arXiv 2107.04589) 6.66.
 """
 
 from dataclasses import dataclass, replace
@@ -49,14 +49,14 @@ class Config(gan.GanConfig):
     generator: Kind = "transformer"
     discriminator: Kind = "transformer"
     conditional: bool = False
-    """Give the class to both networks."""
+    """Condition both networks on the class."""
     transformer: TransformerConfig = TransformerConfig(
         embed_dim=64, num_layers=3, num_heads=4, hidden_dim=128, position="learned", norm="rms", init_std=0.05
     )
     patch: int = 4
-    """Pixels along the side of the square that a token stands for."""
+    """Side, in pixels, of the square patch that is a token."""
     attention: bool = False
-    """An attention block at half of the resolution of convolutional networks."""
+    """Add an attention block at half of the resolution to convolutional networks."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,7 +79,7 @@ DEFAULT = Config(
 HYBRID = replace(DEFAULT, discriminator="convolutional", hidden=144, steps=14_400, decay_steps=14_400)
 PRESETS = {
     "default": DEFAULT,
-    # these two: as many parameters in both networks together as the default's, 1.06 million, and the same time on a CPU
+    # hybrid and convolutional: 1.06 million parameters in both networks, as in default, and the same CPU time
     "hybrid": HYBRID,
     "convolutional": replace(HYBRID, generator="convolutional", hidden=156, steps=21_600, decay_steps=21_600),
     "cifar10": replace(
@@ -163,7 +163,7 @@ def trainer(config: Config, generator: nn.Module, discriminator: nn.Module) -> g
     no_labels = [jnp.zeros(2, jnp.int32)] if config.conditional else []
 
     def labels(batch: gan.Batch, count: int) -> list[Array]:
-        """The labels of as many examples, if the networks take them: real and generated ones come in turn."""
+        """The labels of ``count`` examples, real and generated alternating; empty for unconditional networks."""
         return [jnp.repeat(batch["label"], count // config.batch_size)] if config.conditional else []
 
     def generate(params: PyTree, key: Array, batch: gan.Batch) -> Array:
@@ -184,7 +184,7 @@ def trainer(config: Config, generator: nn.Module, discriminator: nn.Module) -> g
 
 
 def trained_generator(config: Config) -> gan.TrainedGenerator:
-    """The generator of a finished run's config."""
+    """The generator for a finished run's config."""
 
     def test_images(data_dir: Path | None) -> tuple[np.ndarray, np.ndarray]:
         digits = not data_dir and config.dataset == "mnist"

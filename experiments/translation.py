@@ -2,12 +2,12 @@
 
     python experiments/translation.py                                       # LibreOffice's interface texts, embedded
     python experiments/translation.py --preset multi30k --data-dir DIR      # Multi30k's raw files: train.en, train.de
-    python experiments/translation.py translate --sentence "Open the file."  # by a finished run
-    python experiments/translation.py explain --sentence "Open the file."    # by a finished run: where it looks
+    python experiments/translation.py translate --sentence "Open the file."  # with a finished run
+    python experiments/translation.py explain --sentence "Open the file."    # with a finished run: its attention
 
-Byte pairs of both languages in one vocabulary (Sennrich et al. 2016), label smoothing, a moving average of the weights,
-beam search. Scores are sacrebleu's with their signatures: lower-cased and, where the run is not, cased too. Expected of
-``multi30k`` on test_2016_flickr: BLEU 40.3 in 46 minutes on 2 CPU cores; Wu et al. 2021, arXiv:2105.14462: 41.02.
+Joint byte pair encoding of both languages (Sennrich et al. 2016), label smoothing, a moving average of the weights,
+beam search. Scores are sacrebleu's, with signatures: case-insensitive and, unless the run folds case, also cased.
+BLEU of ``multi30k`` on test_2016_flickr: 40.3 in 46 minutes on 2 CPU cores; Wu et al. 2021, arXiv:2105.14462: 41.02.
 """
 
 import dataclasses
@@ -40,30 +40,30 @@ class Config(Training):
     """Options of this experiment."""
 
     source: str = "en"
-    """The language to translate from: the ending of its files."""
+    """Language to translate from, the suffix of its files; ``target`` likewise."""
     target: str = "de"
     test: str = "test"
-    """The files that the final scores are from."""
+    """Split for the final scores."""
     vocabulary_size: int = 4000
-    """Tokens of the byte pair encoding, both languages together."""
+    """Tokens of the byte pair encoding, joint for both languages."""
     lowercase: bool = False
-    """Fold the case of all text."""
+    """Convert all text to lower case."""
     transformer: TransformerConfig = TINY
-    """Of encoder and decoder each."""
+    """Options of the encoder and of the decoder."""
     tokens_per_batch: int = 4096
-    """Tokens of either side of a batch, padding included."""
+    """Largest number of tokens on either side of a batch, padding included."""
     shapes: int = 8
-    """Shapes of batches: more leave less to padding, but each is a program to compile."""
+    """Number of batch shapes: more mean less padding, but each compiles another program."""
     label_smoothing: float = 0.1
-    """The share of a target's probability that goes to all tokens alike (arXiv:1512.00567)."""
+    """Share of the target probability that is spread evenly over all tokens (arXiv:1512.00567)."""
     optimizer: train.Adam = MUON
     decay_steps: int = 1500
-    """Steps over which the learning rate takes its course."""
+    """Steps over which the learning rate schedule runs."""
     ema_half_life: float = 40_000
-    """Of the average of the weights, in sentence pairs."""
+    """Half-life, in sentence pairs, of the moving average of the weights."""
     beams: int = 5
     length_penalty: float = 1.0
-    """A translation's score is its log-probability over its length to this power."""
+    """Beam search ranks translations by log-probability divided by length to this power."""
     eval_every: int = 250
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class Config(Training):
         if self.source == self.target:
             raise UserError(f"--source and --target are both {self.source}: choose two languages")
         if self.transformer.position == "learned":
-            raise UserError("--transformer.position learned has an end, sentences have none: leave it rotary")
+            raise UserError("--transformer.position learned limits the length of sentences: leave it rotary")
 
 
 PRESETS = {
@@ -98,7 +98,7 @@ PRESETS = {
 
 
 def build(config: Config) -> experiment.Task:
-    """The training on sentence pairs, evaluated by the loss and in the end by BLEU."""
+    """The training on sentence pairs, evaluated by the loss, and by BLEU at the end."""
     if config.preset == "multi30k" and not config.data_dir:
         raise UserError("--preset multi30k needs --data-dir, a folder with train.en, train.de, val.en and so on")
     names = {"train": "train", "val": "val", "test": config.test}
@@ -136,13 +136,13 @@ def build(config: Config) -> experiment.Task:
         finish=finish,
         report=report,
         show=["loss", "validation_loss"],
-        steps_per_call=1,  # batches of several shapes
+        steps_per_call=1,  # batches differ in shape
         vocabulary=bpe.to_json(),
     )
 
 
 def draw_attention(translator: Translator[Bpe], source: str, folder: Path) -> str:
-    """Draw each decoder head's attention to the source's first 48 tokens, and return the translation that it reads."""
+    """Plot each decoder head's attention to the source's first 48 tokens, and return the translation."""
     (target,) = translator([source])
     *sides, attention = translator.attention(source, target, most=plots.WRITTEN_OUT)
     names = [[translator.tokenizer.tokens[i] for i in side] for side in sides]
@@ -151,7 +151,7 @@ def draw_attention(translator: Translator[Bpe], source: str, folder: Path) -> st
 
 
 def report(run: Run, summary: dict[str, Any]) -> None:
-    """Print scores, loss and size."""
+    """Print scores, loss, size and training time."""
     for case, found in summary["test"].items():
         print(f"test, {case}: BLEU {found['bleu']:.2f} ({found['bleu_signature']})")
         print(f"test, {case}: chrF {found['chrf']:.2f} ({found['chrf_signature']})")
@@ -161,18 +161,18 @@ def report(run: Run, summary: dict[str, Any]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Translate(Finished):
-    """Let a finished run translate a sentence."""
+    """Translate a sentence with a finished run."""
 
     sentence: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explain(Translate):
-    """Draw which words a finished run looks at while it translates: attention.png in its folder."""
+    """Plot a finished run's cross-attention while it translates: attention.png in its folder."""
 
 
 def trained(options: Translate) -> tuple[Path, Translator[Bpe]]:
-    """A finished run's folder and translator. ValueError for a sentence without tokens or with unknown characters."""
+    """Load a finished run's folder and translator. ValueError for an empty sentence or unknown characters in it."""
     run = load_run(NAME, Config, options, vocabulary=True)
     config, bpe = run.config, run.decode(Bpe.from_json)
     network = EncoderDecoder(bpe.size, config.transformer)
@@ -180,7 +180,7 @@ def trained(options: Translate) -> tuple[Path, Translator[Bpe]]:
     if not len(bpe.encode([options.sentence])[0]):
         raise UserError("--sentence is empty: give at least one word")
     if unknown := bpe.unknown(options.sentence):
-        raise UserError(f"--sentence has characters that the run's texts never have: {' '.join(unknown)}")
+        raise UserError(f"--sentence has characters that never occur in the run's training text: {' '.join(unknown)}")
     return run.folder, Translator(network, params, bpe, BOS, EOS, config.beams, config.length_penalty)
 
 
@@ -190,7 +190,7 @@ def translate(options: Translate) -> None:
 
 
 def explain(options: Explain) -> None:
-    """Draw the cross-attention of all layers and heads over the sentence and its translation."""
+    """Plot the cross-attention of all layers and heads between the sentence and its translation."""
     folder, translator = trained(options)
     print(draw_attention(translator, options.sentence, folder), folder / "attention.png", sep="\n")
 

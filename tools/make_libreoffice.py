@@ -1,13 +1,13 @@
-"""Make ``libreoffice.tsv.gz`` again from LibreOffice's German and French interface texts, bit for bit.
+"""Reproduce ``libreoffice.tsv.gz`` bit for bit from LibreOffice's German and French interface texts.
 
     python tools/make_libreoffice.py DE.deb FR.deb [--out libreoffice.tsv.gz]
 
 The two packages are Debian 12's libreoffice-l10n-de and -fr, version 4:7.4.7-1+deb12u14 (`apt-get download`); they are
-read and never installed. An English text becomes a row where both languages translate it: on one line, without the
-marks of access keys, 3 to 40 words long in each language and mostly letters, without placeholders and markup, not left
-in English, and not a sentence that another row has in any of the three languages (but for case, punctuation and
-numbers). Of several translations the most frequent stays. The rows whose English has the least SHA-256 are the test
-and the validation set.
+read, not installed. A row is an English text with its German and its French translation, each on one line and without
+access key marks. Every text must have 3 to 40 words, mostly letters, no placeholders or markup; the translations must
+differ from the English. No two rows share a sentence in any language, ignoring case, punctuation and numbers; among
+rows that do, the most frequent is kept. The rows whose English text has the smallest SHA-256 form the test and
+validation sets.
 """
 
 import collections
@@ -27,14 +27,14 @@ PACKAGES = {
     "libreoffice-l10n-fr": "111da5e1b8379dc58a127ef76ef85e2b6819da5cb2c5fe73d13b25a0437f988c",
 }
 HELD_OUT = {"test": 500, "val": 500}
-CODE = re.compile(r"[%$]\w|[${}<>\\~_•]|https?:")  # placeholders, markup, lists; _ and ~ that mark no key
+CODE = re.compile(r"[%$]\w|[${}<>\\~_•]|https?:")  # placeholders, markup, lists; _ and ~ that are not key marks
 OUT = Path(__file__).parent.parent / "jaxai/data/files/libreoffice.tsv.gz"
 
 Row = tuple[str, ...]
 
 
 def read_package(deb: Path, package: str) -> dict[str, bytes]:
-    """The .mo files of a package, by name; ``ValueError`` where it is another one."""
+    """The .mo files of a package, by name; ``ValueError`` if its SHA-256 is wrong."""
     content = deb.read_bytes()
     if hashlib.sha256(content).hexdigest() != PACKAGES[package]:
         raise ValueError(f"{deb}: another SHA-256; take Debian's {package} 4:7.4.7-1+deb12u14")
@@ -44,7 +44,7 @@ def read_package(deb: Path, package: str) -> dict[str, bytes]:
 
 
 def ar_member(archive: bytes, name: bytes) -> bytes:
-    """A member of an `ar` archive: behind a mark of 8 bytes, heads of 60 and contents padded to an even length."""
+    """A member of an `ar` archive: an 8-byte signature, then 60-byte headers and contents padded to even length."""
     start = 8
     while archive[start : start + 16].strip() != name:
         size = int(archive[start + 48 : start + 58])
@@ -53,7 +53,7 @@ def ar_member(archive: bytes, name: bytes) -> bytes:
 
 
 def read_mo(content: bytes) -> dict[str, str]:
-    """Translations by context and text, the singular alone: gettext's format, little-endian."""
+    """Translations by context and text, singular forms only, from gettext's little-endian .mo format."""
     mark, _, count, *tables = struct.unpack_from("<5I", content)
     if mark != 0x950412DE:
         raise ValueError("not a .mo file")
@@ -66,7 +66,7 @@ def read_mo(content: bytes) -> dict[str, str]:
 
 
 def clean(text: str) -> str:
-    """On one line, with the program's name, and without the one mark of a key: ``_File`` or ``~File``."""
+    """Join lines, insert the product name, and remove a single access key mark, as in ``_File`` or ``~File``."""
     text = " ".join(text.replace("%PRODUCTNAME", "LibreOffice").split())
     for mark in "~_":
         if text.count(mark) == 1:
@@ -81,25 +81,25 @@ def is_sentence(text: str) -> bool:
 
 
 def key(text: str) -> str:
-    """What is left of a sentence without case, punctuation and which numbers it has."""
+    """Normalise a sentence for comparison: fold case, drop punctuation, replace every number by 0."""
     return re.sub(r"\W+", " ", re.sub(r"\d+", "0", text.casefold())).strip()
 
 
 def translated(german: dict[str, bytes], french: dict[str, bytes]) -> Iterator[Row]:
-    """English, German and French of all texts that are sentences and were translated."""
+    """The English, German and French versions of all translated sentences."""
     for name in sorted(german):
         catalogues = [read_mo(files[name]) for files in (german, french)]
         for source in sorted(catalogues[0].keys() & catalogues[1].keys()):
-            english = source.split("\4")[-1]  # behind its context
+            english = source.split("\4")[-1]  # without its context
             row = tuple(clean(text) for text in (english, *(catalogue[source] for catalogue in catalogues)))
             lengths = [len(text) for text in row]
-            alike = max(lengths) <= 2 * min(lengths) + 20  # else one language says more than the others
+            alike = max(lengths) <= 2 * min(lengths) + 20  # otherwise the texts differ in content
             if all(is_sentence(text) for text in row) and alike and key(row[0]) not in (key(row[1]), key(row[2])):
                 yield row
 
 
 def distinct(rows: Iterator[Row]) -> list[Row]:
-    """Rows that share no sentence in any language, the frequent ones first to stay, in their first order."""
+    """Keep rows that share no sentence in any language, preferring frequent ones, in their original order."""
     counts = collections.Counter(rows)
     kept, seen = set(), set()
     for row, _ in counts.most_common():
@@ -116,7 +116,7 @@ def main(german: tyro.conf.Positional[Path], french: tyro.conf.Positional[Path],
     rows = distinct(translated(*packages))
     ranked = sorted(rows, key=lambda row: hashlib.sha256(row[0].encode()).digest())
     names = [name for name, count in HELD_OUT.items() for _ in range(count)]
-    split_of = dict(zip(ranked, names, strict=False))  # the others are for training
+    split_of = dict(zip(ranked, names, strict=False))  # all other rows are training data
     splits = {split: [row for row in rows if split_of.get(row, "train") == split] for split in ("train", *HELD_OUT)}
     lines = ["\t".join((split, *row)) for split, part in splits.items() for row in part]
     content = "\n".join(["split\ten\tde\tfr", *lines, ""]).encode()

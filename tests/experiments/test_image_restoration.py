@@ -105,7 +105,7 @@ def test_what_cannot_be_restored_is_one_line(experiment, runs, tmp_path, capsys)
     for workdir, image, more, word in [
         ("photos", tmp_path / "none.png", [], "none.png is missing: give an image file"),
         ("photos", text, [], "text.png can't be read as an image"),
-        ("holes", picture, [], "photo.png has no hole: make transparent what is missing"),
+        ("holes", picture, [], "photo.png has no hole: make the missing part transparent"),
         ("photos", deep, [], "deep.png has more than 8 bits a channel"),
         ("photos", broken, [], "broken.png can't be read as an image"),
         ("photos", large, [], "4200x4200 pixels when restored, give one of at most 16,777,216"),

@@ -154,7 +154,7 @@ def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path, capsys):
         (["--data-dir", str(tmp_path)], "give the file as --text FILE"),
         (["--batch-size", "0"], "--batch-size"),
         (["--length", "1"], "--length must be at least 2"),
-        (["--text", str(tmp_path / "short.txt"), "--length", "200"], "the 120 tokens that validate"),
+        (["--text", str(tmp_path / "short.txt"), "--length", "200"], "the 120 validation tokens"),
         (["--transformer.num_heads", "3"], "heads=3"),
         (["--length", "128", "--transformer.position", "learned", "--transformer.max-length", "64"], "--length 128"),
     ]:

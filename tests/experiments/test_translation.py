@@ -98,7 +98,7 @@ def test_bad_input_is_one_line_and_exit_code_2(finished, folder, tmp_path, capsy
         (tmp_path / "nowhere", "one", "holds no finished run"),
         (workdir, " ", "--sentence is empty"),
         (workdir, "\u2581", "--sentence is empty"),
-        (workdir, "one 日本", "--sentence has characters that the run's texts never have: 日 本"),
+        (workdir, "one 日本", "--sentence has characters that never occur in the run's training text: 日 本"),
         (other, "one", "was trained with another vocabulary"),
     ]:
         line = "--workdir", str(place), "--sentence", sentence

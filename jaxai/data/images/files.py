@@ -31,5 +31,5 @@ def read_image(
     if not masked:
         return pixels, None
     if alpha.all():
-        raise UserError(f"--image {path} has no hole: make transparent what is missing")
+        raise UserError(f"--image {path} has no hole: make the missing part transparent")
     return pixels, (alpha == 0)[None, ..., None].astype(np.float32)

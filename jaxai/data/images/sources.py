@@ -92,7 +92,7 @@ def _find(spec: Spec, split: str, folder: Path | None) -> tuple[Arrays, str] | N
     if spec.name != "mnist":
         raise MissingFileError(_nowhere(spec.name, root, failure))
     if failure != "no network":
-        logger.warning(f"mnist: download failed, going on with the embedded digits: {failure}")
+        logger.warning(f"mnist: download failed, continuing with the embedded digits: {failure}")
     return None
 
 
@@ -133,7 +133,7 @@ def _nowhere(name: str, root: Path, failure: str) -> str:
     """The message for a data set that is neither on this machine nor downloadable."""
     files = official.CIFAR_ARCHIVE if name == "cifar10" else "the four official idx.gz files"
     return (
-        f"{name}: not in {root}, and not to be downloaded ({failure}). Three ways out: connect to the network (proxies:"
+        f"{name}: not in {root}, and cannot be downloaded ({failure}). Three ways out: connect to the network (proxies:"
         f" HTTPS_PROXY) and run again; or pass --data-dir DIR with the official files; or take {files} to this machine"
         f" and run `python -m jaxai.data prepare {name} --from DIR`"
     )
