@@ -17,7 +17,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +50,7 @@ from jaxai.train.keys import Keys
 
 PEER = Path(__file__).parent / "peers" / "torch_gan_step.py"
 EXPERIMENT = load_experiment("gan_mnist")
+BATCH = EXPERIMENT.PRESETS["default"].batch_size
 FORMS = ("plain", "channels_last", "compiled")
 Losses = dict[str, np.ndarray]
 LOSSES = ("discriminator_loss", "generator_loss", "penalty")
@@ -66,15 +67,13 @@ class Job(NamedTuple):
     init: Callable[[], Any]
 
 
+@cache
 def job(name: str) -> Job:
     """Build the Job of a preset."""
     preset = EXPERIMENT.PRESETS[name]
     generator, discriminator = EXPERIMENT.networks(preset)
     trainer = EXPERIMENT.trainer(preset, generator, discriminator)
     return Job(preset, generator, trainer.step, partial(trainer.init, Keys(preset.seed)))
-
-
-MAIN = job("default")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +93,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.devices < 1:
             raise UserError(f"--rounds and --devices must be at least 1, got {self.rounds} and {self.devices}")
-        if MAIN.preset.batch_size % self.devices:
-            raise UserError(f"--devices {self.devices} must divide the batch of {MAIN.preset.batch_size}")
+        if BATCH % self.devices:
+            raise UserError(f"--devices {self.devices} must divide the batch of {BATCH}")
         if not self.forms or not set(self.forms) <= set(FORMS):
             raise UserError(f"--forms must be some of {', '.join(FORMS)}, got {self.forms}")
 
@@ -109,12 +108,13 @@ def main(config: Config) -> None:
     with peer_process(config.peers, PEER) as ask:
         differences, reasons = compared(ask, digits, config.forms) if ask else ({}, {})
         forms = [form for form in config.forms if form in differences]
-        stream = batches(digits, MAIN.preset.batch_size, seed=MAIN.preset.seed)
-        contenders = {"jaxai": training_turns(MAIN.step, MAIN.init, stream, TIMED, 1, devices=config.devices)}
+        preset, _, step, init = job("default")
+        stream = batches(digits, BATCH, seed=preset.seed)
+        contenders = {"jaxai": training_turns(step, init, stream, TIMED, 1, devices=config.devices)}
         if ask:
             contenders |= {form: partial(peer_turns, ask, form) for form in forms}
         seconds = race(contenders, config.rounds)
-    count = TIMED * MAIN.preset.batch_size
+    count = TIMED * BATCH
     row: dict[str, Any] = {"devices": config.devices, "largest_difference": differences, "not_available": reasons}
     row["examples_per_second"] = {name: spread([count / x for x in values]) for name, values in seconds.items()}
     row["ms_a_step"] = {name: spread([1000 / TIMED * x for x in values]) for name, values in seconds.items()}
@@ -149,8 +149,8 @@ def figures(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 def compared(ask: Ask, digits: ImageDataset, forms: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
     """The differences of the peer's forms from jaxai, and why others don't run. UserError if a first step differs."""
-    inputs, states, ours = our_steps(MAIN, digits)
-    perturbed = our_steps(MAIN, digits, last_bit=True)[2]
+    inputs, states, ours = our_steps(job("default"), digits)
+    perturbed = our_steps(job("default"), digits, last_bit=True)[2]
     found: dict[str, Any] = {"ours_from_other_last_bits": apart(perturbed, ours)}
     print(json.dumps(found), flush=True)
     reasons = {}
@@ -223,7 +223,7 @@ def asked(ask: Ask, form: str, state: Any, **inputs: np.ndarray) -> Losses:
 
 def drawn(state: Any, noise: np.ndarray) -> np.ndarray:
     """Images that the generator's moving average makes from noise [B, latent]."""
-    return np.asarray(jax.jit(partial(apply, MAIN.generator))(state.ema_params, noise))
+    return np.asarray(jax.jit(partial(apply, job("default").generator))(state.ema_params, noise))
 
 
 def apart(theirs: Losses, ours: Losses) -> dict[str, float]:

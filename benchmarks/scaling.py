@@ -134,7 +134,7 @@ def transformer() -> Program:
 def gan(penalty: str) -> Program:
     """The digit GAN's step."""
     experiment = load_experiment("gan_mnist")
-    preset = dataclasses.replace(experiment.PRESETS["default"], penalty=penalty)
+    preset = dataclasses.replace(experiment.PRESETS["default"], penalty=penalty, batch_size=BATCH)
     trainer = experiment.trainer(preset, *experiment.networks(preset))
     return trainer.step, partial(trainer.init, Keys(0)), {"image": np.zeros((BATCH, 28, 28, 1), np.uint8)}
 
