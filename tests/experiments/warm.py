@@ -38,7 +38,7 @@ def run(line: list[str], folder: Path, environment: dict[str, str]) -> subproces
 def server() -> subprocess.Popen[str]:
     """The server of this test process."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(REPOSITORY / ".jax_cache")
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(REPOSITORY / ".jax_cache")  # JAX reads these when it is imported
     line = [sys.executable, "-m", "tests.experiments.warm"]
     job = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     atexit.register(stop, job)
