@@ -25,6 +25,7 @@ from jaxai.run.checkpoint import Checkpoints, read_manifest, write_manifest
 from jaxai.run.folder import Run, read_config
 from jaxai.run.weights import load_weights, save_weights
 from jaxai.train.loop import Every, fit
+from tests.experiments.warm import Job
 from tests.faults.malformed import idx
 from tests.faults.runs import EXPERIMENTS, OTHERS, Trial, free_port, wait_until, whole_lines
 from tests.helpers import Blobs, tiny_gan
@@ -373,7 +374,7 @@ def offline(folder: Path, count: int) -> str:
     for number in range(count):
         began = time.monotonic()
         trial = Trial("article", folder / str(number), 10)
-        process = trial.start()
+        process = trial.start(before="pass")  # the seconds are those of a user, with imports
         assert wait_until(lambda t=trial: "cifar10" in t.said.read_text(), process), trial.said.read_text()
         seconds.append(time.monotonic() - began)
         assert process.wait(60) == 2
@@ -489,7 +490,7 @@ def soak(folder: Path, count: int) -> str:
     )
 
 
-def listening(processes: list[subprocess.Popen]) -> list[str]:
+def listening(processes: list[subprocess.Popen[str] | Job]) -> list[str]:
     """The addresses other than loopback on which these processes listen."""
     sockets = {}
     for table in ("tcp", "tcp6"):

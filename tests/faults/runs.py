@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tests.experiments import commands
+from tests.experiments import commands, warm
 from tests.experiments.commands import REPOSITORY
 
 PATIENCE = 300.0  # timeout in seconds, generous for busy machines
@@ -46,22 +47,25 @@ class Trial:
     steps: int
     options: tuple[str, ...] = ()
 
-    def start(self, *more: str, before: str = "") -> subprocess.Popen[str]:
-        """Start a process whose standard error goes to the file ``said``; ``before`` is Python code to run first."""
+    def start(self, *more: str, before: str = "") -> subprocess.Popen[str] | warm.Job:
+        """Start a process whose standard error goes to the file ``said``.
+
+        It is a fork of a process that has imported the libraries; with ``before``, Python code to run first, it is a
+        new interpreter.
+        """
         script, *options = (EXPERIMENTS | OTHERS | ARTICLE)[self.name]
-        line = [sys.executable, str(REPOSITORY / "experiments" / f"{script}.py"), *options, *self.options, *more]
+        line = [str(REPOSITORY / "experiments" / f"{script}.py"), *options, *self.options, *more]
         line += ["--steps", str(self.steps), "--platform", "cpu", "--workdir", str(self.folder)]
-        if before:  # exec replaces this process: no fork of a process that has threads
-            line = [sys.executable, "-c", f"{before}\nimport os, sys\nos.execv(sys.argv[1], sys.argv[1:])", *line]
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        parent = self.folder.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        if not before:
+            return warm.Job(line, parent, environment(), Path(os.devnull), self.said)
+        # exec replaces this process: no fork of a process that has threads
+        first = f"{before}\nimport os, sys\nos.execv(sys.argv[1], sys.argv[1:])"
+        line = [sys.executable, "-c", first, sys.executable, *line]
         with self.said.open("w") as said:
             return subprocess.Popen(
-                line,
-                stdout=subprocess.DEVNULL,
-                stderr=said,
-                text=True,
-                env=environment(),
-                cwd=self.folder.parent,
+                line, text=True, stdout=subprocess.DEVNULL, stderr=said, env=environment(), cwd=parent
             )
 
     def finish(self, *more: str, before: str = "") -> tuple[int, str]:
@@ -134,7 +138,7 @@ def flat(tree, prefix: str = "") -> list[tuple[str, np.ndarray]]:
     return [(prefix, np.asarray(jax.random.key_data(tree) if is_key else tree))]
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> bool:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str] | warm.Job) -> bool:
     """Wait for a condition; return whether it became true before the process ended."""
     limit = time.monotonic() + PATIENCE
     while time.monotonic() < limit:
