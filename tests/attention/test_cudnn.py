@@ -58,6 +58,7 @@ def derivatives(attend):
 
 @pytest.mark.parametrize("name", EXPRESSIBLE)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.grid(fast=5)
 def test_a_gradient_is_one_call_forward_and_one_backward_without_a_loop(name, dtype):
     programs = derivatives(functools.partial(dot_product_attention, **EXPRESSIBLE[name]))
     found = {kind: counts(cuda_text(f, *shapes(dtype))) for kind, f in programs.items()}

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -159,10 +160,14 @@ def error(actual, desired):
     )
 
 
-# Each example compiles for seconds, so a failing one is not shrunk: that takes hypothesis its five minutes.
-@settings(max_examples=25, phases=[Phase.explicit, Phase.reuse, Phase.generate])
-@given(calls())
-def test_equals_the_oracle(call):
+@pytest.mark.parametrize("examples", [8, pytest.param(25, marks=pytest.mark.slow)])
+def test_equals_the_oracle(examples):
+    # Each example compiles for seconds, so a failing one is not shrunk: that takes hypothesis its five minutes.
+    few = settings(max_examples=examples, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+    few(given(calls())(check))()
+
+
+def check(call):
     """Output, log-sum-exp and a derivative; no gradient for masked entries, whatever their values."""
     case, rule, options, how, dtype, derivative, seed = call
     B, T, S, K, G, _, _ = case.sizes

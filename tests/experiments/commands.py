@@ -35,12 +35,11 @@ def command(script: Path, workdir: Path, *arguments: str) -> list[str]:
 
 
 def environment(workdir: Path) -> dict[str, str]:
-    """Nothing but the embedded data, XLA as for users, and compiled programs kept between tests."""
+    """Nothing but the embedded data; XLA with the tests' options, and compiled programs kept between tests."""
     proxies = [name for upper in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY") for name in (upper, upper.lower())]
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
         "JAX_COMPILATION_CACHE_DIR": str(REPOSITORY / ".jax_cache"),
         "TFDS_DATA_DIR": str(workdir.parent / "tfds"),
         **dict.fromkeys(proxies, "http://127.0.0.1:9"),

@@ -104,8 +104,8 @@ class Trial:
 
 
 def environment() -> dict[str, str]:
-    """Environment variables: no network, no prepared data, a compilation cache, this repository's modules."""
-    return {**commands.environment(Path("/nonexistent/run")), "PYTHONPATH": str(REPOSITORY)}
+    """No network, no prepared data, XLA as for users, a compilation cache, this repository's modules."""
+    return {**commands.environment(Path("/nonexistent/run")), "XLA_FLAGS": "", "PYTHONPATH": str(REPOSITORY)}
 
 
 def whole_lines(path: Path) -> list[dict]:
