@@ -16,7 +16,7 @@ def images():
 
 def augmented(images, key, *policies, strength=1.0, fill=0.0):
     """By one program."""
-    return np.asarray(jax.jit(lambda *x: augment(*x, policies, strength, fill=fill))(images, key))
+    return np.asarray(jax.jit(lambda images, key: augment(images, key, policies, strength, fill=fill))(images, key))
 
 
 def test_brightness_adds_one_number_to_an_image(images, key):

@@ -119,7 +119,7 @@ def test_penalties_differentiate_through_attention(network, key):
     """The gradient of R1, a second derivative, against central differences in float64."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
-        images = rng.normal(size=(2, 28, 28, 1))
+        images = jnp.asarray(rng.normal(size=(2, 28, 28, 1)))
         params = jax.jit(network.init)(key, images)["params"]
         params = jax.tree.map(lambda x: np.float64(x) + 0.1 * rng.normal(size=x.shape), params)
         direction = jax.tree.map(lambda x: rng.normal(size=x.shape), params)
