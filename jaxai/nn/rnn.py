@@ -147,8 +147,8 @@ class RecurrentLanguageModel(nn.Module):
     ``embed_dim`` a token selects a row of the first layer's kernel.
 
     >>> model, tokens = RecurrentLanguageModel(65, RNNConfig(hidden_dim=32)), jnp.zeros((1, 8), int)
-    >>> variables = model.init(jax.random.key(0), tokens)
-    >>> logits, out = model.apply(variables, tokens, cache=init_state(model.config, batch=1))
+    >>> variables = jax.jit(model.init)(jax.random.key(0), tokens)
+    >>> logits, out = jax.jit(model.apply)(variables, tokens, cache=init_state(model.config, batch=1))
     >>> logits.shape, len(out["cache"])
     ((1, 8, 65), 2)
     """

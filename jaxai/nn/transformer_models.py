@@ -53,8 +53,8 @@ class LanguageModel(nn.Module):
     >>> import jax
     >>> from jaxai.nn.transformer import init_cache
     >>> model, tokens = LanguageModel(65, TransformerConfig(embed_dim=32, num_layers=2)), jnp.zeros((1, 8), int)
-    >>> variables = model.init(jax.random.key(0), tokens)
-    >>> logits, out = model.apply(variables, tokens, cache=init_cache(model.config, batch=1, capacity=16))
+    >>> variables = jax.jit(model.init)(jax.random.key(0), tokens)
+    >>> logits, out = jax.jit(model.apply)(variables, tokens, cache=init_cache(model.config, batch=1, capacity=16))
     >>> logits.shape, lengths_of(out["cache"]).tolist()
     ((1, 8, 65), [8])
     """

@@ -11,7 +11,10 @@ from jaxai.train.keys import Keys
 from tests.helpers import SHAPE, TinyDiscriminator, TinyGenerator, same_bits
 
 TXS = optax.adam(1e-3), optax.sgd(1e-2, momentum=0.9)
-FIRST = init_fn(TinyGenerator(), jnp.zeros((1, 8))), init_fn(TinyDiscriminator(), jnp.zeros((2, *SHAPE)))
+FIRST = (
+    jax.jit(init_fn(TinyGenerator(), jnp.zeros((1, 8)))),
+    jax.jit(init_fn(TinyDiscriminator(), jnp.zeros((2, *SHAPE)))),
+)
 
 
 def first(seed: int = 0, **options) -> GanState:

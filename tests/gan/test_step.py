@@ -1,5 +1,7 @@
 """gan_step against the same update written out plainly, in float64."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from tests.helpers import SHAPE, TinyDiscriminator, TinyGenerator, generator_los
 
 
 def to_float64(tree):
-    return jax.tree.map(lambda x: x.astype("float64") if x.dtype == jnp.float32 else x, tree)
+    return jax.tree.map(lambda x: np.float64(x) if x.dtype == jnp.float32 else x, tree)
 
 
 def softplus(x):
@@ -74,10 +76,11 @@ def plain_step(state, images, loss, gamma):
 def test_step_is_the_plain_update(loss, gamma):
     with jax.enable_x64(True):
         step, init = tiny_gan(loss=loss, penalty=gamma, half_life=50.0)
-        state = to_float64(init())
-        images = jax.random.normal(jax.random.key(7), (4, *SHAPE), "float64")
+        state = to_float64(jax.jit(init)())
+        images = np.random.default_rng(7).normal(size=(4, *SHAPE))
         new, metrics = jax.jit(step)(state, {"image": images})
-        discriminator, generator, d_value, g_value = plain_step(state, images, loss, gamma)
+        plain = jax.jit(plain_step, static_argnums=(2, 3))
+        discriminator, generator, d_value, g_value = jax.tree.map(np.asarray, plain(state, images, loss, gamma))
         # Adam with beta1 = 0 divides a gradient by its own size: 1e-9 leaves room for gradients near zero
         chex.assert_trees_all_close(new.discriminator, discriminator, rtol=0, atol=1e-9)
         chex.assert_trees_all_close(new.generator, generator, rtol=0, atol=1e-9)
@@ -96,11 +99,10 @@ def test_generator_sees_packed_noisy_examples_and_the_discriminators_answer(loss
         txs = optax.sgd(1.0), optax.sgd(1.0)
         pair = jnp.zeros((2, *SHAPE[:2], 2 * SHAPE[2]))
         first = init_fn(TinyGenerator(), jnp.zeros((1, 8))), init_fn(TinyDiscriminator(), pair)
-        state = to_float64(init_gan_state(Keys(0), *first, txs=txs, keep_ema=False))
-        real = jax.random.normal(jax.random.key(7), (4, *SHAPE), "float64")
-        new, _ = gan_step(
-            state,
-            real,
+        state = to_float64(jax.jit(partial(init_gan_state, Keys(0), *first, txs=txs, keep_ema=False))())
+        real = np.random.default_rng(7).normal(size=(4, *SHAPE))
+        step = partial(
+            gan_step,
             generate=from_noise(TinyGenerator(), 8, 4),
             discriminate=lambda params, x: apply(TinyDiscriminator(), jax.tree.map(lambda x: x / 2, params), x),
             loss=LOSSES[loss],
@@ -110,6 +112,7 @@ def test_generator_sees_packed_noisy_examples_and_the_discriminators_answer(loss
             unroll_rate=0.2,
             txs=txs,
         )
+        new, _ = jax.jit(step)(state, real)
         noise = jax.random.normal(jax.random.fold_in(state.key, state.step), (4, 8), "float64")
 
         def logits(params, x):
@@ -128,16 +131,20 @@ def test_generator_sees_packed_noisy_examples_and_the_discriminators_answer(loss
             seen = logits(discriminator, fakes)
             return generator_loss(LOSSES[loss], logits(discriminator, real), seen).mean() + 5 * (fakes**2).mean()
 
-        fakes = TinyGenerator().apply({"params": state.generator}, noise)
-        moved = jax.tree.map(lambda p, g: p - g, state.discriminator, jax.grad(d_loss)(state.discriminator, fakes))
-        generator = jax.tree.map(lambda p, g: p - g, state.generator, jax.grad(g_loss)(state.generator, moved))
+        @jax.jit
+        def both(state):
+            fakes = TinyGenerator().apply({"params": state.generator}, noise)
+            moved = jax.tree.map(lambda p, g: p - g, state.discriminator, jax.grad(d_loss)(state.discriminator, fakes))
+            return moved, jax.tree.map(lambda p, g: p - g, state.generator, jax.grad(g_loss)(state.generator, moved))
+
+        moved, generator = both(state)
         chex.assert_trees_all_close(new.discriminator, moved, rtol=0, atol=1e-9)
         chex.assert_trees_all_close(new.generator, generator, rtol=0, atol=1e-9)
 
 
 def test_metrics_name_losses_logits_penalties_and_gradient_norms():
     step, init = tiny_gan()
-    _, metrics = jax.jit(step)(init(), {"image": jnp.ones((4, *SHAPE))})
+    _, metrics = jax.jit(step)(jax.jit(init)(), {"image": np.ones((4, *SHAPE))})
     networks = [f"{network}_{name}" for network in ("generator", "discriminator") for name in ("loss", "gradient_norm")]
     assert metrics.keys() == {"real_logit", "fake_logit", "penalty", *networks}
     chex.assert_shape(list(metrics.values()), ())
@@ -145,8 +152,8 @@ def test_metrics_name_losses_logits_penalties_and_gradient_norms():
 
 def test_steps_draw_fresh_noise_and_states_are_reproducible():
     step, init = tiny_gan()
-    batch = {"image": jnp.ones((4, *SHAPE))}
-    state, first = jax.jit(step)(init(), batch)
-    _, second = jax.jit(step)(state, batch)
-    _, again = jax.jit(step)(init(), batch)
+    step, init, batch = jax.jit(step), jax.jit(init), {"image": np.ones((4, *SHAPE))}
+    state, first = step(init(), batch)
+    _, second = step(state, batch)
+    _, again = step(init(), batch)
     assert first["fake_logit"] == again["fake_logit"] != second["fake_logit"]

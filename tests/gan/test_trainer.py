@@ -23,6 +23,12 @@ TXS = optax.adam(1e-3, 0.0, 0.99), optax.adam(2e-3, 0.0, 0.99)
 BATCH = {"image": np.random.default_rng(0).normal(size=(4, *SHAPE)).astype(np.float32)}
 
 
+FIRST = {
+    "init_generator": jax.jit(init_fn(TinyGenerator(), jnp.zeros((1, 8)))),
+    "init_discriminator": jax.jit(init_fn(TinyDiscriminator(), jnp.zeros((2, *SHAPE)))),
+}
+
+
 def weight(step):
     return jnp.asarray(0.5)
 
@@ -36,9 +42,7 @@ def discriminate(params, examples, batch):
 
 
 def trainer(**options) -> Gan:
-    fields = {
-        "init_generator": init_fn(TinyGenerator(), jnp.zeros((1, 8))),
-        "init_discriminator": init_fn(TinyDiscriminator(), jnp.zeros((2, *SHAPE))),
+    fields = FIRST | {
         "real": lambda batch: batch["image"],
         "generate": generate,
         "discriminate": discriminate,

@@ -28,9 +28,8 @@ def official(name: str) -> np.ndarray:
 
 
 def test_shapes_and_size(key):
-    params = digits.init(key)
-    images = jnp.zeros((3, 28, 28, 1))
-    logits, features = digits.apply(params, images)
+    params = jax.jit(digits.init)(key)
+    logits, features = jax.jit(digits.apply)(params, np.zeros((3, 28, 28, 1)))
     assert (logits.shape, features.shape) == ((3, 10), (3, 64))
     assert sum(array.size for array in params.values()) <= 100_000
     assert jax.tree.map(jnp.shape, digits.load()) == jax.tree.map(jnp.shape, params)
@@ -50,7 +49,7 @@ def test_batches_do_not_change_the_result():
     images = np.random.default_rng(0).integers(0, 256, (501, 28, 28, 1), np.uint8)
     features, labels = digits.features_and_labels(images)
     assert (features.shape, features.dtype, labels.shape) == ((501, 64), np.float32, (501,))
-    logits, expected = digits.apply(digits.load(), to_signed(images[-3:]))
+    logits, expected = jax.jit(lambda images: digits.apply(digits.load(), to_signed(images)))(images[-3:])
     np.testing.assert_allclose(features[-3:], expected, rtol=1e-4, atol=1e-5)  # float32, another batch size
     assert (labels[-3:] == logits.argmax(-1)).all()
     assert digits.features_and_labels(jnp.asarray(images[:1]))[0].shape == (1, 64)

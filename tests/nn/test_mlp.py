@@ -12,11 +12,15 @@ from jax.test_util import check_grads
 from jaxai.nn.mlp import MLP, mlp
 
 
+def normal(*shape):
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
+
+
 @pytest.mark.parametrize("activation", [nn.relu, jnp.tanh])
 @pytest.mark.parametrize("hidden", [(), (7,), (7, 4)])
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5)])
 def test_outputs_are_those_of_dense_layers(shape, hidden, activation, key):
-    x = jax.random.normal(key, shape)
+    x = normal(*shape)
     network = MLP(hidden, 6, activation)
     outputs, variables = network.init_with_output(key, x)
     params = jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])  # biases that are not zero
@@ -30,7 +34,7 @@ def test_outputs_are_those_of_dense_layers(shape, hidden, activation, key):
 
 
 def test_parameters_start_as_those_of_dense_layers(key):
-    params = MLP((300,), 10).init(key, jnp.zeros((1, 400)))["params"]
+    params = jax.jit(MLP((300,), 10).init)(key, np.zeros((1, 400)))["params"]
     assert {name: leaf.shape for name, leaf in params.items()} == {
         "kernel_0": (400, 300),
         "bias_0": (300,),
@@ -38,17 +42,16 @@ def test_parameters_start_as_those_of_dense_layers(key):
         "bias_1": (10,),
     }
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    assert not params["bias_0"].any()
+    assert not np.asarray(params["bias_0"]).any()
     # 120,000 draws of variance 1 / 400: their own deviation from it is 0.4 %, doubled by the cut at two sigmas at most
-    np.testing.assert_allclose(params["kernel_0"].std(), 400**-0.5, rtol=0.01)
+    np.testing.assert_allclose(np.asarray(params["kernel_0"]).std(), 400**-0.5, rtol=0.01)
 
 
-def test_derivatives_up_to_second_order(key):
+def test_derivatives_up_to_second_order():
     with jax.enable_x64(True):
-        keys = jax.random.split(key, 5)
-        layers = [(jax.random.normal(keys[0], (3, 4)), jax.random.normal(keys[1], (4,)))]
-        layers += [(jax.random.normal(keys[2], (4, 2)), jax.random.normal(keys[3], (2,)))]
-        x = jax.random.normal(keys[4], (5, 3))
+        draw = np.random.default_rng(0).standard_normal
+        layers = [(draw((3, 4)), draw(4)), (draw((4, 2)), draw(2))]
+        x = draw((5, 3))
 
         def run(layers, x):
             return mlp(jax.tree.map(jnp.asarray, layers), jnp.asarray(x), jnp.tanh)  # check_grads calls it with NumPy's
@@ -57,17 +60,18 @@ def test_derivatives_up_to_second_order(key):
 
 
 def test_each_row_is_by_itself(key):
-    x = jax.random.normal(key, (4, 5))
+    x = normal(4, 5)
     network = MLP((7,), 6)
-    outputs, variables = network.init_with_output(key, x)
-    jacobian = jax.jacobian(lambda x: network.apply(variables, x))(x)
-    others = ~jnp.eye(4, dtype=bool)
+    outputs, variables = jax.jit(network.init_with_output)(key, x)
+    jacobian = jax.jit(jax.jacobian(partial(network.apply, variables)))(x)
+    others = ~np.eye(4, dtype=bool)
     assert not np.asarray(jacobian).transpose(0, 2, 1, 3)[others].any()
-    np.testing.assert_allclose(jax.vmap(partial(network.apply, variables))(x), outputs, rtol=1e-5, atol=1e-5)
+    each = jax.jit(jax.vmap(partial(network.apply, variables)))(x)
+    np.testing.assert_allclose(each, outputs, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_inputs_meet_float32_parameters(key):
-    x = jax.random.normal(key, (2, 5))
+    x = normal(2, 5)
     network = MLP((7,), 6)
     outputs, variables = network.init_with_output(key, x.astype(jnp.bfloat16))
     assert outputs.dtype == jnp.float32

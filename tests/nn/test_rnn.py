@@ -22,6 +22,10 @@ TINY = RNNConfig(hidden_dim=5, num_layers=2)
 TOLERANCE = 1e-5  # float32; values of size 1
 
 
+def normal(*shape):
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
 def recorded(cell, directions):
     """What PyTorch made of packed sequences (benchmarks/peers/torch_rnn.py), and its weights by layer and direction."""
     with np.load(Path(__file__).parent / "recorded" / "torch_rnn.npz") as file:
@@ -42,7 +46,7 @@ def carried_over(cell, layers):
                 one["bias"] = bias_ih + np.where(np.arange(3 * width) < 2 * width, bias_hh, 0)
                 one["recurrent_bias"] = bias_hh[2 * width :]
             params[f"layer_{number}" + "_reverse" * reverse] = one
-    return jax.tree.map(lambda x: jnp.asarray(x, "float32"), params)
+    return jax.tree.map(np.float32, params)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -68,7 +72,7 @@ def flax_cell(cell, params):
     if cell == "rnn":
         h = {"kernel": params["recurrent_kernel"]}
         return nn.SimpleCell(5), {"i": {name: params[name] for name in ("kernel", "bias")}, "h": h}
-    parts = {name: jnp.split(x, len(gates), -1) for name, x in params.items() if name != "recurrent_bias"}
+    parts = {name: np.split(x, len(gates), -1) for name, x in params.items() if name != "recurrent_bias"}
     theirs = {}
     for gate, kernel, recurrent, bias in zip(
         gates, *(parts[n] for n in ("kernel", "recurrent_kernel", "bias")), strict=True
@@ -84,9 +88,9 @@ def flax_cell(cell, params):
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.grid(fast=1)
 def test_a_layer_is_flax_s_cell(cell, key):
-    shape, x = RNNConfig(cell, 5, 1), jax.random.normal(key, (2, 7, 3))
+    shape, x = RNNConfig(cell, 5, 1), normal(2, 7, 3)
     network = Recurrent(shape)
-    params = network.init(key, x)["params"]
+    params = compiled(network.init)(key, x)["params"]
     flax, theirs = flax_cell(cell, params["layer_0"])
 
     @compiled
@@ -111,7 +115,7 @@ def test_a_layer_is_flax_s_cell(cell, key):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_initial_parameters_are_pytorch_s_but_for_the_forget_gate(cell, key):
-    params = Recurrent(RNNConfig(cell, 100, 1)).init(key, jnp.zeros((1, 1, 50)))["params"]["layer_0"]
+    params = compiled(Recurrent(RNNConfig(cell, 100, 1)).init)(key, np.zeros((1, 1, 50)))["params"]["layer_0"]
     forget = np.asarray(params["bias"][100:200]) if cell == "lstm" else np.ones(1)
     np.testing.assert_array_equal(forget, 1)
     for name, x in params.items():
@@ -131,24 +135,30 @@ def tokens(*shape):
 def test_the_state_is_all_of_the_text_before(shape, key):
     model, text = RecurrentLanguageModel(11, shape), tokens(2, 9)
     variables = compiled(model.init)(key, text)
-    whole, out = compiled(model.apply)(variables, text)
-    assert whole.shape == (2, 9, 11)
-    assert whole.dtype == jnp.float32
-    state, parts = init_state(shape, 2), []
-    for part in (text[:, :4], text[:, 4:5], text[:, 5:]):
-        logits, after = compiled(model.apply)(variables, part, cache=state)
-        state = after["cache"]
-        parts.append(logits)
-    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=TOLERANCE)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=TOLERANCE), state, out["cache"])
+
+    @compiled
+    def both(variables):
+        whole, out = model.apply(variables, text)
+        state, parts = init_state(shape, 2), []
+        for part in (text[:, :4], text[:, 4:5], text[:, 5:]):
+            logits, after = model.apply(variables, part, cache=state)
+            state = after["cache"]
+            parts.append(logits)
+        return (whole, out["cache"]), (jnp.concatenate(parts, 1), state)
+
+    desired, found = both(variables)
+    assert desired[0].shape == (2, 9, 11)
+    assert desired[0].dtype == jnp.float32
+    jax.tree.map(partial(np.testing.assert_allclose, atol=TOLERANCE), found, desired)
 
 
 def test_one_hot_tokens_are_rows_of_the_first_kernel(key):
     model, text = RecurrentLanguageModel(11, TINY), tokens(2, 6)
     params = compiled(model.init)(key, text)["params"]
-    hidden, _ = Recurrent(TINY).apply({"params": params["layers"]}, jax.nn.one_hot(text, 11))
-    logits = hidden @ params["logits"]["kernel"] + params["logits"]["bias"][None, None]
-    np.testing.assert_allclose(model.apply({"params": params}, text)[0], logits, atol=TOLERANCE)
+    hidden, _ = compiled(Recurrent(TINY).apply)({"params": params["layers"]}, np.eye(11)[text])
+    head = jax.tree.map(np.asarray, params["logits"])
+    logits = np.asarray(hidden) @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(compiled(model.apply)({"params": params}, text)[0], logits, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0)])
@@ -171,14 +181,13 @@ def test_sampling_by_state_gives_the_tokens_of_reading_everything_again(sampling
 
 
 def test_dropout_is_between_layers_and_for_training_alone(key):
-    shape, x = dataclasses.replace(TINY, dropout=0.5), jax.random.normal(key, (2, 4, 3))
+    shape, x = dataclasses.replace(TINY, dropout=0.5), normal(2, 4, 3)
     network = Recurrent(shape)
-    variables = network.init(key, x)
-    still = network.apply(variables, x)[0]
-    np.testing.assert_array_equal(still, Recurrent(TINY).apply(variables, x)[0])
-    (one, first), (two, second) = (
-        network.apply(variables, x, train=True, rngs={"dropout": jax.random.key(i)}) for i in (1, 2)
-    )
+    variables = compiled(network.init)(key, x)
+    still = compiled(network.apply)(variables, x)[0]
+    np.testing.assert_array_equal(still, compiled(Recurrent(TINY).apply)(variables, x)[0])
+    train = compiled(lambda key: network.apply(variables, x, train=True, rngs={"dropout": key}))
+    (one, first), (two, second) = (train(jax.random.key(i)) for i in (1, 2))
     assert not np.allclose(one, two)
     jax.tree.map(np.testing.assert_array_equal, first[0], second[0])  # nothing is dropped before the first layer
     assert np.asarray(one).all()  # or behind the last
