@@ -80,7 +80,6 @@ def test_rotary_is_a_complex_product(dtype):
 def test_rotary_products_depend_on_the_distance_alone():
     q, k = normal(0, 5, 2, 8), normal(1, 5, 2, 8)
 
-
     @jax.jit
     def product(shift):
         return jnp.einsum("TNH,SNH->NTS", *(rotary(x, jnp.arange(5) + shift) for x in (q, k)))
