@@ -42,7 +42,7 @@ A score function, with the gradient with respect to an array that it captures:
 >>> def loss(slope):
 ...     distance = lambda score, b, n, q, k: score - slope * abs(q - k)
 ...     return dot_product_attention(query, key, value, score_mod=distance, logits_soft_cap=30.0).sum()
->>> jax.grad(loss)(0.1).shape, jax.hessian(loss)(0.1).shape
+>>> jax.jit(jax.grad(loss))(0.1).shape, jax.jit(jax.hessian(loss))(0.1).shape
 ((), ())
 
 Sinks, packed segments, dropout:

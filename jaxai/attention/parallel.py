@@ -34,7 +34,8 @@ def merge_partials(first: Partial, second: Partial) -> Partial:
 
     >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 8, 2, 4))
     >>> attend = functools.partial(dot_product_attention, query, return_residual=True)
-    >>> out, lse = merge_partials(attend(key[:, :5], value[:, :5]), attend(key[:, 5:], value[:, 5:]))
+    >>> first, second = attend(key[:, :5], value[:, :5]), attend(key[:, 5:], value[:, 5:])
+    >>> out, lse = jax.jit(merge_partials)(first, second)
     >>> bool(jnp.allclose(out, dot_product_attention(query, key, value), atol=1e-6))
     True
     """
@@ -73,7 +74,8 @@ def ring_attention(
     >>> ring = functools.partial(ring_attention, axis_name="time", is_causal=True)
     >>> along = jax.sharding.PartitionSpec(None, "time")
     >>> query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 8 * jax.device_count(), 2, 4))
-    >>> out = jax.shard_map(ring, mesh=mesh, in_specs=along, out_specs=along)(query, key, value)
+    >>> ring = jax.jit(jax.shard_map(ring, mesh=mesh, in_specs=along, out_specs=along))
+    >>> out = ring(query, key, value)
     >>> bool(jnp.allclose(out, dot_product_attention(query, key, value, is_causal=True), atol=1e-6))
     True
     """

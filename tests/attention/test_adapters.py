@@ -81,14 +81,15 @@ def test_flex_attention_is_its_definition(score_mod, mask_mod, heads):
 def test_what_a_score_mod_captures_gets_a_gradient():
     query, key, value = (numbers(2, 4, T, 6, seed=n) for n in range(3))
 
-    def loss(table, kernel_options):
+    def loss(kernel_options, table):
         score_mod = lambda score, b, h, q_idx, kv_idx: score + table[h, q_idx - kv_idx + 10]  # noqa: E731
         return jnp.sin(flex_attention(query, key, value, score_mod, Causal(), kernel_options=kernel_options)).sum()
 
-    gradients = [jax.grad(loss)(TABLE, options) for options in (None, {"BLOCK_M": 2, "BLOCK_N": 4})]
+    losses = [functools.partial(loss, options) for options in (None, {"BLOCK_M": 2, "BLOCK_N": 4})]
+    gradients = [jax.jit(jax.grad(loss))(TABLE) for loss in losses]
     np.testing.assert_allclose(*gradients, atol=TOLERANCE)
-    step = 1e-2 * jnp.cos(TABLE)
-    difference = loss(TABLE + step, None) - loss(TABLE - step, None)
+    step, run = 1e-2 * np.cos(TABLE), jax.jit(losses[0])
+    difference = run(TABLE + step) - run(TABLE - step)
     np.testing.assert_allclose((gradients[0] * step).sum() * 2, difference, rtol=1e-3)  # the next term, of step ** 3
 
 
@@ -130,16 +131,21 @@ def test_flex_errors_name_the_argument_and_the_fix(call, message, monkeypatch):
 INPUTS = numbers(2, 3, 7, 8)  # two batch axes
 MASKS = {
     "none": None,
-    "causal": nn.make_causal_mask(jnp.ones((1, 1, 7))),
-    "padding": nn.make_attention_mask(jnp.ones((2, 3, 7)), jnp.arange(7)[None, None] < jnp.array([[[7], [3], [1]]])),
-    "of heads": jnp.asarray(np.random.default_rng(5).random((4, 7, 7)) > 0.3) | jnp.eye(7, dtype=bool)[None],
+    "causal": jax.jit(nn.make_causal_mask)(np.ones((1, 1, 7))),
+    "padding": jax.jit(nn.make_attention_mask)(np.ones((2, 3, 7)), np.arange(7) < np.array([[[7], [3], [1]]])),
+    "of heads": jnp.asarray((np.random.default_rng(5).random((4, 7, 7)) > 0.3) | np.eye(7, dtype=bool)),
 }
+
+
+@functools.cache
+def linen_variables():
+    return jax.jit(nn.MultiHeadDotProductAttention(num_heads=4).init)(jax.random.key(0), INPUTS)
 
 
 def linen_layer(attention, **options):
     layer = nn.MultiHeadDotProductAttention(num_heads=4, attention_fn=attention, **options)
-    variables = nn.MultiHeadDotProductAttention(num_heads=4).init(jax.random.key(0), INPUTS)
-    return functools.partial(layer.apply, variables)
+    apply = jax.jit(layer.apply, static_argnames=("deterministic", "sow_weights"))
+    return functools.partial(apply, linen_variables())
 
 
 def nnx_layer(attention, **options):
@@ -158,14 +164,15 @@ SYSTEMS = {
 @pytest.mark.grid(fast=1)
 def test_layers_give_what_they_give_with_their_own_attention(system, mask):
     make, own = SYSTEMS[system]
-    mask, inputs = MASKS[mask], (INPUTS, INPUTS[:, :, ::-1])
+    mask, inputs = MASKS[mask], (INPUTS, np.asarray(INPUTS)[:, :, ::-1])
 
-    def outputs_and_gradients(layer):
+    def outputs_and_gradients(layer, x, y):
         forward = lambda x, y: layer(x, y, mask=mask)  # noqa: E731
         gradients = jax.grad(lambda x, y: jnp.sin(forward(x, y)).sum(), (0, 1))
-        return forward(*inputs), gradients(*inputs)
+        return forward(x, y), gradients(x, y)
 
-    actual, desired = (outputs_and_gradients(make(attention)) for attention in (attention_fn, own))
+    layers = [make(attention) for attention in (attention_fn, own)]
+    actual, desired = (jax.jit(functools.partial(outputs_and_gradients, layer))(*inputs) for layer in layers)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=LAYER_TOLERANCE), actual, desired)
 
 
@@ -184,10 +191,11 @@ def test_any_batch_axes_and_what_broadcasts_to_them(batch, broadcast):
     shape = [*batch, 4, 5, 7]
     for axis, size in broadcast.items():
         shape[axis] = size
-    bias, mask = numbers(*shape), (numbers(*shape, seed=1) > -0.5).at[..., 0].set(True)
-    for arrays in ({"bias": bias}, {"mask": mask}, {"bias": bias, "mask": mask.astype(jnp.float32)}):
-        actual = attention_fn(query, key, value, **arrays)
-        np.testing.assert_allclose(actual, nn.dot_product_attention(query, key, value, **arrays), atol=TOLERANCE)
+    bias, mask = numbers(*shape), np.asarray(numbers(*shape, seed=1)) > -0.5
+    mask[..., 0] = True
+    for arrays in ({"bias": bias}, {"mask": mask}, {"bias": bias, "mask": mask.astype("float32")}):
+        actual, desired = (jax.jit(f)(query, key, value, **arrays) for f in (attention_fn, nn.dot_product_attention))
+        np.testing.assert_allclose(actual, desired, atol=TOLERANCE)
 
 
 def test_mask_objects_go_through_the_layers():
@@ -258,9 +266,10 @@ def test_dropout_keeps_the_mean():
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 def test_dtypes_are_promoted(dtype):
     query, key, value = numbers(2, 5, 4, 6), numbers(2, 7, 4, 6).astype(jnp.bfloat16), numbers(2, 7, 4, 6)
-    desired = nn.dot_product_attention(query, key, value, dtype=dtype)
+    desired = jax.jit(functools.partial(nn.dot_product_attention, dtype=dtype))(query, key, value)
     for promote_dtype in (None, nnx.nn.dtypes.promote_dtype):
-        actual = attention_fn(query, key, value, dtype=dtype, promote_dtype=promote_dtype)
+        ours = functools.partial(attention_fn, dtype=dtype, promote_dtype=promote_dtype)
+        actual = jax.jit(ours)(query, key, value)
         assert actual.dtype == desired.dtype
         tolerance = TOLERANCE if dtype is None else 0.03  # bfloat16's step at 2 is 0.016; Flax rounds the weights too
         np.testing.assert_allclose(actual.astype(jnp.float32), desired.astype(jnp.float32), atol=tolerance)

@@ -1,5 +1,6 @@
 """Rotary embedding and score modifications against NumPy, to second order, on the whole and block by block."""
 
+import functools
 import re
 
 import jax
@@ -19,12 +20,12 @@ def normal(seed, *shape):
 
 
 def indices(shape, start_q=0, start_k=0):
-    (b, n, t, s), int32 = shape, jnp.int32
-    q, k = start_q + jnp.arange(t, dtype=int32), start_k + jnp.arange(s, dtype=int32)
-    b, n = jnp.arange(b, dtype=int32), jnp.arange(n, dtype=int32)
+    b, n, t, s = (np.arange(size, dtype=np.int32) for size in shape)
+    q, k = start_q + t, start_k + s
     return b.reshape(-1, 1, 1, 1), n.reshape(1, -1, 1, 1), q.reshape(1, 1, -1, 1), k.reshape(1, 1, 1, -1)
 
 
+@jax.jit
 def apply(mod, score, start_q=0, start_k=0):
     return mod(score, *indices(score.shape, start_q, start_k))
 
@@ -68,22 +69,27 @@ def test_rotary_is_a_complex_product(dtype):
         # angles up to 7 radians; bfloat16 keeps 8 bits of values up to 3
         tolerance = {"float32": 2e-6, "float64": 1e-12, "bfloat16": 2e-2}[dtype]
         rows = np.array([[0, 1, 2, 3, 4, 5, 6], [3, 1, 4, 1, 5, 0, 2]])
+        turn = jax.jit(functools.partial(rotary, base=100.0))
         for positions in (None, jnp.asarray(rows), jnp.asarray(rows[1]), jnp.asarray(rows + 0.5)):
             wanted = rows[:1].repeat(2, 0) if positions is None else np.broadcast_to(positions, (2, 7))
-            actual = rotary(x, positions, base=100.0)
+            actual = turn(x, positions)
             assert actual.dtype == x.dtype
             np.testing.assert_allclose(np.asarray(actual, np.float64), turned(x, wanted, 100.0), atol=tolerance)
 
 
 def test_rotary_products_depend_on_the_distance_alone():
     q, k = normal(0, 5, 2, 8), normal(1, 5, 2, 8)
-    product = lambda shift: jnp.einsum("TNH,SNH->NTS", *(rotary(x, jnp.arange(5) + shift) for x in (q, k)))  # noqa: E731
+
+    @jax.jit
+    def product(shift):
+        return jnp.einsum("TNH,SNH->NTS", *(rotary(x, jnp.arange(5) + shift) for x in (q, k)))
+
     np.testing.assert_allclose(product(0), product(100), atol=5e-5)  # float32 angles near 100 are good to 4e-6
 
 
 def test_rotary_keeps_bfloat16_angles_exact_at_far_positions():
-    x, positions = jnp.ones((1, 2, 1, 64), jnp.bfloat16), jnp.array([4001, 4002])
-    actual = np.asarray(rotary(x, positions), np.float64)
+    x, positions = jnp.ones((1, 2, 1, 64), jnp.bfloat16), np.array([4001, 4002])
+    actual = np.asarray(jax.jit(rotary)(x, positions), np.float64)
     np.testing.assert_allclose(actual, turned(x, positions[None]), atol=5e-3)  # half a unit of bfloat16 is 4e-3
 
 
@@ -101,7 +107,7 @@ def test_alibi_lowers_scores_by_the_distance():
     distance = np.abs(np.arange(4)[:, None] + 2 - np.arange(6)[None])
     wanted = np.asarray(score) - np.asarray(slopes)[:, None, None] * distance
     np.testing.assert_allclose(apply(alibi(slopes), score, start_q=2), wanted, atol=1e-6)
-    gradient = jax.grad(lambda mod: jnp.sum(apply(mod, score, start_q=2) * score))(alibi(slopes)).slopes
+    gradient = jax.jit(jax.grad(lambda mod: jnp.sum(apply(mod, score, start_q=2) * score)))(alibi(slopes)).slopes
     np.testing.assert_allclose(gradient, -np.einsum("BNTS,TS->N", score, distance), rtol=1e-5)
 
 
@@ -144,24 +150,23 @@ def test_blocks_are_slices_of_the_whole(mod):
         "causal": relative_bias(normal(1, 6, 3), bidirectional=False, max_distance=16),
         "soft_cap": soft_cap(2.0),
     }[mod]
-    score = normal(0, 2, 3, 12, 30)
-    whole = apply(mod, score)
-    on_block = jax.jit(lambda mod, score, q, k: apply(mod, score, q, k))  # starts are traced
+    score = np.asarray(normal(0, 2, 3, 12, 30))
+    whole = np.asarray(apply(mod, score))
     for t, s in ((1, 1), (1, 30), (12, 1), (4, 10), (6, 5)):
         for q, k in ((0, 0), (12 - t, 0), (0, 30 - s), (12 - t, 30 - s)):
             part = np.s_[:, :, q : q + t, k : k + s]
-            np.testing.assert_allclose(on_block(mod, score[part], q, k), whole[part], atol=1e-6)
+            np.testing.assert_allclose(apply(mod, score[part], q, k), whole[part], atol=1e-6)  # starts are traced
 
 
 def test_positions_by_row_or_out_of_order_are_read_one_by_one():
-    score, table = normal(0, 2, 3, 4, 6), normal(1, 8, 3)
+    score, table = np.asarray(normal(0, 2, 3, 4, 6)), normal(1, 8, 3)
     mod = relative_bias(table, max_distance=16)
     order, starts = np.array([4, 5, 0, 1, 2, 3]), np.array([0, 9])
-    q = jnp.broadcast_to((starts[:, None] + np.arange(4)).reshape(2, 1, 4, 1), (2, 1, 4, 6))
-    k = jnp.broadcast_to(order.reshape(1, 1, 1, 6), (2, 1, 4, 6))
-    actual = mod(score, *indices(score.shape)[:2], q, k)
+    q = np.broadcast_to((starts[:, None] + np.arange(4)).reshape(2, 1, 4, 1), (2, 1, 4, 6))
+    k = np.broadcast_to(order.reshape(1, 1, 1, 6), (2, 1, 4, 6))
+    actual = jax.jit(lambda score: mod(score, *indices(score.shape)[:2], q, k))(score)
     for row, start in enumerate(starts):
-        wanted = score[row] + dense_bias(table, 4, 6, True, 16, int(start))[0][..., order]
+        wanted = score[row] + np.asarray(dense_bias(table, 4, 6, True, 16, int(start)))[0][..., order]
         np.testing.assert_allclose(actual[row], wanted, atol=1e-6)
 
 
@@ -179,15 +184,15 @@ def test_relative_bias_indexes_distances_not_entries():
 def test_vmap_over_tables_and_slopes():
     score, tables, slopes = normal(0, 2, 3, 4, 4), normal(1, 5, 8, 3), normal(2, 5, 3)
     for build, stacked in ((relative_bias, tables), (alibi, slopes)):
-        f = lambda x, build=build: apply(build(x), score)  # noqa: E731
-        np.testing.assert_allclose(jax.vmap(f)(stacked), jnp.stack([f(x) for x in stacked]), atol=1e-6)
+        f = jax.jit(lambda x, build=build: apply(build(x), score))
+        np.testing.assert_allclose(jax.vmap(f)(stacked), [f(x) for x in np.asarray(stacked)], atol=1e-6)
 
 
 def test_modifications_are_pytrees_that_jit_reuses():
     score, traces = normal(0, 1, 2, 3, 3), []
     compiled = jax.jit(lambda mod, score: traces.append(mod) or apply(mod, score))
     for mod in (alibi(2), alibi(jnp.ones(2)), soft_cap(3.0), soft_cap(3.0), soft_cap(4.0)):
-        np.testing.assert_allclose(compiled(mod, score), apply(mod, score), atol=1e-6)
+        np.testing.assert_allclose(compiled(mod, score), mod(score, *indices(score.shape)), atol=1e-6)
     assert len(traces) == 3
     assert jax.tree.leaves(soft_cap(3.0)) == []
     assert jax.tree.leaves(relative_bias(jnp.ones((4, 2))))[0].shape == (4, 2)

@@ -16,7 +16,8 @@ def test_every_block_is_visited_once_by_itself_or_among_others(rows, cols, power
     assert group <= 2**power
     assert rows % group == 0
     visits = np.zeros((rows, cols), int)
-    for masked, size, count, inner_rows, columns in classes:
+    for masked, size, *table in classes:
+        count, inner_rows, columns = map(np.asarray, table)
         for i, n in enumerate(count):
             for row, col in zip(inner_rows[i, :n], columns[i, :n], strict=True):
                 blocks = slice(i * group + row * size, i * group + (row + 1) * size), col
