@@ -170,12 +170,12 @@ def test_jit_and_vmap(name):
     expected = explain(x, TARGETS)
     np.testing.assert_allclose(jax.jit(explain)(x, TARGETS), expected, rtol=1e-5, atol=1e-6)  # another program
     classes = np.array([[0, 1, 2], [2, 2, 0]])
-    for actual, targets in zip(np.asarray(jax.jit(jax.vmap(explain, (None, 0)))(x, classes)), classes, strict=True):
+    mapped = np.asarray(jax.jit(jax.vmap(explain, (None, 0)))(x, classes))
+    for actual, targets in zip(mapped, classes, strict=True):
         np.testing.assert_allclose(actual, explain(x, targets), rtol=1e-5, atol=1e-6)
     pairs = [x, -x]
-    for actual, pair in zip(
-        np.asarray(jax.jit(jax.vmap(explain, (0, None)))(np.stack(pairs), TARGETS)), pairs, strict=True
-    ):
+    mapped = np.asarray(jax.jit(jax.vmap(explain, (0, None)))(np.stack(pairs), TARGETS))
+    for actual, pair in zip(mapped, pairs, strict=True):
         np.testing.assert_allclose(actual, explain(pair, TARGETS), rtol=1e-5, atol=1e-6)
 
 

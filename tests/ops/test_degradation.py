@@ -10,7 +10,7 @@ from jaxai.ops.degradation import holes, low_contrast, noisy
 
 def test_holes_are_one_rectangle_each_of_zeros(key):
     images = jax.random.uniform(key, (2000, 12, 20, 3), minval=0.5)
-    damaged, mask = map(np.asarray, jax.jit(lambda *args: holes(*args, 0.25, 0.5))(images, key))
+    damaged, mask = map(np.asarray, jax.jit(lambda images: holes(images, key, 0.25, 0.5))(images))
     assert mask.shape == (2000, 12, 20, 1)
     np.testing.assert_array_equal(damaged, np.where(mask > 0, 0, images))
     heights, widths = (mask[..., 0].any(axis).sum(-1) for axis in (2, 1))
@@ -28,7 +28,7 @@ def test_noise_has_its_deviation(key):
 
 def test_low_contrast_stays_in_range_and_keeps_the_order_of_pixels(key):
     images = jax.random.uniform(key, (100, 5, 5, 1), minval=-1)
-    flat = np.asarray(jax.jit(lambda *args: low_contrast(*args, 0.2, 0.6))(images, key))
+    flat = np.asarray(jax.jit(lambda images: low_contrast(images, key, 0.2, 0.6))(images))
     images = np.asarray(images)
     assert np.abs(flat).max() <= 1
     share = np.ptp(flat, axis=(1, 2, 3)) / np.ptp(images, axis=(1, 2, 3))
