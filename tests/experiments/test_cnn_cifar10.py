@@ -78,7 +78,7 @@ def test_what_pooling_leaves_over_changes_nothing(key, size):
             return nn.Dense(4, name="dense_1")(x)
 
     ours, images = ArticleCNN((5, 6, 7), 8, 4), jax.random.normal(key, (3, size, size, 3))
-    params = jax.tree.map(lambda x: x + 0.1, ours.init(key, images))
+    params = jax.tree.map(lambda x: np.asarray(x) + 0.1, jax.jit(ours.init)(key, images))
     networks = (ours, Plain())
     both = [jax.value_and_grad(lambda p, x, net=net: (net.apply(p, x) ** 2).sum(), (0, 1)) for net in networks]
     # Sums of about a hundred terms in another order.
@@ -87,12 +87,13 @@ def test_what_pooling_leaves_over_changes_nothing(key, size):
 
 def test_the_network_is_the_articles(key):
     """As many parameters as Keras counts, and features and head make the whole."""
-    network, images = ArticleCNN(), jnp.linspace(0, 1, 2 * 32 * 32 * 3).reshape(2, 32, 32, 3)
-    variables = network.init(key, images)
+    network, images = ArticleCNN(), np.linspace(0, 1, 2 * 32 * 32 * 3, dtype=np.float32).reshape(2, 32, 32, 3)
+    variables = jax.jit(network.init)(key, images)
     assert sum(x.size for x in jax.tree.leaves(variables)) == 122_570
-    features = network.apply(variables, images, method="features")
+    apply = jax.jit(network.apply, static_argnames="method")
+    features = apply(variables, images, method="features")
     assert features.shape == (2, 4, 4, 64)
-    whole, halves = network.apply(variables, images), network.apply(variables, features, method="head")
+    whole, halves = apply(variables, images), apply(variables, features, method="head")
     np.testing.assert_array_equal(whole, halves)
 
 

@@ -74,7 +74,7 @@ def test_every_remedy_changes_the_training(remedy):
     def two_steps(config):
         trainer = experiment.trainer(config)
         step = jax.jit(trainer.step)
-        state, _ = step(trainer.init(Keys(config.seed)), points)
+        state, _ = step(jax.jit(partial(trainer.init, Keys(config.seed)))(), points)
         return step(state, points)
 
     (state, metrics), (other, _) = two_steps(dataclasses.replace(plain, **remedy)), two_steps(plain)
@@ -93,7 +93,7 @@ def test_the_penalty_keeps_its_weight_unless_another_end_is_given():
     def late_loss(**changes):
         config = experiment.Config(**SMALL, penalty="r1", penalty_weight=10.0, decay_steps=100, **changes)
         trainer = experiment.trainer(config)
-        state = trainer.init(Keys(config.seed)).replace(step=jnp.full(2, 100))
+        state = jax.jit(partial(trainer.init, Keys(config.seed)))().replace(step=jnp.full(2, 100))
         _, metrics = jax.jit(trainer.step)(state, points)
         return float(metrics["discriminator_loss"]), float(metrics["penalty"])
 

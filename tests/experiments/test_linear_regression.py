@@ -16,6 +16,8 @@ from tests.experiments.commands import SCRIPTS, load, run, step_and_init, train
 
 SCRIPT = SCRIPTS / "linear_regression.py"
 experiment = load(SCRIPT)
+slopes_by_jax = jax.jit(jax.grad(experiment.mean_squared_error))
+slopes_by_hand, least_squares = jax.jit(experiment.gradient_by_hand), jax.jit(experiment.least_squares)
 
 
 def draw_points(seed: int, count: int) -> tuple[dict, np.ndarray, np.ndarray]:
@@ -28,9 +30,7 @@ def draw_points(seed: int, count: int) -> tuple[dict, np.ndarray, np.ndarray]:
 def test_gradients_by_hand_are_those_of_jax(seed, count):
     line, x, y = draw_points(seed, count)
     with jax.enable_x64(True):
-        line = {name: jnp.asarray(value) for name, value in line.items()}
-        by_hand = experiment.gradient_by_hand(line, jnp.asarray(x), jnp.asarray(y))
-        by_jax = jax.grad(experiment.mean_squared_error)(line, jnp.asarray(x), jnp.asarray(y))
+        by_hand, by_jax = slopes_by_hand(line, x, y), slopes_by_jax(line, x, y)
     for name, gradient in by_hand.items():
         assert gradient.dtype == jnp.float64
         np.testing.assert_allclose(gradient, by_jax[name], rtol=1e-12, atol=1e-12)  # terms of order 1 may cancel
@@ -40,8 +40,8 @@ def test_gradients_by_hand_are_those_of_jax(seed, count):
 def test_least_squares_is_numpys_and_has_no_gradient(seed, count):
     _, x, y = draw_points(seed, count)
     with jax.enable_x64(True):
-        line = experiment.least_squares(jnp.asarray(x), jnp.asarray(y))
-        gradient = jax.grad(experiment.mean_squared_error)(line, jnp.asarray(x), jnp.asarray(y))
+        line = least_squares(x, y)
+        gradient = slopes_by_jax(line, x, y)
     desired, *_ = np.linalg.lstsq(np.stack([x, np.ones(count)], 1), y)
     np.testing.assert_allclose([line["w"], line["b"]], desired, rtol=1e-9, atol=1e-9)  # x may lie close together
     np.testing.assert_allclose([gradient["w"], gradient["b"]], 0, atol=1e-9)
@@ -50,14 +50,15 @@ def test_least_squares_is_numpys_and_has_no_gradient(seed, count):
 def descend(config, x, y, steps):
     """The state after some steps, and the metrics of each, [steps]."""
     step, init = step_and_init(experiment.Descents(config.learning_rate))
-    return jax.lax.scan(lambda state, _: step(state, {"x": x, "y": y}), init(), length=steps)
+    run = jax.jit(lambda x, y: jax.lax.scan(lambda state, _: step(state, {"x": x, "y": y}), init(), length=steps))
+    return run(x, y)
 
 
 @pytest.mark.parametrize("name", ["default", "article"])
 def test_claim(name):
     config = experiment.PRESETS[name]
-    x, y = experiment.make_points(config)
-    end = experiment.least_squares(x, y)
+    x, y = jax.jit(lambda: experiment.make_points(config))()
+    end = least_squares(x, y)
     state, metrics = descend(config, x, y, config.steps)
     for line in state.values():
         assert abs(line["w"] - end["w"]) < experiment.TOLERANCE
@@ -70,7 +71,7 @@ def test_measure_sees_a_wrong_gradient(monkeypatch):
     right = experiment.gradient_by_hand
     monkeypatch.setattr(experiment, "gradient_by_hand", lambda *args: {**right(*args), "b": 1.01 * right(*args)["b"]})
     x, y = experiment.make_points(experiment.PRESETS["debug"])
-    measured = experiment.measure({"w": jnp.zeros(()), "b": jnp.zeros(())}, x, y)
+    measured = jax.jit(lambda *args: experiment.measure(*args))({"w": 0.0, "b": 0.0}, x, y)
     assert measured["gradient_difference"] > 1e-3
 
 

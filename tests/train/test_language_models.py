@@ -1,6 +1,6 @@
 """Losses and evaluation of language models, against plain numpy."""
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -33,11 +33,12 @@ def nll(logits, targets):
     return -np.take_along_axis(log_p, np.asarray(targets)[..., None], -1)[..., 0]
 
 
+@cache
 def trained(config):
     """The network and the state after three steps, and the losses that these report."""
     network = config.language_model(5)
     trainer = language_model_trainer(config, network)
-    state, batches, losses = trainer.init(Keys(0)), config.batches(IDS), []
+    state, batches, losses = jax.jit(partial(trainer.init, Keys(0)))(), config.batches(IDS), []
     step = jax.jit(trainer.step)
     for _ in range(3):
         state, metrics = step(state, next(batches))
@@ -48,8 +49,8 @@ def trained(config):
 def test_loss_is_the_mean_over_all_tokens(key):
     network, state, _ = trained(TRANSFORMER)
     batch = next(TRANSFORMER.batches(IDS))
-    loss, metrics = next_token_loss(network, state.params, batch, key)
-    logits, _ = network.apply({"params": state.params}, batch["input"])
+    loss, metrics = jax.jit(partial(next_token_loss, network))(state.params, batch, key)
+    logits, _ = jax.jit(network.apply)({"params": state.params}, batch["input"])
     np.testing.assert_allclose(loss, nll(logits, batch["target"]).mean(), rtol=1e-5)
     assert metrics == {}
 
@@ -63,14 +64,14 @@ def test_a_recurrent_network_carries_its_state():
     """The second loss is that of the second batch after the first, for which the state is kept."""
     network = RECURRENT.language_model(5)
     trainer, batches = language_model_trainer(RECURRENT, network), RECURRENT.batches(IDS)
-    state = trainer.init(Keys(0))
+    state, step, apply = jax.jit(partial(trainer.init, Keys(0)))(), jax.jit(trainer.step), jax.jit(network.apply)
     first, second = next(batches), next(batches)
     assert first["first"].all()
     assert not second["first"].any()
-    after, _ = trainer.step(state, first)
-    _, metrics = trainer.step(after, second)
-    _, out = network.apply({"params": state.params}, first["input"])
-    logits, _ = network.apply({"params": after.params}, second["input"], cache=out["cache"])
+    after, _ = step(state, first)
+    _, metrics = step(after, second)
+    _, out = apply({"params": state.params}, first["input"])
+    logits, _ = apply({"params": after.params}, second["input"], cache=out["cache"])
     np.testing.assert_allclose(metrics["loss"], nll(logits, second["target"]).mean(), rtol=1e-5)
 
 
@@ -80,9 +81,9 @@ def test_a_recurrent_network_carries_its_state():
 def test_validation_in_order(config):
     network, state, _ = trained(config)
     found = language_model_evaluation(config, network, IDS[:100], IDS[100:])(Run(Path()), 3, state)
-    sums, cache = np.zeros(2), None
+    sums, cache, apply = np.zeros(2), None, jax.jit(network.apply)
     for batch in ordered(IDS[100:], 4, 6):
-        logits, out = network.apply({"params": state.params}, batch["input"], cache=cache)
+        logits, out = apply({"params": state.params}, batch["input"], cache=cache)
         cache = out["cache"] if config is RECURRENT else None
         sums += [(batch["weight"] * nll(logits, batch["target"])).sum(), batch["weight"].sum()]
     assert found == {"validation_loss": pytest.approx(sums[0] / sums[1], rel=1e-5)}
@@ -103,11 +104,10 @@ def test_translation_loss_is_the_smoothed_cross_entropy_over_real_tokens(key):
     config = TransformerConfig(embed_dim=8, num_layers=1, num_heads=2, hidden_dim=8, init_std=0.5)
     network = EncoderDecoder(9, config)
     batch = {"source": np.array([[4, 5, 6], [7, 0, 0]]), "target": np.array([[1, 4, 5, 2], [1, 6, 2, 0]])}
-    params = init_encoder_decoder(network, key)
-    loss, metrics = translation_loss(network, 0.1, 0, params, batch, jax.random.key(1))
-    logits = np.asarray(
-        network.apply({"params": params}, batch["source"], batch["target"][:, :-1], np.array([3, 1]))[0]
-    )
+    params = jax.jit(partial(init_encoder_decoder, network))(key)
+    loss, metrics = jax.jit(partial(translation_loss, network, 0.1, 0))(params, batch, jax.random.key(1))
+    logits, _ = jax.jit(network.apply)({"params": params}, batch["source"], batch["target"][:, :-1], np.array([3, 1]))
+    logits = np.asarray(logits)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     places = [(0, 0, 4), (0, 1, 5), (0, 2, 2), (1, 0, 6), (1, 1, 2)]
     nll = -np.mean([log_p[place] for place in places])

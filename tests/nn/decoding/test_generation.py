@@ -38,13 +38,16 @@ def written(params, prompt, count, sampling=Sampling(), **options):  # noqa: B00
 @pytest.mark.grid(fast=1)
 def test_the_cache_gives_the_tokens_of_reading_everything_again(params, sampling):
     prompt = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
-    apply = compiled(lambda params, tokens: NETWORK.apply({"params": params}, tokens)[0])
+
+    @compiled
+    def following(params, tokens, number):
+        logits = NETWORK.apply({"params": params}, tokens)[0][:, prompt.shape[1] - 1 + number]
+        return sample(logits, jax.random.fold_in(jax.random.key(7), number), sampling)[:, None]
+
     text = prompt
     for number in range(10):
         padded = np.pad(text, ((0, 0), (0, 16 - text.shape[1])))
-        logits = apply(params, padded)[:, text.shape[1] - 1]
-        token = sample(logits, jax.random.fold_in(jax.random.key(7), number), sampling)
-        text = np.concatenate([text, token[:, None]], 1)
+        text = np.concatenate([text, following(params, padded, number)], 1)
     np.testing.assert_array_equal(written(params, prompt, 10, sampling), text[:, 3:])
 
 

@@ -1,5 +1,7 @@
 """Translations of many sentences at once."""
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,7 +25,8 @@ class Digits:
 
 def translator(key):
     network = EncoderDecoder(10, TransformerConfig(embed_dim=16, num_layers=2, num_heads=2, init_std=0.6))
-    return Translator(network, init_encoder_decoder(network, key), Digits(), 1, 2, beams=2, length_penalty=1.0)
+    params = compiled(partial(init_encoder_decoder, network))(key)
+    return Translator(network, params, Digits(), 1, 2, beams=2, length_penalty=1.0)
 
 
 def test_chunks_hold_every_sentence_once():
