@@ -115,9 +115,13 @@ def test_hessian_and_third_derivative(cell):
 sizes = st.integers(1, 4)
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
-@given(st.sampled_from(sorted(GATES)), sizes, sizes, sizes, st.booleans(), st.data())
-def test_any_shape(cell, steps, batch, width, reverse, data):
+@pytest.mark.parametrize("examples", [2, pytest.param(6, marks=pytest.mark.slow)])
+def test_any_shape(examples):
+    cases = given(st.sampled_from(sorted(GATES)), sizes, sizes, sizes, st.booleans(), st.data())
+    settings(max_examples=examples, deadline=None, derandomize=True)(cases(check_shape))()
+
+
+def check_shape(cell, steps, batch, width, reverse, data):
     lengths = data.draw(st.none() | st.tuples(*[st.integers(0, steps)] * batch))
     options: Any = {"reverse": reverse} | ({} if lengths is None else {"lengths": lengths})
     forms = ours(cell, **options), plain(cell, **options)
