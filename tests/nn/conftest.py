@@ -31,5 +31,5 @@ def tokens(*shape, seed=0):
 
 def initialised(network, *inputs, key):
     """The network's parameters, biases and scales perturbed so that none is 0 or 1."""
-    params = compiled(network.init)(key, *inputs)["params"]
-    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.fold_in(key, x.size), x.shape), params)
+    params, rng = compiled(network.init)(key, *inputs)["params"], np.random.default_rng(0)
+    return jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), jax.tree.map(np.asarray, params))
