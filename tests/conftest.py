@@ -1,5 +1,6 @@
 """Strict defaults for every test: four CPU devices, no silent rank promotion, warnings are errors."""
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import settings
 
 REPOSITORY = Path(__file__).parent.parent
+FILES = itertools.count(1)
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -52,9 +54,10 @@ def own_messages() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def own_programs() -> Iterator[None]:
-    """Compiled programs are dropped after each file: those of all tests would need several GiB."""
+    """Compiled programs are dropped after every third file: those of all tests would need several GiB."""
     yield
-    jax.clear_caches()
+    if next(FILES) % 3 == 0:
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -59,6 +59,7 @@ def everything():
 
 @pytest.mark.parametrize("block_size", [1, (1, 100), (100, 3), (8, 16), 19])
 @pytest.mark.usefixtures("x64")
+@pytest.mark.grid(fast=3)
 def test_any_block_size(block_size):
     arrays, desired = everything()
     call = functools.partial(CASES["everything"].call, implementation="blockwise", block_size=block_size)

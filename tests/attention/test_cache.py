@@ -63,6 +63,7 @@ def decode(cache, q, k, v, chunks, **options):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("chunks", [[1] * 9, [9], [4, 1, 3, 1]])
+@pytest.mark.grid(fast=5)
 def test_decoding_is_causal_attention(chunks, kv_heads, dtype):
     with jax.enable_x64(dtype == "float64"):
         q, k, v = draw(kv_heads=kv_heads, dtype=dtype)

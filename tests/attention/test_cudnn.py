@@ -109,6 +109,7 @@ def test_a_gradient_by_the_log_sum_exp_goes_by_blocks():
 
 
 @pytest.mark.parametrize("name", NOT_EXPRESSIBLE)
+@pytest.mark.grid(fast=4)
 def test_other_calls_run_by_blocks(name):
     programs = derivatives(functools.partial(dot_product_attention, **NOT_EXPRESSIBLE[name]))
     for kind in ("forward", "gradient"):

@@ -173,6 +173,7 @@ def test_derivatives_by_one_argument_alone_and_of_one_result_alone():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_jacobians_and_hessian():
     arrays = SMALL.draw()
     few = ("sinks", "slope", "scale")

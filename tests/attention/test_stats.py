@@ -112,6 +112,7 @@ def test_gradients_are_those_of_the_dense_weights(case):
 
 @pytest.mark.parametrize("kv_heads", [1, 4])
 @pytest.mark.parametrize("block_size", [None, 1, (16, 3)])
+@pytest.mark.grid(fast=2)
 def test_heads_and_block_sizes_in_float32(kv_heads, block_size):
     query, key = draw("float32", kv_heads)
     actual = attention_stats(query, key, is_causal=True, rows=jnp.array(ROWS), block_size=block_size)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -87,9 +88,6 @@ def test_both_networks_learn_from_images_and_labels(experiment, networks):
         (["--dataset", "svhn"], "--dataset"),
     ],
 )
-def test_bad_input_is_one_line(arguments, message, tmp_path):
-    result = commands.run(SCRIPT, tmp_path / "run", *arguments)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+def test_bad_input_is_one_line(experiment, arguments, message, tmp_path, capsys):
+    assert message in commands.refusal(capsys, partial(commands.start, experiment, tmp_path / "run", *arguments))
     assert not (tmp_path / "run").exists()
