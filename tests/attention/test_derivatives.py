@@ -280,6 +280,7 @@ def test_checkpoint_scan_linearize_and_transpose():
 
 
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
+@pytest.mark.grid(fast=1)
 def test_integer_arguments_have_float0_derivatives(implementation):
     arrays = Case((1, 9, 12, 1, 2, 3, 3)).draw(dtype="float32")
     ids, lengths = np.arange(9, dtype="int32")[None] // 5, np.array([11], "int32")
@@ -435,6 +436,7 @@ def test_shard_map(implementation, check_vma, axis):
 
 
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
+@pytest.mark.grid(fast=1)
 def test_shard_map_with_operands_that_differ_in_what_they_vary_over(implementation):
     """Queries are split over devices; the key head, the bias and the sinks are replicated."""
     case = Case((2, 9, 12, 1, 4, 3, 3), extra={"bias": (2, 1, 9, 12), "sinks": (4,)})
@@ -474,6 +476,7 @@ def test_shard_map_with_the_device_in_the_score_function(implementation):
 
 @pytest.mark.parametrize("spec", [P("x"), P(None, None, "x")], ids=["batch", "heads"])
 @pytest.mark.parametrize("implementation", ["reference", "blockwise"])
+@pytest.mark.grid(fast=2)
 def test_sharded_batches_and_heads_stay_where_they_are(implementation, spec):
     arrays = (*DEVICES.draw(dtype="float32").values(),)[:3]
     mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))

@@ -228,7 +228,7 @@ def every_derivative(f, arrays, one, two):
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.usefixtures("x64")
-@pytest.mark.grid(fast=1)
+@pytest.mark.slow
 def test_derivatives_of_every_order_are_exact_and_never_of_a_kernel(name, gpu):
     case = KINDS[name]
     arrays, directions = case.draw(), [case.directions(seed) for seed in (1, 2)]

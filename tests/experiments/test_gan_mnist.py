@@ -228,6 +228,7 @@ def test_adaptive_augmentation_follows_the_discriminator(experiment, loss):
         assert found[0] < 0.5 < found[2]
 
 
+@pytest.mark.slow
 def test_gpu_preset_lowers_for_cuda_with_bfloat16_convolutions(experiment):
     config = dataclasses.replace(experiment.PRESETS["gpu"], batch_size=4)
     step, init = commands.step_and_init(experiment.trainer(config, *experiment.networks(config)))

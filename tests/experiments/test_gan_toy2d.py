@@ -18,6 +18,7 @@ SCRIPT = SCRIPTS / "gan_toy2d.py"
 SMALL = {"gans": 2, "generator": (8,), "discriminator": (8,), "batch_size": 16}
 
 
+@pytest.mark.slow
 def test_debug_run_goes_on(tmp_path):
     workdir = tmp_path / "run"
     for steps in ("20", "40"):

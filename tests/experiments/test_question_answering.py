@@ -25,6 +25,7 @@ def finished(tmp_path_factory):
     return workdir, result
 
 
+@pytest.mark.slow
 def test_debug_run(finished):
     workdir, result = finished
     assert "going on from step 10" in result.stderr
@@ -41,6 +42,7 @@ def test_debug_run(finished):
         assert min(picture.size) > 80
 
 
+@pytest.mark.slow
 def test_explain(finished):
     workdir, _ = finished
     result = run_command(SCRIPT, workdir, "explain", "--workdir", str(workdir), "--task", "1")
@@ -74,6 +76,7 @@ def test_published_errors_have_the_published_mean():
     assert sum(error > 5 for error in published) == 11
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_exit_code_2(finished, tmp_path, capsys):
     (workdir, _), experiment = finished, load(SCRIPT)
     (tmp_path / "broken").mkdir()

@@ -31,7 +31,7 @@ from tests.helpers import (
 
 
 @pytest.mark.parametrize("setup", SETUPS)
-@pytest.mark.grid(fast=2)
+@pytest.mark.grid(fast=1)
 def test_resumed_run_is_bit_equal(tmp_path, setup):
     whole = train(tmp_path / "whole", 12, **setup)
     train(tmp_path / "parts", 6, **setup)
