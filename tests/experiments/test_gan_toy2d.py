@@ -36,6 +36,7 @@ def test_debug_run_goes_on(tmp_path):
         assert picture.size[0] > picture.size[1] > 100
 
 
+@pytest.mark.slow
 def test_a_collapsed_run_stops_or_goes_back(tmp_path):
     """Two tiny GANs are at one place after 20 steps; new noise changes nothing about that."""
     result = run(SCRIPT, tmp_path / "run", "--on-collapse", "stop", "--collapse-after", "20")

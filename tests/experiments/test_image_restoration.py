@@ -94,6 +94,7 @@ def whole_by_hand(experiment, folder, images, mask=None):
     return (np.clip(np.asarray(found), -1, 1)[0] + 1) * 127.5
 
 
+@pytest.mark.slow
 def test_what_cannot_be_restored_is_one_line(experiment, runs, tmp_path, capsys):
     picture, text = tmp_path / "photo.png", tmp_path / "text.png"
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(picture)

@@ -94,6 +94,7 @@ def test_samples_are_the_prompt_and_so_many_tokens_by_the_seed(finished):
     assert sampled(workdir, "--tokens", "5").stdout.startswith(beginning[:1])
 
 
+@pytest.mark.slow
 def test_attention_is_drawn(finished):
     workdir, _ = finished
     result = run_command(SCRIPT, workdir, "explain", "--workdir", str(workdir), "--prompt", "to be or not" * 5)

@@ -133,6 +133,7 @@ def test_a_look_that_was_broken_off_counts_for_the_best(tmp_path):
 
 
 @pytest.mark.parametrize("signals", ["SIGTERM SIGTERM", "SIGINT SIGTERM"])
+@pytest.mark.grid(fast=1)
 def test_a_second_signal_ends_what_does_not_listen(signals):
     """While the main thread is in a call into C, where Python's handlers wait."""
     first, second = (getattr(signal, name) for name in signals.split())
