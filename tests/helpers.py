@@ -95,6 +95,11 @@ def tiny_gan(
     return step, partial(init_gan_state, Keys(0), *first, txs=(tx, tx), keep_ema=half_life > 0)
 
 
+def normal(*shape: int) -> np.ndarray:
+    """Normal numbers, float32, the same at each call."""
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
 def generator_loss(loss: Loss, real: jax.Array, fake: jax.Array) -> jax.Array:
     """The generator's loss of a kind that looks at real examples or not."""
     return loss.generator(real, fake) if loss.relativistic else loss.generator(fake)

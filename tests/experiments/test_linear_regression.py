@@ -71,6 +71,7 @@ def test_measure_sees_a_wrong_gradient(monkeypatch):
     right = experiment.gradient_by_hand
     monkeypatch.setattr(experiment, "gradient_by_hand", lambda *args: {**right(*args), "b": 1.01 * right(*args)["b"]})
     x, y = experiment.make_points(experiment.PRESETS["debug"])
+    # of a new function, for which JAX can't remember the program of the right gradient
     measured = jax.jit(lambda *args: experiment.measure(*args))({"w": 0.0, "b": 0.0}, x, y)
     assert measured["gradient_difference"] > 1e-3
 

@@ -63,6 +63,7 @@ def test_largest_difference_sees_a_wrong_gradient(monkeypatch):
         return loss, grads | {"b1": 1.01 * grads["b1"]}
 
     monkeypatch.setattr(experiment, "backpropagation", wrong)
+    # of a new function, for which JAX can't remember the program of the right gradient
     difference = jax.jit(lambda *args: experiment.largest_difference(*args))(*draw(0, 4, 3, 5))
     np.testing.assert_allclose(difference, 0.01, rtol=1e-3)
 

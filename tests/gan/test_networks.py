@@ -18,6 +18,7 @@ from jaxai.gan.networks import (
 from jaxai.gan.penalties import r1
 from jaxai.gan.transformer_networks import TransformerDiscriminator, TransformerGenerator
 from jaxai.nn.transformer import TransformerConfig
+from tests.helpers import normal
 
 BLOCKS = TransformerConfig(embed_dim=8, num_layers=1, num_heads=2, hidden_dim=8, position="learned")
 GENERATORS = [
@@ -34,10 +35,6 @@ DISCRIMINATORS = [
     Discriminator((8, 4), 16, attention=True),
     TransformerDiscriminator(BLOCKS, patch=7, hidden=8),
 ]
-
-
-def normal(*shape):
-    return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
 def shifted(variables):

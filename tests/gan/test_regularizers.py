@@ -14,10 +14,7 @@ from jaxai.gan.regularizers import (
     spectrally_normalised,
     unrolled,
 )
-
-
-def normal(*shape):
-    return np.random.default_rng(0).standard_normal(shape, np.float32)
+from tests.helpers import normal
 
 
 def test_instance_noise_has_its_deviation(key):

@@ -13,6 +13,7 @@ from jaxai.gan.transformer_networks import (
     patches,
 )
 from jaxai.nn.transformer import TransformerConfig
+from tests.helpers import normal
 
 BLOCKS = TransformerConfig(embed_dim=8, num_layers=1, num_heads=2, hidden_dim=8, position="learned")
 
@@ -42,7 +43,7 @@ def test_every_place_has_an_embedding_of_its_own(key):
         def __call__(self, x):
             return add_position_embedding(self, x)
 
-    x = np.random.default_rng(0).standard_normal((3, 6, 4), np.float32)
+    x = normal(3, 6, 4)
     output, variables = jax.jit(Embedding().init_with_output)(key, x)
     positions = np.asarray(variables["params"]["positions"])
     assert positions.shape == (1, 6, 4)
@@ -54,7 +55,7 @@ def test_every_place_has_an_embedding_of_its_own(key):
 def test_the_discriminator_sees_where_a_patch_is(key):
     """And without positions it would not: with them at zero a mirrored image of whole patches has the same logit."""
     network = TransformerDiscriminator(BLOCKS, patch=4, hidden=8)
-    tiles = np.random.default_rng(0).standard_normal((2, 2, 1, 4, 1, 1), np.float32) * np.ones((2, 2, 4, 4, 4, 1))
+    tiles = normal(2, 2, 1, 4, 1, 1) * np.ones((2, 2, 4, 4, 4, 1))
     images = tiles.transpose(0, 1, 2, 3, 4, 5).reshape(2, 8, 16, 1)
     variables, apply = jax.jit(network.init)(key, images), jax.jit(network.apply)
     moved = np.roll(images, 4, axis=2)
@@ -63,7 +64,7 @@ def test_the_discriminator_sees_where_a_patch_is(key):
 
 def test_generated_images_lie_between_minus_one_and_one(key):
     network = TransformerGenerator(BLOCKS, (12, 8, 3), hidden=8, channels=2)
-    images, _ = jax.jit(network.init_with_output)(key, 100 * np.random.default_rng(0).standard_normal((3, 5)))
+    images, _ = jax.jit(network.init_with_output)(key, 100 * normal(3, 5))
     assert images.shape == (3, 12, 8, 3)
     assert np.abs(images).max() <= 1
 
@@ -76,7 +77,7 @@ def test_the_patch_of_the_generator_must_divide_its_images(key):
 @pytest.mark.slow
 def test_images_of_a_batch_do_not_see_each_other(key):
     network = TransformerGenerator(BLOCKS, (8, 8, 1), hidden=8, channels=2)
-    latents = np.random.default_rng(0).standard_normal((4, 5), np.float32)
+    latents = normal(4, 5)
     images, variables = jax.jit(network.init_with_output)(key, latents)
     apply = jax.jit(network.apply)
     alone = np.concatenate([apply(variables, row[None]) for row in latents])

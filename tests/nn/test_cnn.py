@@ -17,12 +17,9 @@ from jaxai.nn.cnn import (
     standardise,
     whitening_kernel,
 )
+from tests.helpers import normal
 
 TINY = AirbenchCNN((0.5, 0.4, 0.3), (0.2, 0.3, 0.25), (5, 6, 7), classes=4)
-
-
-def normal(*shape):
-    return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
 @pytest.fixture

@@ -10,17 +10,14 @@ import pytest
 from jax.test_util import check_grads
 
 from jaxai.nn.mlp import MLP, mlp
-
-
-def normal(*shape):
-    return jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
+from tests.helpers import normal
 
 
 @pytest.mark.parametrize("activation", [nn.relu, jnp.tanh])
 @pytest.mark.parametrize("hidden", [(), (7,), (7, 4)])
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5)])
 def test_outputs_are_those_of_dense_layers(shape, hidden, activation, key):
-    x = normal(*shape)
+    x = jnp.asarray(normal(*shape))
     network = MLP(hidden, 6, activation)
     outputs, variables = network.init_with_output(key, x)
     params = jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])  # biases that are not zero
@@ -60,7 +57,7 @@ def test_derivatives_up_to_second_order():
 
 
 def test_each_row_is_by_itself(key):
-    x = normal(4, 5)
+    x = jnp.asarray(normal(4, 5))
     network = MLP((7,), 6)
     outputs, variables = jax.jit(network.init_with_output)(key, x)
     jacobian = jax.jit(jax.jacobian(partial(network.apply, variables)))(x)
@@ -71,7 +68,7 @@ def test_each_row_is_by_itself(key):
 
 
 def test_bfloat16_inputs_meet_float32_parameters(key):
-    x = normal(2, 5)
+    x = jnp.asarray(normal(2, 5))
     network = MLP((7,), 6)
     outputs, variables = network.init_with_output(key, x.astype(jnp.bfloat16))
     assert outputs.dtype == jnp.float32

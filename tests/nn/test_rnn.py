@@ -15,15 +15,12 @@ import pytest
 from jaxai.nn.decoding.generation import generate
 from jaxai.nn.decoding.sampling import Sampling, sample
 from jaxai.nn.rnn import Recurrent, RecurrentLanguageModel, RNNConfig, init_state, reset_state
+from tests.helpers import normal
 from tests.ops.oracle import compiled
 
 CELLS = {"rnn": 1, "lstm": 4, "gru": 3}
 TINY = RNNConfig(hidden_dim=5, num_layers=2)
 TOLERANCE = 1e-5  # float32; values of size 1
-
-
-def normal(*shape):
-    return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
 def recorded(cell, directions):

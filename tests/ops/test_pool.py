@@ -1,6 +1,7 @@
 """Pooling against a NumPy oracle, `flax.linen` and `lax.reduce_window`, in every implementation."""
 
 import inspect
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -32,8 +33,8 @@ def test_forward_is_flax_and_the_oracle(name, case):
     pads = lax.padtype_to_pads(x.shape[1:3], window, strides, padding) if isinstance(padding, str) else padding
     desired = oracle(np.asarray(x), window, strides, tuple(pads))
     options = {"strides": strides, "padding": padding}
-    ours = lambda x: [op(x, window, **options, implementation=i) for i in IMPLEMENTATIONS]  # noqa: E731
-    for actual in compiled(lambda x: [*ours(x), flax_op(x, window, **options)])(x):
+    forms = [*(partial(op, implementation=i) for i in IMPLEMENTATIONS), flax_op]
+    for actual in compiled(lambda x: [form(x, window, **options) for form in forms])(x):
         assert_close(actual, desired, 1e-6)
 
 
